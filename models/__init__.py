@@ -1,0 +1,1 @@
+"""What becomes a plan: the compiler, the network zoo."""
