@@ -1,0 +1,65 @@
+# Two commands matter: `make demo` and `make test`. Both start from nothing but Python, a compiler, cmake and git.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/stamps
+SANITIZED := build/sanitized
+CORE_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') CMakeLists.txt pyproject.toml
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help demo check test test-core bench clean format
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+demo: $(STAMPS)/demo ## four device processes learn real digits through a real broker
+	$(BIN)/edge-runtime demo $(ARGS)
+
+check: $(STAMPS)/dev ## format, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	git ls-files '*.cpp' '*.h' '*.cu' | xargs $(BIN)/clang-format --dry-run --Werror
+
+format: $(STAMPS)/dev ## rewrite Python and C++ in the house format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	git ls-files '*.cpp' '*.h' '*.cu' | xargs $(BIN)/clang-format -i
+
+test: $(STAMPS)/test test-core ## C++ tests under sanitizers, then pytest
+	@sh tests/ensure-mosquitto.sh
+	$(BIN)/pytest $(ARGS)
+
+test-core: $(STAMPS)/demo
+	$(BIN)/cmake -S . -B $(SANITIZED) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	  -DEDGE_TESTS=ON -DEDGE_SANITIZE=ON -DEDGE_PYTHON=OFF > $(STAMPS)/cmake.log || (cat $(STAMPS)/cmake.log; exit 1)
+	$(BIN)/cmake --build $(SANITIZED)
+	$(BIN)/ctest --test-dir $(SANITIZED) --output-on-failure
+
+bench: $(STAMPS)/test ## ratios against what a user would pick instead; writes tests/bench/results/
+	$(BIN)/edge-runtime bench client $(ARGS)
+
+clean: ## remove everything that was built, the virtual environment too
+	rm -rf $(VENV) build dist
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Edge Runtime needs Python 3.11 or newer; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+
+# The build requirements stand in the environment itself, so that the build folder stays valid between runs.
+$(STAMPS)/build: $(BIN)/python
+	$(PIP) 'scikit-build-core>=0.11' 'pybind11>=3.0' 'cmake>=3.18' ninja
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/demo: $(STAMPS)/build $(CORE_SOURCES)
+	$(PIP) --no-build-isolation --editable '.[demo]'
+	@touch $@
+
+$(STAMPS)/test: $(STAMPS)/demo
+	$(PIP) --no-build-isolation --editable '.[demo,test]'
+	@touch $@
+
+$(STAMPS)/dev: $(STAMPS)/demo
+	$(PIP) --no-build-isolation --editable '.[demo,dev]' hypothesis pytest
+	@touch $@

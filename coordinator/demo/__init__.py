@@ -1,0 +1,1 @@
+"""The demo: a broker, a coordinator and real device processes on one machine, on real data."""

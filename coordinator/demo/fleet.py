@@ -1,0 +1,153 @@
+"""The demo's processes: one coordinator and one client a device, each as a user would start it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from coordinator.demo.datasets import Split
+
+STOP_TIMEOUT_S = 10.0
+LOG_TAIL_LINES = 15
+
+
+class ProcessDied(RuntimeError):
+    """A process of the demo ended before the job did; the message carries the end of its log."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """One running client: its id, its folder (data, state, log) and its process."""
+
+    name: str
+    folder: Path
+    process: subprocess.Popen[bytes]
+
+    @property
+    def log(self) -> Path:
+        """Where the client's standard error goes."""
+        return self.folder / "client.log"
+
+
+def write_shards(split: Split, shards: Mapping[str, NDArray[np.int64]], root: Path) -> None:
+    """Write each device's own examples to ROOT/<device>/data/train.npz, and the held-out ones to ROOT/test."""
+    for name, rows in shards.items():
+        folder = root / name / "data"
+        folder.mkdir(parents=True)
+        np.savez(folder / "train.npz", x=split.x_train[rows], y=split.y_train[rows])
+    (root / "test").mkdir()
+    np.savez(root / "test" / "test.npz", x=split.x_test, y=split.y_test)
+
+
+def start_device(name: str, root: Path, broker_url: str, site: str) -> Device:
+    """Start `edge-runtime client` on the device's folder."""
+    folder = root / name
+    config = folder / "client.toml"
+    lines = {
+        "broker": broker_url,
+        "device": name,
+        "site": site,
+        "data": str(folder / "data"),
+        "state": str(folder / "state"),
+    }
+    config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in lines.items()))
+    with (folder / "client.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "edge_runtime", "client", "--config", str(config)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            # One heap instead of one a thread: what a board's service file sets too.
+            env={**os.environ, "MALLOC_ARENA_MAX": "1"},
+        )
+    return Device(name, folder, process)
+
+
+def start_coordinator(
+    job: Path, state: Path, broker_url: str, site: str, log: Path
+) -> subprocess.Popen[bytes]:
+    """Start `edge-runtime coordinator`, whose standard output carries one event a line."""
+    command = [
+        "coordinator",
+        "--job",
+        str(job),
+        "--state",
+        str(state),
+        "--broker",
+        broker_url,
+        "--site",
+        site,
+    ]
+    with log.open("ab") as errors:
+        return subprocess.Popen(
+            [sys.executable, "-m", "edge_runtime", *command, "--events"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        )
+
+
+def events(
+    coordinator: subprocess.Popen[bytes], log: Path, devices: list[Device]
+) -> Iterator[dict[str, Any]]:
+    """Yield the coordinator's events until it ends.
+
+    Raises:
+        ProcessDied: The coordinator failed, or a device process ended while the job ran.
+    """
+    assert coordinator.stdout is not None
+    for line in coordinator.stdout:
+        yield json.loads(line)
+        for device in devices:
+            if device.process.poll() is not None:
+                raise ProcessDied(
+                    f"device {device.name} ended with code {device.process.returncode}:\n{tail(device.log)}"
+                )
+    code = coordinator.wait()
+    if code != 0:
+        raise ProcessDied(f"the coordinator ended with code {code}:\n{tail(log)}")
+
+
+def stop(processes: list[subprocess.Popen[bytes]]) -> None:
+    """Ask every process to stop, and kill those that have not after ten seconds."""
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+    for process in processes:
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def last_run(device: Device) -> dict[str, float]:
+    """What a stopped client wrote about its run: peak memory, import time, bytes, tasks.
+
+    Raises:
+        ProcessDied: The client did not get as far as a clean stop.
+    """
+    path = device.folder / "state" / "last-run.json"
+    if not path.exists():
+        raise ProcessDied(f"device {device.name} did not stop cleanly:\n{tail(device.log)}")
+    found: dict[str, float] = json.loads(path.read_text())
+    return found
+
+
+def tail(log: Path) -> str:
+    """The last lines of a log, or a word that there are none."""
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return "\n".join(lines[-LOG_TAIL_LINES:]) or f"(nothing in {log})"
