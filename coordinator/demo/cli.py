@@ -79,9 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--data", default="digits", help="digits, or the name of a folder under --data-dir (default: digits)")
     add("--data-dir", type=Path, default=_data_dir(), help="where data sets lie (default: EDGE_DATA_DIR)")
-    add(
-        "--devices", type=_positive, help="device processes (default: 4, or one a natural client of the data)"
-    )
+    add("--devices", type=_positive, help="device processes (default: 4, or one a natural client of the data)")
     add("--rounds", type=_positive, help="federated rounds (default: by model)")
     add("--model", help=f"{', '.join(MODELS)}, or the path of an ONNX file (default: by the data's shape)")
     add("--alpha", type=float, default=0.5, help="Dirichlet concentration of the label skew (default: 0.5)")
@@ -133,11 +131,7 @@ def _run(options: argparse.Namespace) -> Result:
         fleet.write_shards(split, shards, work)
         (work / "model.onnx").write_bytes(model)
         (work / "job.toml").write_text(_job(options, recipe, len(shards)))
-        url, kind = (
-            (None, options.broker)
-            if options.broker in {"mosquitto", "embedded"}
-            else (options.broker, "auto")
-        )
+        url, kind = (None, options.broker) if options.broker in {"mosquitto", "embedded"} else (options.broker, "auto")
         broker = start_broker(url, work / "broker", kind=kind)
         stack.callback(broker.stop)
         rounds = options.rounds or recipe.rounds
@@ -147,9 +141,7 @@ def _run(options: argparse.Namespace) -> Result:
         view.note(
             f"{split.name}: {len(split.y_train)} examples on {len(shards)} devices, {broker.version} on {broker.url}"
         )
-        done, seen, boards = _watch(
-            view, work, broker.url, {name: len(rows) for name, rows in shards.items()}
-        )
+        done, seen, boards = _watch(view, work, broker.url, {name: len(rows) for name, rows in shards.items()})
     return Result(
         data=split.name,
         model=model_name,
@@ -167,9 +159,7 @@ def _shards(split: Split, options: argparse.Namespace) -> dict[str, NDArray[np.i
     if split.owner is not None:
         return by_owner(split.owner, options.devices)
     devices = options.devices or DEFAULT_DEVICES
-    dealt = dirichlet(
-        split.y_train, devices, alpha=options.alpha, seed=options.seed, min_examples=MIN_EXAMPLES
-    )
+    dealt = dirichlet(split.y_train, devices, alpha=options.alpha, seed=options.seed, min_examples=MIN_EXAMPLES)
     return {f"dev-{i}": rows for i, rows in enumerate(dealt)}
 
 

@@ -87,9 +87,7 @@ def _folder(name: str, folder: Path) -> Split:
             raise DataError(f"{folder}: the {part} part has no examples")
         if int(data.y.min()) < 0:
             row = int(data.y.argmin())
-            raise DataError(
-                f"{folder}: label {int(data.y[row])} in row {row} of the {part} part; labels start at 0"
-            )
+            raise DataError(f"{folder}: label {int(data.y[row])} in row {row} of the {part} part; labels start at 0")
     owner = None if train.client is None else train.client.astype(np.str_)
     return Split(name, train.x, train.y, test.x, test.y, owner)
 

@@ -76,9 +76,7 @@ def start_device(name: str, root: Path, broker_url: str, site: str) -> Device:
     return Device(name, folder, process)
 
 
-def start_coordinator(
-    job: Path, state: Path, broker_url: str, site: str, log: Path
-) -> subprocess.Popen[bytes]:
+def start_coordinator(job: Path, state: Path, broker_url: str, site: str, log: Path) -> subprocess.Popen[bytes]:
     """Start `edge-runtime coordinator`, whose standard output carries one event a line."""
     command = [
         "coordinator",
@@ -100,9 +98,7 @@ def start_coordinator(
         )
 
 
-def events(
-    coordinator: subprocess.Popen[bytes], log: Path, devices: list[Device]
-) -> Iterator[dict[str, Any]]:
+def events(coordinator: subprocess.Popen[bytes], log: Path, devices: list[Device]) -> Iterator[dict[str, Any]]:
     """Yield the coordinator's events until it ends.
 
     Raises:

@@ -38,9 +38,7 @@ def dirichlet(
     Source: Hsu, Qi, Brown, 2019 (arXiv 1909.06335), section 3; the minimum is as in Li et al., 2022 (NIID-Bench).
     """
     if devices * min_examples > len(labels):
-        raise DataError(
-            f"{len(labels)} examples cannot give {devices} devices {min_examples} each; use fewer devices"
-        )
+        raise DataError(f"{len(labels)} examples cannot give {devices} devices {min_examples} each; use fewer devices")
     rng = np.random.Generator(np.random.PCG64(seed))
     classes = [np.flatnonzero(labels == c) for c in np.unique(labels)]
     for _ in range(MAX_DRAWS):
