@@ -120,7 +120,8 @@ def describe(event: Mapping[str, Any]) -> str | None:
     if kind == "round_done":
         return (
             f"round {event['round']:3d}  accuracy {event['accuracy']:.4f}  loss {event['loss']:.4f}  "
-            f"{event['devices']} devices  {event['bytes_up']:,} B up  {event['bytes_down']:,} B down  {event['seconds']:.2f} s"
+            f"{event['devices']} devices  {event['bytes_up']:,} B up  {event['bytes_down']:,} B down  "
+            f"{event['seconds']:.2f} s"
         )
     if kind in {"warning", "error"}:
         return f"{kind}: {event.get('message', event)}"
