@@ -1,0 +1,1 @@
+"""What several test rooms share: waiting, processes, a clean environment, data sets."""

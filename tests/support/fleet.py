@@ -1,0 +1,137 @@
+"""A small federation of real processes for end-to-end tests: shards on disk, a job file, a broker."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from dataclasses import dataclass, field
+from queue import Empty, Queue
+from typing import TYPE_CHECKING, Any
+
+from coordinator.broker import start_broker
+from coordinator.demo import fleet
+from coordinator.demo.datasets import load_split
+from coordinator.demo.partition import dirichlet
+from models.zoo import MODELS
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from coordinator.broker import RunningBroker
+
+SITE = "test"
+DEADLINE_S = 120.0
+
+
+@dataclass
+class Federation:
+    """Processes of one job. A coordinator's events arrive in `queue`, read by a thread a coordinator process."""
+
+    root: Path
+    broker: RunningBroker
+    names: list[str]
+    devices: dict[str, fleet.Device] = field(default_factory=dict)
+    coordinator: subprocess.Popen[bytes] | None = None
+    queue: Queue[dict[str, Any] | None] = field(default_factory=Queue)
+    seen: list[dict[str, Any]] = field(default_factory=list)
+
+    def start_coordinator(self) -> None:
+        """Start the coordinator with the same command each time."""
+        self.coordinator = fleet.start_coordinator(
+            self.root / "job.toml", self.root / "coordinator", self.broker.url, SITE, self.root / "coordinator.log"
+        )
+        self.queue = Queue()
+        threading.Thread(target=_pump, args=(self.coordinator, self.queue), daemon=True).start()
+
+    def start_device(self, name: str) -> None:
+        """Start, or start again, one device on its own folder."""
+        self.devices[name] = fleet.start_device(name, self.root, self.broker.url, SITE)
+
+    def start(self) -> None:
+        """Start the coordinator and every device."""
+        self.start_coordinator()
+        for name in self.names:
+            self.start_device(name)
+
+    def kill_device(self, name: str) -> None:
+        """Kill -9."""
+        self.devices[name].process.kill()
+        self.devices[name].process.wait()
+
+    def kill_coordinator(self) -> None:
+        """Kill -9."""
+        assert self.coordinator is not None
+        self.coordinator.send_signal(signal.SIGKILL)
+        self.coordinator.wait()
+
+    def until(self, wanted: Callable[[dict[str, Any]], bool], what: str) -> dict[str, Any]:
+        """Wait for an event; fails with the logs when the coordinator ends or two minutes pass without any event."""
+        while True:
+            try:
+                event = self.queue.get(timeout=DEADLINE_S)
+            except Empty:
+                event = None
+            if event is None:
+                raise AssertionError(f"no {what}; events {self.seen[-8:]}\n{self.logs()}")
+            self.seen.append(event)
+            if wanted(event):
+                return event
+
+    def until_done(self) -> dict[str, Any]:
+        """Wait for the end of the job and of the coordinator's process."""
+        done = self.until(lambda e: e["event"] == "job_done", "end of the job")
+        assert self.coordinator is not None
+        assert self.coordinator.wait(DEADLINE_S) == 0, self.logs()
+        return done
+
+    def logs(self) -> str:
+        """The end of every log."""
+        logs = [self.root / "coordinator.log", *(self.root / name / "client.log" for name in self.names)]
+        return "\n".join(f"== {log}\n{fleet.tail(log)}" for log in logs)
+
+    def stop(self) -> None:
+        """Stop every process, the broker last."""
+        running = [device.process for device in self.devices.values()]
+        fleet.stop([*running, *([self.coordinator] if self.coordinator else [])])
+        self.broker.stop()
+
+
+def _pump(process: subprocess.Popen[bytes], queue: Queue[dict[str, Any] | None]) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        queue.put(json.loads(line))
+    queue.put(None)
+
+
+def digits_federation(root: Path, *, kind: str, devices: int = 4, **job: object) -> Federation:
+    """Real digits on `devices` devices, LeNet; the job file's numbers can be overridden by name."""
+    split = load_split("digits", None, seed=1)
+    shards = dirichlet(split.y_train, devices, alpha=0.5, seed=1, min_examples=16)
+    names = [f"dev-{i}" for i in range(devices)]
+    fleet.write_shards(split, dict(zip(names, shards, strict=True)), root)
+    (root / "model.onnx").write_bytes(MODELS["lenet"](split.input_shape, split.classes, 1))
+    write_job(root, devices=devices, **job)
+    return Federation(root, start_broker(None, root / "broker", kind=kind), names)
+
+
+def write_job(root: Path, **overrides: object) -> None:
+    """Write ROOT/job.toml."""
+    tables: dict[str, dict[str, object]] = {
+        "job": {"name": "digits", "seed": 1, "rounds": 3},
+        "model": {"onnx": "model.onnx"},
+        "method": {"name": "fedavg"},
+        "training": {"epochs": 1, "batch": 32, "lr": 0.05, "momentum": 0.9, "weight_decay": 0.0},
+        "round": {"devices": 4, "min_updates": 2, "deadline_s": 100.0, "grace_s": 10.0},
+        "evaluate": {"data": "test"},
+    }
+    for key, value in overrides.items():
+        table = next(t for t in tables.values() if key in t)
+        table[key] = value
+    text = "".join(
+        f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items())
+        for name, table in tables.items()
+    )
+    (root / "job.toml").write_text(text)
