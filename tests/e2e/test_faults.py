@@ -1,0 +1,71 @@
+"""Faults on real processes with mosquitto: killed devices, a killed coordinator, a restarted broker."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from coordinator.broker import find_mosquitto
+from support.fleet import Federation, digits_federation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed: apt-get install mosquitto"),
+]
+
+# Long enough that a round is still running when the fault strikes, short enough for a test.
+EPOCHS = 60
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Iterator[Federation]:
+    running = digits_federation(tmp_path, kind="mosquitto", rounds=4, epochs=EPOCHS, grace_s=2.0)
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def undisturbed_sha256(tmp_path_factory: pytest.TempPathFactory) -> str:
+    running = digits_federation(tmp_path_factory.mktemp("calm"), kind="mosquitto", rounds=4, epochs=EPOCHS)
+    try:
+        running.start()
+        return str(running.until_done()["model_sha256"])
+    finally:
+        running.stop()
+
+
+def test_a_round_completes_without_a_killed_device_and_the_device_rejoins(federation: Federation) -> None:
+    federation.start()
+    federation.until(lambda e: e["event"] == "round_started" and e["round"] == 2, "second round")
+    federation.kill_device("dev-1")
+    second = federation.until(lambda e: e["event"] == "round_done" and e["round"] == 2, "end of the second round")
+    assert second["devices"] == 3
+    federation.start_device("dev-1")
+    federation.until(lambda e: e["event"] == "update" and e["device"] == "dev-1", "update of the restarted device")
+    assert federation.until_done()["rounds"] == 4
+
+
+def test_a_killed_coordinator_goes_on_from_its_journal_to_the_same_model(
+    federation: Federation, undisturbed_sha256: str
+) -> None:
+    federation.start()
+    federation.until(lambda e: e["event"] == "update" and e["round"] == 2, "first update of the second round")
+    federation.kill_coordinator()
+    before = len(federation.seen)
+    federation.start_coordinator()
+    assert federation.until_done()["model_sha256"] == undisturbed_sha256
+    finished_after = [e["round"] for e in federation.seen[before:] if e["event"] == "round_done"]
+    assert finished_after == [2, 3, 4]
+
+
+def test_a_job_survives_a_killed_and_restarted_broker(federation: Federation, undisturbed_sha256: str) -> None:
+    federation.start()
+    federation.until(lambda e: e["event"] == "update" and e["round"] == 2, "first update of the second round")
+    federation.broker.kill()
+    federation.broker.restart()
+    assert federation.until_done()["model_sha256"] == undisturbed_sha256
