@@ -1,0 +1,22 @@
+"""The codec that leaves the tensors as they are: one tensor file, 4 bytes a value."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+
+from edge_runtime.codecs.codec import Codec, State
+from edge_runtime.tensors import decode_tensors, encode_tensors
+
+__all__ = ["DENSE"]
+
+
+def _encode(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str], state: State) -> tuple[bytes, State]:
+    return encode_tensors(tensors, metadata), state
+
+
+def _decode(data: bytes) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    return decode_tensors(data)
+
+
+DENSE = Codec(name="dense", encode=_encode, decode=_decode)

@@ -1,0 +1,207 @@
+"""Local data sets: a directory of examples -> batches in an order that every machine computes alike."""
+
+import gzip
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.errors import LocalError
+from edge_runtime.rng import hash64
+
+__all__ = [
+    "DataError",
+    "Dataset",
+    "NoExamples",
+    "ShapeMismatch",
+    "batch_indices",
+    "check_row_shape",
+    "fill_batch",
+    "load_dataset",
+]
+
+_IDX_STEMS = {"train": ("train",), "test": ("t10k", "test")}
+_IDX_UBYTE = 0x08
+_MAX_IDX_DIMENSIONS = 8
+_WHAT_TO_DO = (
+    "a data directory holds train.npz with arrays x (N, ...) uint8 or float32 and y (N,) integers, or the idx files "
+    "train-images-idx3-ubyte and train-labels-idx1-ubyte (also .gz)"
+)
+
+
+class DataError(LocalError):
+    """The local data cannot be used; the message says what to change."""
+
+
+class NoExamples(DataError):
+    """The data set is empty."""
+
+
+class ShapeMismatch(DataError):
+    """The examples do not have the shape the plan was compiled for."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Labelled examples in memory, as they were stored.
+
+    x is (N, ...) float32, used as it is, or uint8, used as x / 255. y is (N,) int32. Keeping uint8 keeps an image set
+    at a quarter of its float32 size; only the rows of one batch are ever converted.
+    """
+
+    x: NDArray[Any]
+    y: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        """The number of examples."""
+        return len(self.y)
+
+
+def load_dataset(directory: Path, split: str = "train") -> Dataset:
+    """Read DIRECTORY/SPLIT.npz, or idx files as MNIST ships them.
+
+    Args:
+        directory: Where the files are.
+        split: "train", or "test" (idx: t10k-...).
+
+    Returns:
+        The data set; x keeps its dtype.
+
+    Raises:
+        NoExamples: There are files, but no examples in them.
+        DataError: Nothing there, unreadable, or not of the shapes and dtypes above.
+    """
+    if not directory.is_dir():
+        raise DataError(f"{directory} is not a directory that can be read; {_WHAT_TO_DO}")
+    try:
+        x, y = _read_arrays(directory, split)
+    except (OSError, EOFError, zipfile.BadZipFile, ValueError) as error:
+        raise DataError(f"{directory} cannot be read: {error}; {_WHAT_TO_DO}") from None
+    return _checked(x, y, directory)
+
+
+def batch_indices(n: int, batch: int, seed: int, epoch: int) -> list[NDArray[np.intp]]:
+    """Give the rows of every batch of one epoch.
+
+    Position i is ranked by hash64(seed, epoch, i), a bijection of i, so there are no ties and the order is the same on
+    every machine.
+
+    Args:
+        n: Examples, n >= 0.
+        batch: Rows a batch, batch >= 1.
+        seed: The task's seed, 0 <= seed < 2**64.
+        epoch: Epochs are counted from 0 over the whole task.
+
+    Returns:
+        ceil(n / batch) arrays of row numbers; the last one may be short.
+
+    Raises:
+        ValueError: batch < 1.
+    """
+    if batch < 1:
+        raise ValueError(f"a batch of {batch} rows")
+    order = np.argsort(hash64(seed, epoch, np.arange(n, dtype=np.uint64)), kind="stable")
+    return [order[first : first + batch] for first in range(0, n, batch)]
+
+
+def fill_batch(
+    dataset: Dataset, indices: NDArray[np.intp], x_view: NDArray[np.float32], y_view: NDArray[np.int32]
+) -> None:
+    """Write rows and labels into an engine's batch tensors; the rest becomes zeros with label -1.
+
+    Args:
+        dataset: Where the rows come from.
+        indices: At most B row numbers.
+        x_view: (B, ...) float32, written.
+        y_view: (B,) int32, written.
+
+    Raises:
+        ShapeMismatch: One example does not fit one row of x_view; see check_row_shape.
+    """
+    check_row_shape(dataset, x_view.shape)
+    k = len(indices)
+    rows = dataset.x[indices].reshape((k, *x_view.shape[1:]))
+    if dataset.x.dtype == np.uint8:
+        np.divide(rows, np.float32(255), out=x_view[:k], dtype=np.float32)
+    else:
+        x_view[:k] = rows
+    x_view[k:] = 0
+    y_view[:k] = dataset.y[indices]
+    y_view[k:] = -1
+
+
+def check_row_shape(dataset: Dataset, batch_shape: tuple[int, ...]) -> None:
+    """Refuse examples that do not fit a batch tensor.
+
+    They fit when the shapes are equal but for sizes of 1, as (28, 28) and (1, 28, 28), or when one of them is flat and
+    the numbers of elements are equal. (H, W, C) data for a (C, H, W) plan are refused: reshaping would scramble them.
+
+    Raises:
+        ShapeMismatch: Names both shapes.
+    """
+    have = tuple(size for size in dataset.x.shape[1:] if size != 1)
+    want = tuple(size for size in batch_shape[1:] if size != 1)
+    flat = len(have) <= 1 or len(want) <= 1
+    if have != want and not (flat and np.prod(have, dtype=np.int64) == np.prod(want, dtype=np.int64)):
+        raise ShapeMismatch(
+            f"an example has shape {dataset.x.shape[1:]}, the plan wants {batch_shape[1:]}; "
+            "prepare the data in the model's own layout (channels first)"
+        )
+
+
+def _read_arrays(directory: Path, split: str) -> tuple[NDArray[Any], NDArray[Any]]:
+    archive = directory / f"{split}.npz"
+    if archive.exists():
+        with np.load(archive, allow_pickle=False) as arrays:
+            missing = {"x", "y"} - set(arrays.files)
+            if missing:
+                raise ValueError(f"{archive.name} has no array named {' or '.join(sorted(missing))}")
+            return arrays["x"], arrays["y"]
+    for stem in _IDX_STEMS[split]:
+        images = _find_idx(directory, stem, "images")
+        labels = _find_idx(directory, stem, "labels")
+        if images is not None and labels is not None:
+            return _read_idx(images), _read_idx(labels)
+    raise ValueError(f"neither {archive.name} nor idx files are there")
+
+
+def _find_idx(directory: Path, stem: str, what: str) -> Path | None:
+    found = sorted(directory.glob(f"{stem}-{what}[-.]idx[1-8]-ubyte*"))
+    plain = [path for path in found if path.suffix != ".gz"]
+    return next(iter(plain or found), None)
+
+
+def _read_idx(path: Path) -> NDArray[np.uint8]:
+    data = path.read_bytes()
+    if path.suffix == ".gz":
+        data = gzip.decompress(data)
+    if len(data) < 4 or data[:2] != b"\0\0" or data[2] != _IDX_UBYTE or not 1 <= data[3] <= _MAX_IDX_DIMENSIONS:
+        raise ValueError(f"{path.name} does not begin like an idx file of unsigned bytes")
+    begin = 4 + 4 * data[3]
+    shape = [int.from_bytes(data[at : at + 4], "big") for at in range(4, begin, 4)]
+    count = 1
+    for size in shape:
+        count *= size
+    if len(data) != begin + count:
+        raise ValueError(f"{path.name} says {shape} but holds {len(data) - begin} bytes of data instead of {count}")
+    return np.frombuffer(data, np.uint8, count, begin).reshape(shape)
+
+
+def _checked(x: NDArray[Any], y: NDArray[Any], directory: Path) -> Dataset:
+    if x.dtype not in (np.dtype(np.uint8), np.dtype(np.float32)):
+        raise DataError(f"{directory}: x is {x.dtype}; save it as uint8 or with x.astype('float32')")
+    if y.ndim != 1 or y.dtype.kind not in "iu":
+        raise DataError(f"{directory}: y is {y.dtype} of shape {y.shape}; it must be (N,) integers")
+    if x.ndim < 1 or len(x) != len(y):
+        raise DataError(f"{directory}: x has shape {x.shape} but there are {len(y)} labels; one label an example")
+    if len(y) == 0 or x.size == 0:
+        raise NoExamples(f"{directory} holds no examples (x {x.shape}); put at least one there")
+    if int(y.min()) < 0 or int(y.max()) > np.iinfo(np.int32).max:
+        raise DataError(f"{directory}: labels run from {y.min()} to {y.max()}; they must be 0, 1, 2, ...")
+    if x.dtype == np.float32 and not np.isfinite(x).all():
+        row = int(np.argmin(np.isfinite(x).reshape(len(x), -1).all(axis=1)))
+        raise DataError(f"{directory}: row {row} of x holds NaN or infinity; clean it or leave it out")
+    return Dataset(np.ascontiguousarray(x), y.astype(np.int32))

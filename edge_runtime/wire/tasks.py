@@ -1,0 +1,168 @@
+"""The task: what one device is asked to do once (docs/protocol.md, "A task")."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from edge_runtime.errors import RemoteError
+from edge_runtime.wire import fields
+
+__all__ = [
+    "MAX_BLOB_BYTES",
+    "BlobNotListed",
+    "Phase",
+    "Task",
+    "UnknownForm",
+    "Upload",
+    "format_task",
+    "parse_task",
+]
+
+MAX_BLOB_BYTES = 256 << 20
+MAX_PHASES = 64
+MAX_SCALARS = 64
+MAX_BLOBS = 256
+MAX_EPOCHS = 1_000_000
+MAX_TASK_NAME = 200
+
+_TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_FORMS = ("delta",)
+
+
+class BlobNotListed(RemoteError):
+    """A task names a blob whose size it does not give."""
+
+
+class UnknownForm(RemoteError):
+    """A task asks for an upload of a form this version does not know."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One use of a plan: its name (SHA-256), how many epochs over the local data, and the scalars it runs with."""
+
+    plan: str
+    epochs: int
+    scalars: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What is sent back: `form` "delta" is trained minus received, through the codec's stages."""
+
+    form: str = "delta"
+    codec: tuple[str, ...] = ("dense",)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one device is asked to do once.
+
+    Attributes:
+        task: Its name, unique for the site.
+        job: The job it belongs to.
+        round: The round, counted by the coordinator.
+        version: The version of the weights it starts from.
+        device: Who is asked.
+        phases: Run in order, each on the weights the one before left.
+        weights: SHA-256 of the tensor file to start from.
+        blobs: Bytes of every blob named here, by SHA-256.
+        classes: Labels are 0 .. classes - 1.
+        seed: Of the order of examples, 0 <= seed < 2**64.
+        upload: What to send back.
+        deadline_s: How long the coordinator waits, counted from when it sent the task.
+    """
+
+    task: str
+    job: str
+    round: int
+    version: int
+    device: str
+    phases: tuple[Phase, ...]
+    weights: str
+    blobs: Mapping[str, int]
+    classes: int
+    seed: int
+    upload: Upload
+    deadline_s: float
+
+
+def format_task(task: Task) -> bytes:
+    """Write a task; equal tasks give equal bytes.
+
+    Raises:
+        RemoteError: The task would be refused by parse_task.
+    """
+    payload = fields.write_object(asdict(task))
+    parse_task(payload)
+    return payload
+
+
+def parse_task(payload: bytes) -> Task:
+    """Read a task.
+
+    Args:
+        payload: At most 65,536 bytes.
+
+    Returns:
+        The task; every blob it needs has a size in `blobs`.
+
+    Raises:
+        RemoteError: A subclass for each rule; FutureVersion for a task of a later protocol.
+    """
+    message = fields.parse_object(payload)
+    task = Task(
+        task=_name(message, "task"),
+        job=_name(message, "job"),
+        round=fields.integer(message, "round", low=0),
+        version=fields.integer(message, "version", low=0),
+        device=fields.identifier(message, "device"),
+        phases=_phases(fields.sequence(message, "phases", cap=MAX_PHASES)),
+        weights=fields.digest(message, "weights"),
+        blobs=_blobs(fields.mapping(message, "blobs", cap=MAX_BLOBS)),
+        classes=fields.integer(message, "classes", low=1, high=(1 << 31) - 1),
+        seed=fields.integer(message, "seed", low=0),
+        upload=_upload(fields.mapping(message, "upload", cap=16)),
+        deadline_s=fields.number(message, "deadline_s", low=0.0, high=1e9),
+    )
+    for blob in (task.weights, *(phase.plan for phase in task.phases)):
+        if blob not in task.blobs:
+            raise BlobNotListed(f"the task names blob {blob}, but blobs does not give its size")
+    return task
+
+
+def _name(message: dict[str, Any], key: str) -> str:
+    value = fields.text(message, key, cap=MAX_TASK_NAME)
+    if _TASK_NAME.fullmatch(value) is None:
+        raise fields.BadField(f"{key} is {value!a}; it is made of letters, digits, '.', '_' and '-'")
+    return value
+
+
+def _phases(items: list[Any]) -> tuple[Phase, ...]:
+    return tuple(_phase(item) for item in items)
+
+
+def _phase(item: object) -> Phase:
+    if not isinstance(item, dict):
+        raise fields.BadField("every phase must be an object")
+    scalars = fields.mapping(item, "scalars", cap=MAX_SCALARS)
+    return Phase(
+        plan=fields.digest(item, "plan"),
+        epochs=fields.integer(item, "epochs", low=1, high=MAX_EPOCHS),
+        scalars={name: fields.number(scalars, name, low=-3e38, high=3e38) for name in scalars},
+    )
+
+
+def _blobs(sizes: dict[str, Any]) -> dict[str, int]:
+    for name in sizes:
+        fields.digest({"the name of a blob": name}, "the name of a blob")
+    return {name: fields.integer(sizes, name, low=1, high=MAX_BLOB_BYTES) for name in sizes}
+
+
+def _upload(message: dict[str, Any]) -> Upload:
+    form = fields.text(message, "form", cap=64)
+    if form not in _FORMS:
+        raise UnknownForm(f"the upload's form is {form!a}; known are {', '.join(_FORMS)}")
+    stages = fields.sequence(message, "codec", cap=16)
+    return Upload(form, tuple(fields.text({"codec": stage}, "codec", cap=64) for stage in stages))
