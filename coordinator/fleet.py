@@ -1,0 +1,125 @@
+"""The devices a job knows: who is there, who is coming back, who can take part.
+
+All functions are pure: a fleet goes in, a fleet comes out. Times are seconds of one monotonic clock.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from edge_runtime.rng import derive_seed
+
+
+class Presence(Enum):
+    """What the broker last said of a device."""
+
+    ONLINE = "online"
+    LOST = "lost"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device.
+
+    Attributes:
+        name: Its id in the topics.
+        presence: Online, lost (its last will came) or stopped (it said goodbye).
+        examples: As its last birth announced; 0 takes no part.
+        lost_since_s: When it was lost; None unless it is.
+        unfit: Why it can take no further part in this job; None while it can.
+    """
+
+    name: str
+    presence: Presence
+    examples: int
+    lost_since_s: float | None = None
+    unfit: str | None = None
+
+
+Fleet = Mapping[str, Device]
+
+
+def arrived(fleet: Fleet, name: str, examples: int) -> Fleet:
+    """The device is online, with so many examples."""
+    known = fleet.get(name)
+    unfit = known.unfit if known else None
+    return {**fleet, name: Device(name, Presence.ONLINE, examples, unfit=unfit)}
+
+
+def lost(fleet: Fleet, name: str, now_s: float) -> Fleet:
+    """The device was lost at now_s; one that is lost or stopped already stays as it is."""
+    known = fleet.get(name)
+    if known is None or known.presence is not Presence.ONLINE:
+        return fleet
+    return {**fleet, name: replace(known, presence=Presence.LOST, lost_since_s=now_s)}
+
+
+def all_lost(fleet: Fleet, now_s: float) -> Fleet:
+    """Nothing is known of the online devices any more: until their births come they count as lost since now_s."""
+    for name in fleet:
+        fleet = lost(fleet, name, now_s)
+    return fleet
+
+
+def stopped(fleet: Fleet, name: str) -> Fleet:
+    """The device said goodbye; nobody waits for it."""
+    known = fleet.get(name)
+    if known is None:
+        return fleet
+    return {**fleet, name: replace(known, presence=Presence.STOPPED, lost_since_s=None)}
+
+
+def condemned(fleet: Fleet, name: str, reason: str) -> Fleet:
+    """The device failed a task and takes no further part in this job."""
+    known = fleet.get(name, Device(name, Presence.STOPPED, examples=0))
+    return {**fleet, name: replace(known, unfit=reason)}
+
+
+def takes_part(device: Device) -> bool:
+    """Whether the device could be asked, were it online."""
+    return device.unfit is None and device.examples > 0
+
+
+def ready(fleet: Fleet) -> tuple[str, ...]:
+    """The devices that a round can ask now, in ascending order of their ids."""
+    return tuple(
+        sorted(name for name, device in fleet.items() if device.presence is Presence.ONLINE and takes_part(device))
+    )
+
+
+def awaited(device: Device, now_s: float, grace_s: float) -> bool:
+    """Whether a round waits for this device: it is online, or was lost less than grace_s ago."""
+    if device.presence is Presence.LOST and device.lost_since_s is not None:
+        return now_s - device.lost_since_s < grace_s
+    return device.presence is Presence.ONLINE
+
+
+def returning(fleet: Fleet, now_s: float, grace_s: float) -> bool:
+    """Whether a device that could take part was lost less than grace_s ago."""
+    return any(
+        device.presence is Presence.LOST and takes_part(device) and awaited(device, now_s, grace_s)
+        for device in fleet.values()
+    )
+
+
+def choose_cohort(
+    names: Iterable[str], *, fraction: float, least: int, seed: int, round_number: int
+) -> tuple[str, ...]:
+    """The share of the devices that a round asks, in ascending order.
+
+    Every device is ranked by a hash of (seed, round, its id), so the choice does not depend on who else is there
+    beyond the number asked, and a restart chooses the same devices again.
+
+    Args:
+        names: The devices that are ready.
+        fraction: In (0, 1]; the number asked is ceil(fraction * devices).
+        least: Ask at least so many, if there are.
+        seed: The job's.
+        round_number: From 1.
+    """
+    everyone = sorted(names)
+    count = min(len(everyone), max(least, math.ceil(fraction * len(everyone))))
+    ranked = sorted(everyone, key=lambda name: (derive_seed("cohort", seed, round_number, name), name))
+    return tuple(sorted(ranked[:count]))

@@ -1,0 +1,61 @@
+"""What a federated method is: a frozen record of plain functions and numbers."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from coordinator.aggregators import Aggregate
+from coordinator.fields import Field
+from coordinator.server_steps import ServerStep
+
+
+@dataclass(frozen=True)
+class PhaseSpec:
+    """One use of a plan in a task.
+
+    Attributes:
+        plan: Which plan, by the name the method gives it ("train").
+        objective: The objective the plan is compiled with.
+        scalars: Which hyper-parameters of the job's [training] section the task sets, by plan scalar.
+    """
+
+    plan: str
+    objective: str
+    scalars: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What a device sends back: `form` "delta" is trained minus received; `codec` is the pipeline's stages."""
+
+    form: str
+    codec: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A federated method.
+
+    Attributes:
+        name: As in the job file.
+        phases: What a device runs in one task, in order.
+        upload: What it sends back.
+        schedule: The state machine that runs the rounds; "synchronous" is coordinator.rounds.
+        aggregate: The fold from many updates to one.
+        server_step: The fold's result applied to the weights.
+    """
+
+    name: str
+    phases: tuple[PhaseSpec, ...]
+    upload: Upload
+    schedule: str
+    aggregate: Aggregate
+    server_step: ServerStep
+
+
+@dataclass(frozen=True)
+class MethodKind:
+    """A row of the method table: the keys its [method] section takes, and how a Method is made of them."""
+
+    options: Mapping[str, Field]
+    build: Callable[[Mapping[str, Any]], Method]

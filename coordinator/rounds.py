@@ -1,0 +1,429 @@
+"""The state machine of a job with synchronous rounds: events in, commands out, no I/O and no clock.
+
+`step(state, event, now_s)` returns the next state and what the shell has to do, in order.
+
+| phase | waits for | then |
+| --- | --- | --- |
+| GATHERING | enough devices online and nobody on its way back | starts the round: COLLECTING |
+| COLLECTING | every awaited member's update, or the deadline | JUDGING; with too few updates GATHERING, and a warning |
+| JUDGING | the new version's evaluation | next round: GATHERING; target met or last round: DONE |
+| DONE, FAILED | nothing | |
+
+Round 1 needs `devices` devices with examples, every later start `min_updates`. A member of the cohort is awaited while
+it is online or was lost less than grace_s ago. What a member has delivered in one attempt of a round counts in the next
+one: the weights it started from are the same. The job fails when too few devices are left that have not failed a task.
+
+Restart: the shell rebuilds the state from the journal with `resumed`; every device then counts as lost since now, so
+that a round neither starts nor closes before the births had grace_s seconds to arrive.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any
+
+from coordinator import fleet as fleets
+from coordinator.fleet import Fleet
+
+
+class Phase(Enum):
+    """Where the job is; see the module's table."""
+
+    GATHERING = "gathering"
+    COLLECTING = "collecting"
+    JUDGING = "judging"
+    DONE = "done"
+    FAILED = "failed"
+
+
+class Outcome(Enum):
+    """What became of one member's task in the current round."""
+
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The numbers of a job file that the machine needs, under their names there."""
+
+    seed: int
+    rounds: int
+    target_accuracy: float | None
+    devices: int
+    min_updates: int
+    deadline_s: float
+    grace_s: float
+    fraction: float
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything the machine knows.
+
+    Attributes:
+        rules: Of the job.
+        phase: Where the job is.
+        round: The round that is gathered for, collected or judged, from 1.
+        attempt: How often this round has been started.
+        fleet: The devices.
+        cohort: The members of this round and what became of their tasks.
+        since_s: When the phase began.
+    """
+
+    rules: Rules
+    phase: Phase
+    round: int
+    attempt: int
+    fleet: Fleet
+    cohort: Mapping[str, Outcome]
+    since_s: float
+
+
+@dataclass(frozen=True)
+class DeviceOnline:
+    """A birth: the device is there, with so many examples."""
+
+    device: str
+    examples: int
+
+
+@dataclass(frozen=True)
+class DeviceLost:
+    """A last will."""
+
+    device: str
+
+
+@dataclass(frozen=True)
+class DeviceStopped:
+    """A goodbye."""
+
+    device: str
+
+
+@dataclass(frozen=True)
+class FleetUnknown:
+    """The link was cut and is back: births will come again from those who are still there."""
+
+
+@dataclass(frozen=True)
+class UpdateJournalled:
+    """The device's update for this round is on the disk."""
+
+    device: str
+    round: int
+
+
+@dataclass(frozen=True)
+class TaskFailed:
+    """The device cannot do its task, or its update was refused for good."""
+
+    device: str
+    round: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time has passed."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The version that this round made has been judged."""
+
+    round: int
+    accuracy: float
+
+
+Event = DeviceOnline | DeviceLost | DeviceStopped | FleetUnknown | UpdateJournalled | TaskFailed | Tick | Evaluated
+
+
+@dataclass(frozen=True)
+class StartRound:
+    """Write the round (again, with this attempt) and its cohort into the journal; SendTask commands follow."""
+
+    round: int
+    attempt: int
+    cohort: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SendTask:
+    """Ask the device for its update."""
+
+    device: str
+    round: int
+    attempt: int
+
+
+@dataclass(frozen=True)
+class CloseRound:
+    """Fold the accepted devices' updates into a new version, judge it, answer with Evaluated."""
+
+    round: int
+    cohort: tuple[str, ...]
+    accepted: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FinishJob:
+    """The last version is the result."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class FailJob:
+    """The job cannot go on."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Warn:
+    """Tell the operator."""
+
+    message: str
+
+
+Command = StartRound | SendTask | CloseRound | FinishJob | FailJob | Warn
+Move = tuple[State, tuple[Command, ...]]
+
+
+@dataclass(frozen=True)
+class Journalled:
+    """What the journal says of an unfinished job.
+
+    Attributes:
+        phase: GATHERING between rounds, COLLECTING in one, JUDGING where a version waits for its evaluation.
+        round: As in State.
+        attempt: As in State.
+        cohort: As in State.
+        fleet: Every known device, ONLINE unless it said goodbye.
+    """
+
+    phase: Phase
+    round: int
+    attempt: int
+    cohort: Mapping[str, Outcome]
+    fleet: Fleet
+
+
+def started(rules: Rules, now_s: float) -> State:
+    """A new job: gathering for round 1, no device known."""
+    return State(rules, Phase.GATHERING, 1, 0, {}, {}, now_s)
+
+
+def resumed(rules: Rules, journalled: Journalled, now_s: float) -> tuple[State, tuple[SendTask, ...]]:
+    """A job out of the journal, and the tasks that are still to be done.
+
+    The deadline of an open round starts anew, since durations are not carried over a restart.
+    """
+    state = State(
+        rules,
+        journalled.phase,
+        journalled.round,
+        journalled.attempt,
+        fleets.all_lost(journalled.fleet, now_s),
+        journalled.cohort,
+        now_s,
+    )
+    return state, _tasks(state) if journalled.phase is Phase.COLLECTING else ()
+
+
+def step(state: State, event: Event, now_s: float) -> Move:
+    """One event: the next state, and the commands it calls for, in order."""
+    state, commands = _TAKE[type(event)](state, event, now_s)
+    while True:
+        following, more = _ADVANCE[state.phase](state, now_s)
+        commands += more
+        if following is state:
+            return state, commands
+        state = following
+
+
+def delivered(state: State) -> tuple[str, ...]:
+    """The members whose updates are on the disk, in ascending order."""
+    return _members(state, Outcome.DELIVERED)
+
+
+def pending(state: State) -> tuple[str, ...]:
+    """The members whose updates are still to come, in ascending order."""
+    return _members(state, Outcome.PENDING)
+
+
+def _members(state: State, outcome: Outcome) -> tuple[str, ...]:
+    return tuple(sorted(name for name, each in state.cohort.items() if each is outcome))
+
+
+def _tasks(state: State) -> tuple[SendTask, ...]:
+    return tuple(SendTask(name, state.round, state.attempt) for name in pending(state))
+
+
+# What an event changes, before the phase looks at it.
+
+
+def _take_online(state: State, event: DeviceOnline, _now_s: float) -> Move:
+    known = state.fleet.get(event.device)
+    arrived = replace(state, fleet=fleets.arrived(state.fleet, event.device, event.examples))
+    if event.examples > 0 or (known and known.examples == 0):
+        return arrived, ()
+    return arrived, (Warn(f"device {event.device} has no examples and takes no part"),)
+
+
+def _take_lost(state: State, event: DeviceLost, now_s: float) -> Move:
+    return replace(state, fleet=fleets.lost(state.fleet, event.device, now_s)), ()
+
+
+def _take_stopped(state: State, event: DeviceStopped, _now_s: float) -> Move:
+    return replace(state, fleet=fleets.stopped(state.fleet, event.device)), ()
+
+
+def _take_fleet_unknown(state: State, _event: FleetUnknown, now_s: float) -> Move:
+    return replace(state, fleet=fleets.all_lost(state.fleet, now_s)), ()
+
+
+def _take_update(state: State, event: UpdateJournalled, _now_s: float) -> Move:
+    return _settle(state, event.device, event.round, Outcome.DELIVERED), ()
+
+
+def _take_failure(state: State, event: TaskFailed, _now_s: float) -> Move:
+    settled = _settle(state, event.device, event.round, Outcome.FAILED)
+    if settled is state:
+        return state, ()
+    fleet = fleets.condemned(state.fleet, event.device, event.reason)
+    warning = Warn(f"device {event.device} takes no further part in this job: {event.reason}")
+    return replace(settled, fleet=fleet), (warning,)
+
+
+def _settle(state: State, device: str, round_number: int, outcome: Outcome) -> State:
+    """A pending member's outcome; anything late, repeated or from elsewhere changes nothing."""
+    open_now = state.phase in {Phase.GATHERING, Phase.COLLECTING} and round_number == state.round
+    if not open_now or state.cohort.get(device) is not Outcome.PENDING:
+        return state
+    return replace(state, cohort={**state.cohort, device: outcome})
+
+
+def _take_tick(state: State, _event: Tick, _now_s: float) -> Move:
+    return state, ()
+
+
+def _take_evaluated(state: State, event: Evaluated, now_s: float) -> Move:
+    if state.phase is not Phase.JUDGING or event.round != state.round:
+        return state, ()
+    target = state.rules.target_accuracy
+    if target is not None and event.accuracy >= target:
+        return _finish(state, f"accuracy {event.accuracy:.4f} reaches the target {target:g}")
+    if state.round >= state.rules.rounds:
+        return _finish(state, f"all {state.rules.rounds} rounds are done")
+    return _phase(replace(state, round=state.round + 1, attempt=0, cohort={}), Phase.GATHERING, now_s), ()
+
+
+def _finish(state: State, reason: str) -> Move:
+    return replace(state, phase=Phase.DONE), (FinishJob(reason),)
+
+
+def _phase(state: State, phase: Phase, now_s: float) -> State:
+    return replace(state, phase=phase, since_s=now_s)
+
+
+# What a phase does on its own, after every event. Returns the very same state when there is nothing to do.
+
+
+def _gather(state: State, now_s: float) -> Move:
+    if len(delivered(state)) >= state.rules.min_updates:
+        return _close(state, now_s)
+    if (hopeless := _hopeless(state)) is not None:
+        return _phase(state, Phase.FAILED, now_s), (FailJob(hopeless),)
+    in_grace = now_s - state.since_s < state.rules.grace_s
+    if in_grace and fleets.returning(state.fleet, now_s, state.rules.grace_s):
+        return state, ()
+    rules = state.rules
+    need = rules.devices if state.round == 1 and state.attempt == 0 else rules.min_updates
+    candidates = set(fleets.ready(state.fleet)) | set(delivered(state))
+    return (_start(state, now_s)) if len(candidates) >= need else (state, ())
+
+
+def _hopeless(state: State) -> str | None:
+    """Why no round of this job can ever get enough updates, if so."""
+    unfit = {name: device.unfit for name, device in state.fleet.items() if device.unfit is not None}
+    hopeful = {name for name, device in state.fleet.items() if fleets.takes_part(device)} | set(delivered(state))
+    if not unfit or len(hopeful) >= state.rules.min_updates:
+        return None
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(unfit.items()))
+    return (
+        f"{len(hopeful)} of {len(hopeful) + len(unfit)} devices can still do their tasks, "
+        f"a round needs {state.rules.min_updates} updates ({reasons})"
+    )
+
+
+def _start(state: State, now_s: float) -> Move:
+    """The first attempt asks the chosen share; a repeated one asks everybody who is there and has not delivered."""
+    rules = state.rules
+    done = delivered(state)
+    asked = [name for name in fleets.ready(state.fleet) if name not in done]
+    if state.attempt == 0:
+        asked = list(
+            fleets.choose_cohort(
+                asked,
+                fraction=rules.fraction,
+                least=rules.min_updates,
+                seed=rules.seed,
+                round_number=state.round,
+            )
+        )
+    cohort = dict.fromkeys(done, Outcome.DELIVERED) | dict.fromkeys(asked, Outcome.PENDING)
+    begun = _phase(replace(state, attempt=state.attempt + 1, cohort=cohort), Phase.COLLECTING, now_s)
+    return begun, (StartRound(begun.round, begun.attempt, tuple(sorted(cohort))), *_tasks(begun))
+
+
+def _collect(state: State, now_s: float) -> Move:
+    rules = state.rules
+    late = now_s - state.since_s >= rules.deadline_s
+    if not late and any(_is_awaited(state, name, now_s) for name in pending(state)):
+        return state, ()
+    if len(delivered(state)) >= rules.min_updates:
+        return _close(state, now_s)
+    why = f"at the deadline of {rules.deadline_s:g} s" if late else "and nobody else to wait for"
+    message = (
+        f"round {state.round}: {len(delivered(state))} of {len(state.cohort)} updates {why}, "
+        f"{rules.min_updates} needed; the round is tried again with the devices that are online"
+    )
+    return _phase(state, Phase.GATHERING, now_s), (Warn(message),)
+
+
+def _is_awaited(state: State, name: str, now_s: float) -> bool:
+    device = state.fleet.get(name)
+    return device is not None and fleets.awaited(device, now_s, state.rules.grace_s)
+
+
+def _close(state: State, now_s: float) -> Move:
+    closing = CloseRound(state.round, tuple(sorted(state.cohort)), delivered(state))
+    return _phase(state, Phase.JUDGING, now_s), (closing,)
+
+
+def _stay(state: State, _now_s: float) -> Move:
+    return state, ()
+
+
+_TAKE: Mapping[type[Event], Callable[[State, Any, float], Move]] = {
+    DeviceOnline: _take_online,
+    DeviceLost: _take_lost,
+    DeviceStopped: _take_stopped,
+    FleetUnknown: _take_fleet_unknown,
+    UpdateJournalled: _take_update,
+    TaskFailed: _take_failure,
+    Tick: _take_tick,
+    Evaluated: _take_evaluated,
+}
+
+_ADVANCE: Mapping[Phase, Callable[[State, float], Move]] = {
+    Phase.GATHERING: _gather,
+    Phase.COLLECTING: _collect,
+    Phase.JUDGING: _stay,
+    Phase.DONE: _stay,
+    Phase.FAILED: _stay,
+}

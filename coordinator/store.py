@@ -1,0 +1,415 @@
+"""The journal of one job: SQLite in the state directory. What is not in it has not happened.
+
+Every method that writes is one transaction, committed with an fsync (WAL, synchronous=FULL) before it returns, so a
+process killed at any moment leaves the state before or after it and nothing between.
+
+| table | a row is |
+| --- | --- |
+| job | the job (one row): its definition, how often a coordinator started on it, whether it is done |
+| versions | one version of the weights, and the server step's state; the blobs of the last KEEP_VERSIONS are kept |
+| devices | a device as last seen |
+| rounds | a round: "open", "folded" (its version is written) or "evaluated", and its metrics |
+| tasks | what one device was asked in one round: "open", "done" or "failed" with a reason |
+| updates | an accepted update; its bytes go when its round is folded, its digest stays |
+
+Version 1 is the first weights; round r starts from version r and makes version r + 1.
+"""
+
+import fcntl
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from coordinator.fleet import Device, Presence
+from coordinator.rounds import Journalled, Outcome, Phase
+
+SCHEMA_VERSION = 1
+KEEP_VERSIONS = 3
+JOURNAL_NAME = "journal.sqlite"
+
+_SCHEMA = """
+CREATE TABLE job (
+  id INTEGER PRIMARY KEY CHECK (id = 1), definition TEXT NOT NULL, epoch INTEGER NOT NULL, done TEXT
+);
+CREATE TABLE versions (
+  version INTEGER PRIMARY KEY, sha256 TEXT NOT NULL, bytes INTEGER NOT NULL, weights BLOB, state BLOB
+);
+CREATE TABLE devices (
+  device TEXT PRIMARY KEY, presence TEXT NOT NULL, examples INTEGER NOT NULL, unfit TEXT
+);
+CREATE TABLE rounds (
+  round INTEGER PRIMARY KEY, version INTEGER NOT NULL REFERENCES versions, attempt INTEGER NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('open', 'folded', 'evaluated')),
+  devices INTEGER, cohort INTEGER, bytes_up INTEGER, bytes_down INTEGER, seconds REAL, accuracy REAL, loss REAL
+);
+CREATE TABLE tasks (
+  round INTEGER NOT NULL REFERENCES rounds, device TEXT NOT NULL, task TEXT NOT NULL, data BLOB NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('open', 'done', 'failed')), reason TEXT,
+  PRIMARY KEY (round, device)
+);
+CREATE TABLE updates (
+  round INTEGER NOT NULL, device TEXT NOT NULL, uid TEXT NOT NULL, sha256 TEXT NOT NULL, bytes INTEGER NOT NULL,
+  examples INTEGER NOT NULL, loss REAL NOT NULL, data BLOB,
+  PRIMARY KEY (round, device), FOREIGN KEY (round, device) REFERENCES tasks
+);
+"""
+
+
+class JournalError(Exception):
+    """The journal cannot be used; the message says why and what to do."""
+
+
+class JournalInUse(JournalError):
+    """Another coordinator works on this state directory."""
+
+
+class JobChanged(JournalError):
+    """The job file is not the one that this journal was begun with."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """Weights (a tensor file), the server step's state (a tensor file), and the number of the version."""
+
+    version: int
+    sha256: str
+    weights: bytes
+    state: bytes
+
+
+@dataclass(frozen=True)
+class JournalTask:
+    """What a device was asked: the task's id and its bytes on the wire."""
+
+    device: str
+    task: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class JournalUpdate:
+    """An accepted update as it came, and what its metadata said."""
+
+    round: int
+    device: str
+    uid: str
+    sha256: str
+    examples: int
+    loss: float
+    data: bytes
+
+
+@dataclass(frozen=True)
+class RoundFigures:
+    """What is known of a round when it is folded; bytes and seconds as in coordinator.events."""
+
+    devices: int
+    cohort: int
+    bytes_up: int
+    bytes_down: int
+    seconds: float
+
+
+class Store:
+    """An open journal; holds the connection and the lock that keeps a second coordinator out."""
+
+    def __init__(self, connection: sqlite3.Connection, lock: IO[bytes], path: Path) -> None:
+        self._connection = connection
+        self._lock = lock
+        self._path = path
+
+    def close(self) -> None:
+        """Close the journal and let another coordinator in."""
+        self._connection.close()
+        self._lock.close()
+
+    # The job.
+
+    def begin(self, definition: Mapping[str, str], weights: Version) -> bool:
+        """Write the job and its first version, or check that the journal holds the very same job.
+
+        Returns:
+            True when the job is new.
+
+        Raises:
+            JobChanged: The journal's job differs; names every difference.
+        """
+        found = self._one("SELECT definition FROM job")
+        if found is not None:
+            _check_same(json.loads(found[0]), definition, self._path.parent)
+            return False
+        with self._writing() as write:
+            write("INSERT INTO job VALUES (1, ?, 0, NULL)", (json.dumps(definition, sort_keys=True),))
+            _insert_version(write, weights)
+        return True
+
+    def next_epoch(self) -> int:
+        """Count one more start of a coordinator on this job; the first is 1."""
+        with self._writing() as write:
+            write("UPDATE job SET epoch = epoch + 1")
+        return int(self._one("SELECT epoch FROM job")[0])
+
+    def forgive(self) -> None:
+        """Forget which devices are unfit, and their failed tasks of an open round.
+
+        Called when the job fails: to start it again is the operator's word that the devices are mended.
+        """
+        with self._writing() as write:
+            write("UPDATE devices SET unfit = NULL")
+            write(
+                "DELETE FROM tasks WHERE state = 'failed' AND round IN (SELECT round FROM rounds WHERE state = 'open')"
+            )
+
+    def done(self) -> str | None:
+        """Why the job is done, or None while it is not."""
+        found = self._one("SELECT done FROM job")
+        return None if found is None or found[0] is None else str(found[0])
+
+    def finish(self, reason: str) -> None:
+        """The job is done."""
+        with self._writing() as write:
+            write("UPDATE job SET done = ?", (reason,))
+
+    # Devices.
+
+    def see_device(self, device: Device) -> None:
+        """Write a device as it was last seen."""
+        row = (device.name, device.presence.value, device.examples, device.unfit)
+        with self._writing() as write:
+            write("INSERT OR REPLACE INTO devices VALUES (?, ?, ?, ?)", row)
+
+    # Rounds.
+
+    def start_round(self, number: int, attempt: int, tasks: tuple[JournalTask, ...]) -> None:
+        """Write that a round starts (again): the tasks given replace those of the same devices.
+
+        Tasks of an earlier attempt that were neither done nor given again are no part of the round any more.
+        """
+        with self._writing() as write:
+            write(
+                "INSERT OR IGNORE INTO rounds (round, version, attempt, state) VALUES (?, ?, 0, 'open')",
+                (number, number),
+            )
+            write("UPDATE rounds SET attempt = ? WHERE round = ?", (attempt, number))
+            write("DELETE FROM tasks WHERE round = ? AND state = 'open'", (number,))
+            for task in tasks:
+                row = (number, task.device, task.task, task.data)
+                write("INSERT OR REPLACE INTO tasks VALUES (?, ?, ?, ?, 'open', NULL)", row)
+
+    def add_update(self, update: JournalUpdate) -> bool:
+        """Write an update; it counts from here on. False, and nothing written, when its task is not open."""
+        key = (update.round, update.device)
+        row = (*key, update.uid, update.sha256, len(update.data), update.examples, update.loss, update.data)
+        with self._writing() as write:
+            changed: int = write(
+                "UPDATE tasks SET state = 'done' WHERE round = ? AND device = ? AND state = 'open'", key
+            )
+            if changed == 1:
+                write("INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+        return changed == 1
+
+    def fail_task(self, number: int, device: Device) -> None:
+        """Write that the device, unfit now, failed its task of this round."""
+        with self._writing() as write:
+            write(
+                "UPDATE tasks SET state = 'failed', reason = ? WHERE round = ? AND device = ? AND state = 'open'",
+                (device.unfit, number, device.name),
+            )
+            row = (device.name, device.presence.value, device.examples, device.unfit)
+            write("INSERT OR REPLACE INTO devices VALUES (?, ?, ?, ?)", row)
+
+    def updates(self, number: int) -> Iterator[JournalUpdate]:
+        """The accepted updates of a round that is not folded yet, in ascending order of device ids, one at a time."""
+        columns = "round, device, uid, sha256, examples, loss, data"
+        for (device,) in self._all("SELECT device FROM updates WHERE round = ? ORDER BY device", (number,)):
+            row = self._one(f"SELECT {columns} FROM updates WHERE round = ? AND device = ?", (number, device))  # noqa: S608  columns is a constant
+            yield JournalUpdate(*row)
+
+    def update_digest(self, number: int, device: str) -> str | None:
+        """The SHA-256 of the update that was accepted from this device in this round, folded or not."""
+        found = self._one("SELECT sha256 FROM updates WHERE round = ? AND device = ?", (number, device))
+        return None if found is None else str(found[0])
+
+    def fold_round(self, number: int, made: Version, figures: RoundFigures) -> None:
+        """Write the version that a round made, and drop the updates it was made of, in one transaction."""
+        row = (figures.devices, figures.cohort, figures.bytes_up, figures.bytes_down, figures.seconds, number)
+        with self._writing() as write:
+            _insert_version(write, made)
+            write(
+                "UPDATE rounds SET state = 'folded', devices = ?, cohort = ?, bytes_up = ?, bytes_down = ?, "
+                "seconds = ? WHERE round = ? AND state = 'open'",
+                row,
+            )
+            write("UPDATE updates SET data = NULL WHERE round = ?", (number,))
+            write(
+                "UPDATE versions SET weights = NULL, state = NULL WHERE version <= ?", (made.version - KEEP_VERSIONS,)
+            )
+
+    def judge_round(self, number: int, accuracy: float, loss: float) -> None:
+        """Write what the evaluation of a round's version said."""
+        with self._writing() as write:
+            write(
+                "UPDATE rounds SET state = 'evaluated', accuracy = ?, loss = ? WHERE round = ?",
+                (accuracy, loss, number),
+            )
+
+    def figures(self, number: int) -> RoundFigures:
+        """What was written when the round was folded."""
+        columns = "devices, cohort, bytes_up, bytes_down, seconds"
+        return RoundFigures(*self._one(f"SELECT {columns} FROM rounds WHERE round = ?", (number,)))  # noqa: S608  columns is a constant
+
+    def last_accuracy(self) -> tuple[int, float] | None:
+        """The last evaluated round and its accuracy."""
+        found = self._one("SELECT round, accuracy FROM rounds WHERE state = 'evaluated' ORDER BY round DESC LIMIT 1")
+        return None if found is None else (int(found[0]), float(found[1]))
+
+    # What a restart needs.
+
+    def latest(self) -> Version:
+        """The newest version."""
+        return Version(*self._one("SELECT version, sha256, weights, state FROM versions ORDER BY version DESC LIMIT 1"))
+
+    def digests(self) -> tuple[tuple[str, int], ...]:
+        """SHA-256 and size of every version there ever was, oldest first."""
+        return tuple(self._all("SELECT sha256, bytes FROM versions ORDER BY version"))
+
+    def tasks(self, number: int) -> tuple[JournalTask, ...]:
+        """The tasks of a round that are still open, in ascending order of device ids."""
+        rows = self._all(
+            "SELECT device, task, data FROM tasks WHERE round = ? AND state = 'open' ORDER BY device", (number,)
+        )
+        return tuple(JournalTask(*row) for row in rows)
+
+    def journalled(self) -> Journalled:
+        """Where the job stands, for coordinator.rounds."""
+        fleet = {
+            name: Device(name, Presence(presence) if presence == "stopped" else Presence.ONLINE, examples, unfit=unfit)
+            for name, presence, examples, unfit in self._all("SELECT * FROM devices")
+        }
+        found = self._one("SELECT round, attempt, state FROM rounds ORDER BY round DESC LIMIT 1")
+        if found is None or found[2] == "evaluated":
+            return Journalled(Phase.GATHERING, 1 if found is None else found[0] + 1, 0, {}, fleet)
+        number, attempt, state = found
+        outcomes = {"open": Outcome.PENDING, "done": Outcome.DELIVERED, "failed": Outcome.FAILED}
+        rows = self._all("SELECT device, state FROM tasks WHERE round = ?", (number,))
+        cohort = {device: outcomes[outcome] for device, outcome in rows}
+        phase = Phase.COLLECTING if state == "open" else Phase.JUDGING
+        return Journalled(phase, number, attempt, cohort, fleet)
+
+    # SQLite.
+
+    def _one(self, query: str, values: tuple[Any, ...] = ()) -> Any:
+        with _explained(self._path):
+            return self._connection.execute(query, values).fetchone()
+
+    def _all(self, query: str, values: tuple[Any, ...] = ()) -> list[Any]:
+        with _explained(self._path):
+            return self._connection.execute(query, values).fetchall()
+
+    @contextmanager
+    def _writing(self) -> Iterator[Any]:
+        """One transaction; yields `write(statement, values) -> rows changed`."""
+        with _explained(self._path):
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield lambda statement, values=(): self._connection.execute(statement, values).rowcount
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+
+def open_store(directory: Path) -> Store:
+    """Open the journal of a state directory, making both where there are none.
+
+    Raises:
+        JournalInUse: Another coordinator holds the directory.
+        JournalError: It cannot be opened, or is of another version of this program.
+    """
+    path = directory / JOURNAL_NAME
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / "lock").open("ab")
+    except OSError as error:
+        raise JournalError(f"the state directory {directory} cannot be used: {error.strerror}") from error
+    try:
+        _take(lock, directory)
+        return Store(_connect(path), lock, path)
+    except BaseException:
+        lock.close()
+        raise
+
+
+def _take(lock: IO[bytes], directory: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise JournalInUse(
+            f"another coordinator works on {directory}; stop it, or give this one another --state directory"
+        ) from error
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    with _explained(path):
+        connection = sqlite3.connect(path, isolation_level=None)
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+            connection.execute(f"PRAGMA {pragma}")
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0:
+            connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+        elif version != SCHEMA_VERSION:
+            connection.close()
+            raise JournalError(
+                f"{path} has schema version {version}, this program writes {SCHEMA_VERSION}; "
+                "use the program that began the job, or another --state directory"
+            )
+    return connection
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turns SQLite's errors into one that names the file and the way out."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        raise JournalError(
+            f"the journal {path} cannot be used: {error}; nothing that was acknowledged is lost: "
+            "make room or the directory writable, then start the same command again"
+        ) from error
+
+
+def _insert_version(write: Any, made: Version) -> None:
+    row = (made.version, made.sha256, len(made.weights), made.weights, made.state)
+    write("INSERT INTO versions VALUES (?, ?, ?, ?, ?)", row)
+
+
+def _check_same(old: Mapping[str, str], new: Mapping[str, str], directory: Path) -> None:
+    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    if changed:
+        lines = [f"  {key}: was {old.get(key)}, is {new.get(key)}" for key in changed]
+        raise JobChanged(
+            f"the job file has changed since {directory} was begun:\n"
+            + "\n".join(lines)
+            + "\nput the old values back, or give the changed job another --state directory"
+        )
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file so that it is there wholly or not at all, and stays after a power cut."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
