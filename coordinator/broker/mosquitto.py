@@ -11,13 +11,13 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
-__all__ = ["find", "free_port", "version", "write_config"]
+__all__ = ["find_mosquitto", "free_port", "version", "write_config"]
 
 # Debian puts it where an ordinary user's PATH does not look.
 EXTRA_DIRECTORIES = ("/usr/sbin", "/usr/local/sbin")
 
 
-def find() -> Path | None:
+def find_mosquitto() -> Path | None:
     """Find the mosquitto binary on PATH, in /usr/sbin or /usr/local/sbin."""
     path = os.pathsep.join((os.environ.get("PATH", ""), *EXTRA_DIRECTORIES))
     found = shutil.which("mosquitto", path=path)

@@ -121,7 +121,7 @@ def start_broker(url: str | None, directory: Path, *, kind: Kind = "auto") -> Ru
     if url is not None:
         return _external(url)
     directory.mkdir(parents=True, exist_ok=True)
-    binary = None if kind == "embedded" else mosquitto.find()
+    binary = None if kind == "embedded" else mosquitto.find_mosquitto()
     if kind == "mosquitto" and binary is None:
         raise BrokerError(
             "mosquitto is not installed (looked on PATH, in /usr/sbin and /usr/local/sbin); "
