@@ -126,7 +126,11 @@ def _run(options: argparse.Namespace) -> Result:
     model_name, model = _model(options.model, split, options.seed)
     recipe = RECIPES.get(model_name, RECIPES["lenet"])
     with ExitStack() as stack:
-        work = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-runtime-")))
+        work = (
+            options.work.resolve()
+            if options.work
+            else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-runtime-")))
+        )
         work.mkdir(parents=True, exist_ok=True)
         fleet.write_shards(split, shards, work)
         (work / "model.onnx").write_bytes(model)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge_runtime.data import DataError, read_labelled
+from edge_runtime.data import DataError, load_dataset
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 DIGITS_TEST_SHARE = 0.2
 HAR_WINDOW = 128
+COLOUR_CHANNELS = (1, 3, 4)
 
 
 @dataclass(frozen=True)
@@ -76,20 +77,33 @@ def load_split(name: str, data_dir: Path | None, seed: int) -> Split:
 
 
 def _folder(name: str, folder: Path) -> Split:
-    train = read_labelled(folder, "train")
-    test = read_labelled(folder, "test")
+    train, test = load_dataset(folder, "train"), load_dataset(folder, "test")
     if train.x.shape[1:] != test.x.shape[1:]:
         raise DataError(
             f"{folder}: training examples have shape {train.x.shape[1:]} but test examples {test.x.shape[1:]}"
         )
-    for part, data in (("train", train), ("test", test)):
-        if len(data.y) == 0:
-            raise DataError(f"{folder}: the {part} part has no examples")
-        if int(data.y.min()) < 0:
-            row = int(data.y.argmin())
-            raise DataError(f"{folder}: label {int(data.y[row])} in row {row} of the {part} part; labels start at 0")
-    owner = None if train.client is None else train.client.astype(np.str_)
-    return Split(name, train.x, train.y, test.x, test.y, owner)
+    owner = _owner(folder / "train.npz", len(train))
+    return Split(name, _channels_first(train.x), train.y, _channels_first(test.x), test.y, owner)
+
+
+def _owner(path: Path, examples: int) -> NDArray[np.str_] | None:
+    """The `client` array beside x and y, as text."""
+    if not path.exists():
+        return None
+    with np.load(path, allow_pickle=False) as arrays:
+        if "client" not in arrays.files:
+            return None
+        client = arrays["client"]
+    if client.shape != (examples,):
+        raise DataError(f"{path}: client has shape {client.shape}; it must name the owner of each of {examples} rows")
+    return client.astype(np.str_)
+
+
+def _channels_first(x: NDArray[Any]) -> NDArray[Any]:
+    """Colour images as cameras store them, (N, H, W, 3 or 4), become (N, C, H, W); everything else stays."""
+    if x.ndim == 4 and x.shape[3] in COLOUR_CHANNELS and x.shape[1] not in COLOUR_CHANNELS:
+        return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+    return x
 
 
 def _digits(seed: int) -> Split:

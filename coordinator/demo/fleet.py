@@ -52,8 +52,8 @@ def write_shards(split: Split, shards: Mapping[str, NDArray[np.int64]], root: Pa
     np.savez(root / "test" / "test.npz", x=split.x_test, y=split.y_test)
 
 
-def start_device(name: str, root: Path, broker_url: str, site: str) -> Device:
-    """Start `edge-runtime client` on the device's folder."""
+def start_device(name: str, root: Path, broker_url: str, site: str, *, python: Path | None = None) -> Device:
+    """Start `edge-runtime client` on the device's folder, with this interpreter or the one of another environment."""
     folder = root / name
     config = folder / "client.toml"
     lines = {
@@ -66,7 +66,8 @@ def start_device(name: str, root: Path, broker_url: str, site: str) -> Device:
     config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in lines.items()))
     with (folder / "client.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "edge_runtime", "client", "--config", str(config)],
+            [str(python or sys.executable), "-m", "edge_runtime", "client", "--config", str(config)],
+            cwd=folder,  # never the source tree, whose packages would be found before the installed ones
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
