@@ -118,11 +118,12 @@ class UpdateJournalled:
 
 @dataclass(frozen=True)
 class TaskFailed:
-    """The device cannot do its task, or its update was refused for good."""
+    """The device has not done its task; `unfit` when it never can, so that it takes no further part in the job."""
 
     device: str
     round: int
     reason: str
+    unfit: bool
 
 
 @dataclass(frozen=True)
@@ -294,6 +295,8 @@ def _take_failure(state: State, event: TaskFailed, _now_s: float) -> Move:
     settled = _settle(state, event.device, event.round, Outcome.FAILED)
     if settled is state:
         return state, ()
+    if not event.unfit:
+        return settled, (Warn(f"device {event.device} failed its task of round {event.round}: {event.reason}"),)
     fleet = fleets.condemned(state.fleet, event.device, event.reason)
     warning = Warn(f"device {event.device} takes no further part in this job: {event.reason}")
     return replace(settled, fleet=fleet), (warning,)

@@ -177,11 +177,14 @@ class Store:
 
     # Devices.
 
-    def see_device(self, device: Device) -> None:
+    def see_device(self, name: str, presence: Presence, examples: int) -> None:
         """Write a device as it was last seen."""
-        row = (device.name, device.presence.value, device.examples, device.unfit)
         with self._writing() as write:
-            write("INSERT OR REPLACE INTO devices VALUES (?, ?, ?, ?)", row)
+            write(
+                "INSERT INTO devices VALUES (?, ?, ?, NULL) ON CONFLICT (device) "
+                "DO UPDATE SET presence = excluded.presence, examples = excluded.examples",
+                (name, presence.value, examples),
+            )
 
     # Rounds.
 
@@ -213,15 +216,15 @@ class Store:
                 write("INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
         return changed == 1
 
-    def fail_task(self, number: int, device: Device) -> None:
-        """Write that the device, unfit now, failed its task of this round."""
+    def fail_task(self, number: int, device: str, reason: str, *, unfit: bool) -> None:
+        """Write that the device failed its task of this round, and whether it takes no further part."""
         with self._writing() as write:
             write(
                 "UPDATE tasks SET state = 'failed', reason = ? WHERE round = ? AND device = ? AND state = 'open'",
-                (device.unfit, number, device.name),
+                (reason, number, device),
             )
-            row = (device.name, device.presence.value, device.examples, device.unfit)
-            write("INSERT OR REPLACE INTO devices VALUES (?, ?, ?, ?)", row)
+            if unfit:
+                write("UPDATE devices SET unfit = ? WHERE device = ?", (reason, device))
 
     def updates(self, number: int) -> Iterator[JournalUpdate]:
         """The accepted updates of a round that is not folded yet, in ascending order of device ids, one at a time."""
@@ -230,10 +233,24 @@ class Store:
             row = self._one(f"SELECT {columns} FROM updates WHERE round = ? AND device = ?", (number, device))  # noqa: S608  columns is a constant
             yield JournalUpdate(*row)
 
-    def update_digest(self, number: int, device: str) -> str | None:
-        """The SHA-256 of the update that was accepted from this device in this round, folded or not."""
-        found = self._one("SELECT sha256 FROM updates WHERE round = ? AND device = ?", (number, device))
+    def accepted_digest(self, device: str, task: str) -> str | None:
+        """The SHA-256 of the update that was accepted for this task of this device, folded or not."""
+        found = self._one(
+            "SELECT sha256 FROM updates JOIN tasks USING (round, device) WHERE device = ? AND task = ?", (device, task)
+        )
         return None if found is None else str(found[0])
+
+    def bytes_up(self, number: int) -> int:
+        """Bytes of the updates accepted in a round."""
+        return int(self._one("SELECT coalesce(sum(bytes), 0) FROM updates WHERE round = ?", (number,))[0])
+
+    def newcomers(self, number: int) -> int:
+        """How many of a round's devices were not asked in any round before."""
+        query = (
+            "SELECT count(*) FROM tasks AS now WHERE round = ? AND NOT EXISTS "
+            "(SELECT 1 FROM tasks WHERE device = now.device AND round < now.round)"
+        )
+        return int(self._one(query, (number,))[0])
 
     def fold_round(self, number: int, made: Version, figures: RoundFigures) -> None:
         """Write the version that a round made, and drop the updates it was made of, in one transaction."""

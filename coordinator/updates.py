@@ -69,11 +69,6 @@ def check_update(data: bytes, task: Task, trained: Mapping[str, tuple[int, ...]]
     return claims
 
 
-def decode_tensors_of(data: bytes, task: Task) -> Mapping[str, NDArray[np.float32]]:
-    """The tensors of an update that check_update has let through."""
-    return find_codec(task.upload.codec).decode(data)[0]
-
-
 def _check_names(metadata: Mapping[str, str], task: Task) -> None:
     wanted = {
         "task": task.task,

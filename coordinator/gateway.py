@@ -1,0 +1,373 @@
+"""One running job without sockets: wire session, round machine, journal and folds joined.
+
+The shell (coordinator.server) hands in what the link brought and the time, and publishes what comes back. Two orders
+make a crash at any point harmless: the journal is written before anything that follows from it is published, and long
+work (folding, evaluating) waits for the next `tick`, so that the acknowledgement of the last update leaves first.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from coordinator import rounds
+from coordinator.evaluate import EvaluationError, evaluate
+from coordinator.events import Emit
+from coordinator.fleet import Presence
+from coordinator.program import Program, make_task
+from coordinator.results import export, fold
+from coordinator.store import JournalTask, JournalUpdate, RoundFigures, Store
+from coordinator.updates import check_update
+from edge_runtime.data import Dataset
+from edge_runtime.errors import RemoteError
+from edge_runtime.tensors import decode_tensors
+from edge_runtime.wire import messages, topics
+from edge_runtime.wire.chunks import chunk_count
+from edge_runtime.wire.events import (
+    Command,
+    DeviceStatus,
+    GatewaySuperseded,
+    Outcome,
+    Publish,
+    TaskFailed,
+    Telemetry,
+    UpdateReceived,
+    Warned,
+)
+from edge_runtime.wire.gateway import GatewaySession
+from edge_runtime.wire.tasks import format_task, parse_task
+from models.compiler import with_weights
+
+EXIT_DONE, EXIT_FAILED = 0, 3
+
+# Failures that say nothing about the device: it is asked again in the next attempt or round.
+PASSING_RULES = frozenset({"BlobMissing"})
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a running job is made of."""
+
+    program: Program
+    held_out: Dataset
+    store: Store
+    directory: Path
+    emit: Emit
+
+
+def rules_of(program: Program) -> rounds.Rules:
+    """The numbers of the job file that the round machine needs."""
+    job = program.job
+    return rounds.Rules(
+        seed=job.seed,
+        rounds=job.rounds,
+        target_accuracy=job.target_accuracy,
+        devices=job.round.devices,
+        min_updates=job.round.min_updates,
+        deadline_s=job.round.deadline_s,
+        grace_s=job.round.grace_s,
+        fraction=job.round.fraction,
+    )
+
+
+class RunningJob:
+    """Holds the wire session, the machine's state and the newest version; everything durable is in the store.
+
+    `exit_code` is None while the job runs.
+    """
+
+    def __init__(self, parts: Parts, site: str, epoch: int, now_s: float) -> None:
+        self._parts = parts
+        self.session = GatewaySession(site, epoch, already_done=parts.store.accepted_digest)
+        self._version = parts.store.latest()
+        self._state, _ = rounds.resumed(rules_of(parts.program), parts.store.journalled(), now_s)
+        self._to_close: list[rounds.CloseRound] = []
+        self._round_began_s = now_s
+        self._links = 0
+        self.exit_code: int | None = None
+        self._take_up()
+
+    def _take_up(self) -> None:
+        """Puts the journal's open tasks and its unjudged round to work; the session publishes when it connects."""
+        if self._state.phase is rounds.Phase.JUDGING:
+            self._to_close.append(rounds.CloseRound(self._state.round, (), ()))
+        if self._state.phase is rounds.Phase.COLLECTING:
+            self._publish_blobs()
+            for task in self._parts.store.tasks(self._state.round):
+                self.session.send_task(task.device, parse_task(task.data))
+
+    @property
+    def round(self) -> int:
+        """The round that is gathered for, collected or judged."""
+        return self._state.round
+
+    # What the shell calls. Every method returns what is to be published.
+
+    def connected(self, now_s: float) -> list[Command]:
+        """The link is up: everything the devices need is published again, and what they need no more is cleared."""
+        self._links += 1
+        commands = [*self._commands(self.session.connected(now_s), now_s), *self._clear_old_version()]
+        return commands if self._links == 1 else commands + self._step(rounds.FleetUnknown(), now_s)
+
+    def disconnected(self, now_s: float) -> list[Command]:
+        """The link is down."""
+        return self._commands(self.session.disconnected(now_s), now_s)
+
+    def received(self, topic: str, payload: bytes, now_s: float) -> list[Command]:
+        """A message came."""
+        outcomes = self.session.received(now_s, topic, payload)
+        return self._commands(outcomes, now_s) if outcomes else self._still_there(topic, payload, now_s)
+
+    def tick(self, now_s: float) -> list[Command]:
+        """Time has passed; also does the work that was put off until the acknowledgements had left."""
+        commands = self._commands(self.session.tick(now_s), now_s)
+        while self._to_close and self.exit_code is None:
+            commands += self._close_round(self._to_close.pop(0), now_s)
+        return commands + self._step(rounds.Tick(), now_s)
+
+    def stopping(self) -> list[Command]:
+        """The coordinator leaves: an unfinished job's tasks stay with the devices, a finished one's are withdrawn."""
+        withdrawn = self._withdraw() if self.exit_code is not None else []
+        return withdrawn + self.session.stopping()
+
+    def _commands(self, outcomes: list[Outcome], now_s: float) -> list[Command]:
+        """What a session gave: commands pass, events are taken."""
+        commands: list[Command] = []
+        for outcome in outcomes:
+            take = _TAKE.get(type(outcome))
+            commands += [outcome] if take is None else take(self, outcome, now_s)
+        return commands
+
+    def _still_there(self, topic: str, payload: bytes, now_s: float) -> list[Command]:
+        """A status that says nothing new is news after the link was cut: the device has outlived the cut."""
+        address = topics.parse_topic(self.session.site, topic)
+        device = self._state.fleet.get(address.device)
+        if address.kind != "status" or device is None or device.presence is not Presence.LOST:
+            return []
+        if not payload or messages.parse_status(payload).state != "online":
+            return []
+        return self._step(rounds.DeviceOnline(device.name, device.examples), now_s)
+
+    def _clear_old_version(self) -> list[Command]:
+        """Takes the version before the newest off the broker: a crash may have come between its fold and that."""
+        old = [each for each in self._parts.store.digests()[-2:-1] if each[0] != self._version.sha256]
+        return [
+            Publish(topics.chunk(self.session.site, sha256, index), b"", 1, retain=True)
+            for sha256, size_bytes in old
+            for index in range(chunk_count(size_bytes))
+        ]
+
+    # What the wire session tells.
+
+    def _take_status(self, event: DeviceStatus, now_s: float) -> list[Command]:
+        self._parts.emit({"event": "device", "device": event.device, "state": event.state, "examples": event.examples})
+        self._parts.store.see_device(event.device, Presence(event.state), event.examples)
+        news: Mapping[str, rounds.Event] = {
+            "online": rounds.DeviceOnline(event.device, event.examples),
+            "lost": rounds.DeviceLost(event.device),
+            "stopped": rounds.DeviceStopped(event.device),
+        }
+        return self._step(news[event.state], now_s)
+
+    def _take_update(self, event: UpdateReceived, now_s: float) -> list[Command]:
+        number = self._state.round
+        task = self._open_task(event.device, event.task)
+        if task is None:
+            message = f"task {event.task} is not open for {event.device} any more"
+            return self.session.refuse(event.device, event.uid, "StaleTask", message)
+        try:
+            announced = self._state.fleet[event.device].examples
+            claims = check_update(event.data, parse_task(task.data), self._parts.program.trained, announced)
+        except RemoteError as error:
+            return self._refuse(event, error.rule, str(error), now_s)
+        self._parts.store.add_update(
+            JournalUpdate(number, event.device, event.uid, event.sha256, claims.examples, claims.loss, event.data)
+        )
+        self._parts.emit(
+            {
+                "event": "update",
+                "device": event.device,
+                "round": number,
+                "examples": claims.examples,
+                "loss": claims.loss,
+                "bytes": len(event.data),
+            }
+        )
+        accepted = self.session.accept(event.device, event.uid)
+        return accepted + self._step(rounds.UpdateJournalled(event.device, number), now_s)
+
+    def _open_task(self, device: str, name: str) -> JournalTask | None:
+        """The device's task of this name in the present round, unless it is done, failed or from another time."""
+        for task in self._parts.store.tasks(self._state.round):
+            if task.device == device and task.task == name:
+                return task
+        return None
+
+    def _refuse(self, event: UpdateReceived, rule: str, message: str, now_s: float) -> list[Command]:
+        refused = self.session.refuse(event.device, event.uid, rule, message)
+        return refused + self._fail(event.device, f"its update was refused: {rule}: {message}", now_s, unfit=True)
+
+    def _take_failure(self, event: TaskFailed, now_s: float) -> list[Command]:
+        if self._open_task(event.device, event.task) is None:
+            return []
+        reason = f"{event.rule}: {event.message}"
+        return self._fail(event.device, reason, now_s, unfit=event.rule not in PASSING_RULES)
+
+    def _fail(self, device: str, reason: str, now_s: float, *, unfit: bool) -> list[Command]:
+        number = self._state.round
+        self._parts.store.fail_task(number, device, reason, unfit=unfit)
+        cleared = self.session.clear_task(device)
+        return cleared + self._step(rounds.TaskFailed(device, number, reason, unfit), now_s)
+
+    def _take_telemetry(self, event: Telemetry, _now_s: float) -> list[Command]:
+        self._parts.emit({**event.values, "event": "telemetry", "device": event.device})
+        return []
+
+    def _take_warning(self, event: Warned, _now_s: float) -> list[Command]:
+        self._warn(f"{event.source}: {event.rule}: {event.message}", rule=event.rule)
+        return []
+
+    def _take_superseded(self, event: GatewaySuperseded, _now_s: float) -> list[Command]:
+        message = (
+            f"a coordinator with epoch {event.epoch} works on this site; this one stops. "
+            "Give every job a --site of its own"
+        )
+        self._parts.emit({"event": "error", "message": message, "rule": "GatewaySuperseded"})
+        self.exit_code = EXIT_FAILED
+        return []
+
+    # What the round machine asks for.
+
+    def _step(self, event: rounds.Event, now_s: float) -> list[Command]:
+        """One event through the machine; what the event itself changed is journalled before."""
+        self._state, wanted = rounds.step(self._state, event, now_s)
+        commands: list[Command] = []
+        for command in wanted:
+            commands += _DO[type(command)](self, command, now_s)
+        return commands
+
+    def _do_start(self, command: rounds.StartRound, now_s: float) -> list[Command]:
+        program, store = self._parts.program, self._parts.store
+        asked = [make_task(program, self._version, device, command.attempt) for device in rounds.pending(self._state)]
+        tasks = tuple(JournalTask(task.device, task.task, format_task(task)) for task in asked)
+        store.start_round(command.round, command.attempt, tasks)
+        self._round_began_s = now_s if command.attempt == 1 else self._round_began_s
+        self._parts.emit(
+            {
+                "event": "round_started",
+                "round": command.round,
+                "attempt": command.attempt,
+                "cohort": len(command.cohort),
+            }
+        )
+        return self._publish_blobs()
+
+    def _do_send(self, command: rounds.SendTask, _now_s: float) -> list[Command]:
+        task = make_task(self._parts.program, self._version, command.device, command.attempt)
+        return self.session.send_task(command.device, task)
+
+    def _do_close(self, command: rounds.CloseRound, _now_s: float) -> list[Command]:
+        self._to_close.append(command)
+        return []
+
+    def _do_finish(self, command: rounds.FinishJob, _now_s: float) -> list[Command]:
+        done = export(self._parts.program, self._parts.store, self._parts.directory)
+        self._parts.store.finish(command.reason)
+        self._parts.emit(done)
+        self.exit_code = EXIT_DONE
+        return []
+
+    def _do_fail(self, command: rounds.FailJob, _now_s: float) -> list[Command]:
+        self._parts.store.forgive()
+        self._parts.emit({"event": "error", "message": f"the job cannot go on: {command.reason}"})
+        self.exit_code = EXIT_FAILED
+        return []
+
+    def _do_warn(self, command: rounds.Warn, _now_s: float) -> list[Command]:
+        self._warn(command.message)
+        return []
+
+    # Rounds.
+
+    def _close_round(self, command: rounds.CloseRound, now_s: float) -> list[Command]:
+        """Folds (unless the journal says that it was done), judges, and lets the machine go on."""
+        commands = self._fold(command, now_s) if self._version.version == command.round else []
+        model = with_weights(self._parts.program.model, decode_tensors(self._version.weights)[0])
+        try:
+            judged = evaluate(model, self._parts.held_out)
+        except EvaluationError as error:
+            return commands + self._do_fail(rounds.FailJob(str(error)), now_s)
+        self._parts.store.judge_round(command.round, judged.accuracy, judged.loss)
+        figures = self._parts.store.figures(command.round)
+        self._parts.emit(
+            {
+                "event": "round_done",
+                "round": command.round,
+                "accuracy": judged.accuracy,
+                "loss": judged.loss,
+                "devices": figures.devices,
+                "cohort": figures.cohort,
+                "bytes_up": figures.bytes_up,
+                "bytes_down": figures.bytes_down,
+                "seconds": figures.seconds,
+            }
+        )
+        return commands + self._step(rounds.Evaluated(command.round, judged.accuracy), now_s)
+
+    def _fold(self, command: rounds.CloseRound, now_s: float) -> list[Command]:
+        old = self._version
+        made = fold(self._parts.program, self._parts.store, old)
+        self._parts.store.fold_round(command.round, made, self._figures(command, now_s))
+        self._version = made
+        commands: list[Command] = []
+        for device in command.cohort:
+            commands += self.session.clear_task(device)
+        return commands + (self.session.drop_blob(old.sha256) if old.sha256 != made.sha256 else [])
+
+    def _figures(self, command: rounds.CloseRound, now_s: float) -> RoundFigures:
+        program, store = self._parts.program, self._parts.store
+        down = len(self._version.weights) * len(command.cohort)
+        return RoundFigures(
+            devices=len(command.accepted),
+            cohort=len(command.cohort),
+            bytes_up=store.bytes_up(command.round),
+            bytes_down=down + len(program.plan) * store.newcomers(command.round),
+            seconds=now_s - self._round_began_s,
+        )
+
+    def _publish_blobs(self) -> list[Command]:
+        program, version = self._parts.program, self._version
+        return [
+            *self.session.publish_blob(program.plan_sha256, program.plan),
+            *self.session.publish_blob(version.sha256, version.weights),
+        ]
+
+    def _withdraw(self) -> list[Command]:
+        commands: list[Command] = []
+        for device in sorted(self._state.fleet):
+            commands += self.session.clear_task(device)
+        for sha256 in (self._parts.program.plan_sha256, self._version.sha256):
+            commands += self.session.drop_blob(sha256)
+        return commands
+
+    def _warn(self, message: str, **names: str) -> None:
+        self._parts.emit({"event": "warning", "message": message, **names})
+
+
+_TAKE: Mapping[type[Outcome], Callable[[RunningJob, Any, float], list[Command]]] = {
+    DeviceStatus: RunningJob._take_status,  # noqa: SLF001  the table belongs to the class
+    UpdateReceived: RunningJob._take_update,  # noqa: SLF001
+    TaskFailed: RunningJob._take_failure,  # noqa: SLF001
+    Telemetry: RunningJob._take_telemetry,  # noqa: SLF001
+    Warned: RunningJob._take_warning,  # noqa: SLF001
+    GatewaySuperseded: RunningJob._take_superseded,  # noqa: SLF001
+}
+
+_DO: Mapping[type[rounds.Command], Callable[[RunningJob, Any, float], list[Command]]] = {
+    rounds.StartRound: RunningJob._do_start,  # noqa: SLF001
+    rounds.SendTask: RunningJob._do_send,  # noqa: SLF001
+    rounds.CloseRound: RunningJob._do_close,  # noqa: SLF001
+    rounds.FinishJob: RunningJob._do_finish,  # noqa: SLF001
+    rounds.FailJob: RunningJob._do_fail,  # noqa: SLF001
+    rounds.Warn: RunningJob._do_warn,  # noqa: SLF001
+}

@@ -1,0 +1,62 @@
+"""What comes out: the version that a round makes, and the files that a job leaves behind."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from coordinator.aggregators import Contribution
+from coordinator.program import Program, make_version
+from coordinator.store import Store, Version, write_file
+from edge_runtime.codecs import find_codec
+from edge_runtime.tensors import decode_tensors
+from models.compiler import with_weights
+
+MODEL_NAME = "final.onnx"
+WEIGHTS_NAME = "final.safetensors"
+
+
+def fold(program: Program, store: Store, old: Version) -> Version:
+    """Folds the journalled updates of the round that started from `old` into the next version.
+
+    The journal gives them in ascending order of device ids, whatever order they arrived in, and one at a time.
+    """
+    mean = program.method.aggregate(_contributions(program, store, old.version))
+    weights, state = program.method.server_step(decode_tensors(old.weights)[0], mean, decode_tensors(old.state)[0])
+    return make_version(old.version + 1, weights, state)
+
+
+def _contributions(program: Program, store: Store, number: int) -> Iterator[Contribution]:
+    codec = find_codec(program.method.upload.codec)
+    for update in store.updates(number):
+        yield Contribution(update.device, update.examples, codec.decode(update.data)[0])
+
+
+def export(program: Program, store: Store, directory: Path) -> dict[str, Any]:
+    """Writes the newest version as final.onnx and final.safetensors; equal weights give equal bytes.
+
+    Returns:
+        The job_done event.
+    """
+    version = store.latest()
+    number, accuracy = store.last_accuracy() or (0, None)
+    write_file(directory / WEIGHTS_NAME, version.weights)
+    write_file(directory / MODEL_NAME, with_weights(program.model, decode_tensors(version.weights)[0]))
+    return {
+        "event": "job_done",
+        "rounds": number,
+        "accuracy": accuracy,
+        "model_sha256": version.sha256,
+        "model": str(directory / MODEL_NAME),
+        "rss_peak_mb": peak_rss_mb(),
+    }
+
+
+def peak_rss_mb() -> float:
+    """The largest resident set of this process so far, in MiB.
+
+    Read from /proc, because getrusage's figure may be that of the process that started this one.
+    """
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmHWM:"):
+            return round(int(line.split()[1]) / 1024, 1)
+    raise OSError("/proc/self/status has no VmHWM line")
