@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from coordinator.broker.limits import Limits
 from coordinator.broker.passwords import Passwords, hash_password, read_passwords
 from coordinator.broker.server import Server, listen
+from coordinator.broker.topics import check_filter
 
 if TYPE_CHECKING:
     import socket
@@ -87,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--connect-timeout-s", type=float, default=default.connect_timeout_s, help="(%(default)g)")
     add("--stall-s", type=float, default=default.stall_s, help="patience with a full queue (%(default)g)")
     add("--session-expiry-s", type=float, default=default.session_expiry_s, help="(%(default)g)")
+    add("--deny-subscribe", action="append", default=[], metavar="FILTER", help="topics nobody may subscribe to")
     add("--log-level", default="warning", choices=("debug", "info", "warning", "error"), help="(%(default)s)")
     return parser
 
@@ -106,10 +108,13 @@ def _limits(options: argparse.Namespace) -> Limits:
         sessions=options.max_sessions,
         session_expiry_s=options.session_expiry_s,
         retained_bytes=int(options.retained_mb * 2**20),
+        denied=tuple(options.deny_subscribe),
     )
+    for name in limits.denied:
+        check_filter(name)
     for name in Limits.__slots__:
         value = getattr(limits, name)
-        if not value > 0:
+        if name != "denied" and not value > 0:
             raise ValueError(f"{name} is {value}; it must be greater than 0")
     if limits.in_flight > 65_535:
         raise ValueError(f"in_flight is {limits.in_flight}; MQTT has 65535 packet identifiers")

@@ -9,7 +9,7 @@ __all__ = ["Limits"]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one client, and all together, may cost. Every number has a test at its edge.
+    """What one client, and all together, may cost, and what is closed to all.
 
     Attributes:
         max_packet_bytes: Largest packet of a client that has logged in (a 256 KB chunk and its header fit).
@@ -24,6 +24,7 @@ class Limits:
         sessions: Sessions, on line and stored; further clients are answered CONNACK 3.
         session_expiry_s: How long the session of an absent client is kept.
         retained_bytes: All retained messages together, with 400 bytes a topic level.
+        denied: Filters whose topics nobody may subscribe to; a SUBSCRIBE that could match one is answered 0x80.
     """
 
     max_packet_bytes: int = 300 * 1024
@@ -38,3 +39,4 @@ class Limits:
     sessions: int = 10_000
     session_expiry_s: float = 86_400.0
     retained_bytes: int = 1 << 30
+    denied: tuple[str, ...] = ()

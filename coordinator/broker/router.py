@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from coordinator.broker.packets import SUBSCRIBE_FAILED
 from coordinator.broker.session import Offer, Session
-from coordinator.broker.topics import Message, Retained, Subscriptions, retained_charge
+from coordinator.broker.topics import Message, Retained, Subscriptions, overlap, retained_charge
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -100,8 +100,7 @@ class Router:
         codes = []
         overflowed = False
         for name, qos in filters:
-            if name not in session.subscriptions and len(session.subscriptions) >= self._limits.subscriptions:
-                log.warning("client %r: more than %d subscriptions", session.client_id, self._limits.subscriptions)
+            if not self._may_subscribe(session, name):
                 codes.append(SUBSCRIBE_FAILED)
                 continue
             session.subscriptions[name] = qos
@@ -116,6 +115,16 @@ class Router:
         for name in filters:
             if session.subscriptions.pop(name, None) is not None:
                 self._subscriptions.remove(name, session.client_id)
+
+    def _may_subscribe(self, session: Session, name: str) -> bool:
+        limits = self._limits
+        if any(overlap(name, denied) for denied in limits.denied):
+            log.warning("client %r may not subscribe to %r", session.client_id, name)
+            return False
+        if name not in session.subscriptions and len(session.subscriptions) >= limits.subscriptions:
+            log.warning("client %r: more than %d subscriptions", session.client_id, limits.subscriptions)
+            return False
+        return True
 
     def _retain(self, message: Message) -> None:
         old = self.retained.get(message.topic)

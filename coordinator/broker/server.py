@@ -48,7 +48,7 @@ def listen(host: str, port: int) -> socket.socket:
     sock = socket.socket(family, kind, protocol)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.setblocking(False)  # noqa: FBT003 - the socket module's signature
+        sock.settimeout(0)
         sock.bind(address)
         sock.listen(1024)
     except OSError:
@@ -123,7 +123,7 @@ class Server:
             self._loop.add_reader(self._sock, self._accept)
 
     def _welcome(self, sock: socket.socket) -> None:
-        sock.setblocking(False)  # noqa: FBT003 - the socket module's signature
+        sock.settimeout(0)
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._connections.add(
@@ -147,7 +147,7 @@ class Server:
             self._log_out(session)
         if will is not None:
             connection.will = None
-            self._route(Message(will.topic, will.topic.encode(), will.payload, will.qos), will.retain, None)
+            self._route(Message(will.topic, will.topic.encode(), will.payload, will.qos), None, retain=will.retain)
 
     def _log_out(self, session: Session) -> None:
         session.disconnected()
@@ -232,7 +232,7 @@ class Server:
         if packet.topic.startswith("$SYS/"):
             log.info("%s: a publish to %r is ignored, $SYS is the broker's", session.client_id, packet.topic)
         else:
-            self._route(message, packet.retain, connection)
+            self._route(message, connection, retain=packet.retain)
         if packet.qos == 1:
             connection.write(p.encode(p.Puback(packet.packet_id)))
         elif packet.qos == 2:
@@ -246,7 +246,7 @@ class Server:
         if overflowed:
             self._cut_off(connection, "asked for more retained messages than its queue holds")
 
-    def _route(self, message: Message, retain: bool, publisher: Connection | None) -> None:  # noqa: FBT001 - a flag of the packet
+    def _route(self, message: Message, publisher: Connection | None, *, retain: bool) -> None:
         ready, overflowed = self._router.publish(message, retain=retain)
         for session in ready:
             subscriber = self._online.get(session.client_id)

@@ -16,6 +16,7 @@ __all__ = [
     "check_filter",
     "check_topic",
     "matches",
+    "overlap",
     "retained_charge",
 ]
 
@@ -77,6 +78,20 @@ def matches(name: str, topic: str) -> bool:
         if i == len(have) or level not in {"+", have[i]}:
             return False
     return len(want) == len(have)
+
+
+def overlap(one: str, other: str) -> bool:
+    """Say whether a topic name can exist that both filters match."""
+    if one.startswith("$") != other.startswith("$"):
+        return False
+    ours, theirs = one.split("/"), other.split("/")
+    for a, b in zip(ours, theirs, strict=False):
+        if "#" in {a, b}:
+            return True
+        if a != b and "+" not in {a, b}:
+            return False
+    longer = ours[len(theirs) :] or theirs[len(ours) :]
+    return longer in ([], ["#"])
 
 
 def _check_levels(text: str) -> None:
