@@ -1,0 +1,149 @@
+"""Chunks: big things cut into pieces of 64 KiB, each with its own CRC-32, put together again in any order."""
+
+import hashlib
+import zlib
+
+from edge_runtime.errors import RemoteError
+
+__all__ = [
+    "CHUNK_BYTES",
+    "Assembler",
+    "BadBitmap",
+    "BadChunk",
+    "BadChunkIndex",
+    "BlobTooLarge",
+    "chunk_count",
+    "cut_chunk",
+    "missing_chunks",
+    "parse_bitmap",
+]
+
+CHUNK_BYTES = 65_536
+_CRC_BYTES = 4
+
+
+class BadChunk(RemoteError):
+    """A chunk has the wrong length or the wrong check sum."""
+
+
+class BadChunkIndex(RemoteError):
+    """A chunk's index lies beyond the end."""
+
+
+class BlobTooLarge(RemoteError):
+    """An announced size is over the cap."""
+
+
+class BadBitmap(RemoteError):
+    """A bitmap of chunks is not the hexadecimal text it must be."""
+
+
+def chunk_count(size_bytes: int) -> int:
+    """How many chunks a thing of this size has."""
+    return -(-size_bytes // CHUNK_BYTES)
+
+
+def cut_chunk(data: bytes, index: int) -> bytes:
+    """Give chunk `index` as it travels: CRC-32 of the piece, little-endian, then the piece."""
+    piece = data[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
+    return zlib.crc32(piece).to_bytes(_CRC_BYTES, "little") + piece
+
+
+def parse_bitmap(text: str, chunks: int) -> bytes:
+    """Read a bitmap of received chunks: hexadecimal, bit i of byte i // 8, least significant first.
+
+    Raises:
+        BadBitmap: It is not exactly as long as `chunks` needs, or not hexadecimal.
+    """
+    wanted = -(-chunks // 8)
+    if len(text) != 2 * wanted:
+        raise BadBitmap(f"a bitmap of {len(text)} digits for {chunks} chunks, which take {2 * wanted}")
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise BadBitmap(f"a bitmap that begins {text[:20]!a} is not hexadecimal") from None
+
+
+def missing_chunks(have: bytes | bytearray, chunks: int, limit: int) -> list[int]:
+    """Give the first `limit` indexes whose bit is not set."""
+    found: list[int] = []
+    for index in range(chunks):
+        if len(found) == limit:
+            break
+        if not have[index // 8] >> (index % 8) & 1:
+            found.append(index)
+    return found
+
+
+class Assembler:
+    """Collects the chunks of one thing whose size and SHA-256 are known.
+
+    Its memory, size_bytes and a bit a chunk, is taken once, after the size has passed the cap.
+    """
+
+    def __init__(self, sha256: str, size_bytes: int, cap_bytes: int) -> None:
+        """Take the memory.
+
+        Raises:
+            BlobTooLarge: size_bytes is over cap_bytes; nothing was allocated.
+        """
+        if size_bytes > cap_bytes:
+            raise BlobTooLarge(f"{size_bytes} bytes are announced; the cap here is {cap_bytes}")
+        self.sha256 = sha256
+        self.size_bytes = size_bytes
+        self.chunks = chunk_count(size_bytes)
+        self._data = bytearray(size_bytes)
+        self._have = bytearray(-(-self.chunks // 8))
+        self._left = self.chunks
+
+    @property
+    def complete(self) -> bool:
+        """Whether every chunk is here."""
+        return self._left == 0
+
+    def add(self, index: int, payload: bytes) -> bool:
+        """Put a chunk in its place.
+
+        Returns:
+            Whether it was new; one that is already there is checked but not written again.
+
+        Raises:
+            BadChunkIndex: There is no such chunk.
+            BadChunk: Its length or check sum is wrong.
+        """
+        if not 0 <= index < self.chunks:
+            raise BadChunkIndex(f"chunk {index} of {self.chunks}")
+        first = index * CHUNK_BYTES
+        wanted = min(CHUNK_BYTES, self.size_bytes - first)
+        piece = memoryview(payload)[_CRC_BYTES:]
+        if len(payload) != wanted + _CRC_BYTES:
+            raise BadChunk(f"chunk {index} has {len(payload)} bytes instead of {wanted + _CRC_BYTES}")
+        if zlib.crc32(piece) != int.from_bytes(payload[:_CRC_BYTES], "little"):
+            raise BadChunk(f"chunk {index} does not have the CRC-32 it came with")
+        if self._have[index // 8] >> (index % 8) & 1:
+            return False
+        self._data[first : first + wanted] = piece
+        self._have[index // 8] |= 1 << (index % 8)
+        self._left -= 1
+        return True
+
+    def have(self) -> bytes:
+        """The bitmap of the chunks that are here."""
+        return bytes(self._have)
+
+    def missing(self, limit: int) -> list[int]:
+        """The first `limit` chunks that are not here."""
+        return missing_chunks(self._have, self.chunks, limit)
+
+    def take(self) -> bytes | None:
+        """Hand over the whole if its SHA-256 is right, else forget every chunk and return None.
+
+        Only for a complete assembler. After a success it is empty and of no further use.
+        """
+        if hashlib.sha256(self._data).hexdigest() != self.sha256:
+            self._have = bytearray(len(self._have))
+            self._left = self.chunks
+            return None
+        data = bytes(self._data)
+        self._data = bytearray()
+        return data

@@ -1,0 +1,187 @@
+"""What a session asks its shell to do (commands, in the imperative) and tells it (events, in the past)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edge_runtime.wire.tasks import Task
+
+__all__ = [
+    "AbandonTask",
+    "Command",
+    "DeviceCommand",
+    "DeviceStatus",
+    "Event",
+    "GatewaySuperseded",
+    "KeepGen",
+    "Outcome",
+    "Publish",
+    "RenewWill",
+    "RunTask",
+    "Stop",
+    "StoreBlob",
+    "StoreUpdate",
+    "Subscribe",
+    "TaskFailed",
+    "Telemetry",
+    "Unsubscribe",
+    "UpdateReceived",
+    "UpdateSettled",
+    "Warned",
+]
+
+
+@dataclass(frozen=True)
+class Publish:
+    """Publish a message."""
+
+    topic: str
+    payload: bytes
+    qos: int
+    retain: bool = False
+
+
+@dataclass(frozen=True)
+class Subscribe:
+    """Subscribe to topics, in one packet."""
+
+    topics: tuple[str, ...]
+    qos: int
+
+
+@dataclass(frozen=True)
+class Unsubscribe:
+    """Unsubscribe from topics, in one packet."""
+
+    topics: tuple[str, ...]
+
+
+Command = Publish | Subscribe | Unsubscribe
+
+
+@dataclass(frozen=True)
+class RenewWill:
+    """Disconnect and connect again with the session's present will."""
+
+
+@dataclass(frozen=True)
+class StoreBlob:
+    """A blob has come and its SHA-256 is right: keep it for the RunTask that follows; cache it if it is a plan."""
+
+    sha256: str
+    data: bytes
+    is_plan: bool
+
+
+@dataclass(frozen=True)
+class KeepGen:
+    """Keep this generation on disk: the next start of the device counts on from it."""
+
+    gen: int
+
+
+@dataclass(frozen=True)
+class RunTask:
+    """Every blob of the task is in the shell's hands: run it, then call finished or failed with this key."""
+
+    key: str
+    task: Task
+
+
+@dataclass(frozen=True)
+class AbandonTask:
+    """Stop running this task as soon as possible; what comes of it is ignored."""
+
+    key: str
+
+
+@dataclass(frozen=True)
+class StoreUpdate:
+    """Make the update durable, in place of the one before it; the commands after this one rely on it."""
+
+    key: str
+    task: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class UpdateSettled:
+    """The gateway has the update ("done"), or does not want it ("refused", with the rule)."""
+
+    key: str
+    task: str
+    outcome: str
+    rule: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """End the process: this device must not be on the wire."""
+
+    rule: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something was ignored; the peer named in `source` broke `rule`."""
+
+    source: str
+    rule: str
+    message: str
+
+
+@dataclass(frozen=True)
+class DeviceStatus:
+    """A device came ("online"), went ("stopped") or was lost."""
+
+    device: str
+    state: str
+    boot: str
+    gen: int
+    examples: int
+    info: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class UpdateReceived:
+    """An update is complete and its SHA-256 is right: make it durable, then accept or refuse it."""
+
+    device: str
+    task: str
+    uid: str
+    sha256: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class TaskFailed:
+    """A device cannot do a task."""
+
+    device: str
+    task: str
+    rule: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Telemetry:
+    """A device measured something."""
+
+    device: str
+    fields: Mapping[str, int | float | str]
+
+
+@dataclass(frozen=True)
+class GatewaySuperseded:
+    """A coordinator with a later epoch is on this site: this one must stop."""
+
+    epoch: int
+
+
+Event = DeviceStatus | UpdateReceived | TaskFailed | Telemetry | GatewaySuperseded | Warned
+DeviceCommand = (
+    Command | RenewWill | KeepGen | StoreBlob | RunTask | AbandonTask | StoreUpdate | UpdateSettled | Stop | Warned
+)
+Outcome = Command | Event

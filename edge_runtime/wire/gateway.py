@@ -1,0 +1,290 @@
+"""The gateway's end of the protocol: messages in, events and commands out; no sockets, no clock, no disk.
+
+Uploads have a state machine of their own, in intake.py. Here are presence, tasks and blobs, which have no states: the
+session publishes what it holds, and all of it again on every connection.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from edge_runtime.errors import LocalError, RemoteError
+from edge_runtime.wire import messages, topics
+from edge_runtime.wire.chunks import chunk_count, cut_chunk
+from edge_runtime.wire.events import (
+    Command,
+    DeviceStatus,
+    GatewaySuperseded,
+    Outcome,
+    Publish,
+    Subscribe,
+    TaskFailed,
+    Telemetry,
+    UpdateReceived,
+    Warned,
+)
+from edge_runtime.wire.intake import Answer, BadUid, Intake, Refusal
+from edge_runtime.wire.tasks import MAX_BLOB_BYTES, Task, format_task
+
+__all__ = ["MAX_DEVICES", "BlobUnknown", "GatewaySession", "TooManyDevices"]
+
+MAX_DEVICES = 100_000
+
+
+class BlobUnknown(LocalError):
+    """A task names a blob that was not published."""
+
+
+class TooManyDevices(RemoteError):
+    """More device ids than MAX_DEVICES were heard of."""
+
+
+@dataclass
+class _Device:
+    """What is known of a device: the task it was sent and the presence that was last believed."""
+
+    task: Task | None = None
+    status: messages.Status | None = None
+
+
+def _never_done(device: str, task: str) -> str | None:  # noqa: ARG001 the default of a callback
+    return None
+
+
+def _unknown_task(device: str, task: str) -> Refusal | None:
+    return Refusal("UnknownTask", f"{task} is not what device {device} is asked to do now")
+
+
+class GatewaySession:
+    """One site's coordinator on the wire.
+
+    Held: the tasks sent, the blobs in use, the uploads under way. All of it is published again by connected(), so a
+    broker that forgets everything loses nothing.
+    """
+
+    def __init__(  # noqa: PLR0913 every limit is the caller's
+        self,
+        site: str,
+        epoch: int,
+        *,
+        already_done: Callable[[str, str], str | None] = _never_done,
+        judge: Callable[[str, str], Refusal | None] = _unknown_task,
+        max_update_bytes: int = MAX_BLOB_BYTES,
+        budget_bytes: int = 512 << 20,
+    ) -> None:
+        """Start a session that has sent nothing.
+
+        Args:
+            site: The site's id.
+            epoch: One more than at the last start.
+            already_done: (device, task) -> SHA-256 of the update that is durable for it, or None.
+            judge: (device, task) -> why an update for a task that is not the device's present one is refused, or None
+                to take it. By default every such update is refused.
+            max_update_bytes: Cap on one update.
+            budget_bytes: Cap on all open uploads together; over it, devices are asked to come back later.
+
+        Raises:
+            BadId: The site cannot stand in a topic.
+        """
+        self.site = topics.check_id(site, "site")
+        self.epoch = epoch
+        self._already_done = already_done
+        self._judge = judge
+        self._intake = Intake(max_update_bytes, budget_bytes)
+        self._devices: dict[str, _Device] = {}
+        self._blobs: dict[str, bytes] = {}
+        self._online = False
+
+    @property
+    def open_bytes(self) -> int:
+        """Memory promised to uploads under way."""
+        return self._intake.open_bytes
+
+    def will(self) -> tuple[str, bytes]:
+        """Topic and payload of the last will, retained, QoS 1."""
+        return topics.gateway(self.site), self._presence("lost")
+
+    def connected(self, now: float) -> list[Outcome]:  # noqa: ARG002 every input carries the time
+        """Take up a new connection: subscribe, then publish presence, blobs and tasks again."""
+        self._online = True
+        outcomes: list[Outcome] = [
+            Subscribe((topics.gateway(self.site), topics.status(self.site, "+"), topics.upload_all(self.site)), 1),
+            Subscribe((topics.telemetry(self.site, "+"),), 0),
+            Publish(topics.gateway(self.site), self._presence("up"), 1, retain=True),
+        ]
+        for sha256 in self._blobs:
+            outcomes += self._blob_chunks(sha256)
+        for device, known in self._devices.items():
+            if known.task is not None:
+                outcomes.append(self._task(device, format_task(known.task)))
+        return outcomes
+
+    def disconnected(self, now: float) -> list[Outcome]:  # noqa: ARG002 every input carries the time
+        """Note that nothing can be published; open uploads are kept."""
+        self._online = False
+        return []
+
+    def stopping(self) -> list[Command]:
+        """Say goodbye on purpose: publish before disconnecting cleanly, so that no will is sent."""
+        return [Publish(topics.gateway(self.site), self._presence("stopped"), 1, retain=True)]
+
+    def received(self, now: float, topic: str, payload: bytes, *, retain: bool = False) -> list[Outcome]:
+        """Take a message; whatever it holds, the answer is a list, never an exception.
+
+        Args:
+            now: Seconds of a monotonic clock.
+            topic: As received.
+            payload: As received.
+            retain: Whether the broker had kept it, so that it may be old.
+        """
+        try:
+            address = topics.parse_topic(self.site, topic)
+            if address.kind == "gateway":
+                return self._on_gateway(payload, retain=retain)
+            if address.name:
+                return self._on_upload(now, address, payload)
+            return self._on_device(address, payload)
+        except RemoteError as error:
+            return [Warned(topic[:200], error.rule, str(error))]
+
+    def tick(self, now: float) -> list[Outcome]:
+        """Let time pass: uploads that stood still give their memory back."""
+        self._intake.drop_idle(now)
+        return []
+
+    def publish_blob(self, sha256: str, data: bytes) -> list[Command]:
+        """Offer a blob to every device until drop_blob; publishing one that is offered already does nothing."""
+        if sha256 in self._blobs:
+            return []
+        self._blobs[sha256] = data
+        return self._if_online(self._blob_chunks(sha256))
+
+    def drop_blob(self, sha256: str) -> list[Command]:
+        """Take a blob off the broker; unknown ones are left alone."""
+        data = self._blobs.pop(sha256, b"")
+        indexes = range(chunk_count(len(data)))
+        return self._if_online(
+            [Publish(topics.chunk(self.site, sha256, index), b"", 1, retain=True) for index in indexes]
+        )
+
+    def send_task(self, device: str, task: Task, blobs: Mapping[str, bytes] | None = None) -> list[Command]:
+        """Ask a device to do a task, in place of the one it may have.
+
+        Args:
+            device: Its id.
+            task: What to do.
+            blobs: Blobs to publish first, if they are not yet.
+
+        Raises:
+            BadId: The device cannot stand in a topic.
+            BlobUnknown: The task needs a blob that is neither here nor published.
+        """
+        topics.check_id(device, "device")
+        commands = [command for sha256, data in (blobs or {}).items() for command in self.publish_blob(sha256, data)]
+        absent = [sha256 for sha256 in task.blobs if sha256 not in self._blobs]
+        if absent:
+            raise BlobUnknown(f"task {task.task} needs blob {absent[0]}, which was not published")
+        self._device(device).task = task
+        return [*commands, *self._if_online([self._task(device, format_task(task))])]
+
+    def clear_task(self, device: str) -> list[Command]:
+        """Withdraw the device's task; the empty retained message is published even if none is known here."""
+        self._device(device).task = None
+        return self._if_online([self._task(device, b"")])
+
+    def accept(self, device: str, uid: str) -> list[Command]:
+        """Tell the device that its update is durable; call it only after it is.
+
+        Raises:
+            NotOffered: No such update is waiting for a decision.
+        """
+        begin = self._intake.settle(device, uid)
+        return self._if_online([self._down(device, messages.Done(uid, begin.sha256))])
+
+    def refuse(self, device: str, uid: str, rule: str, message: str, retry_s: float | None = None) -> list[Command]:
+        """Tell the device that its update is not taken; with retry_s it may offer it again.
+
+        Raises:
+            NotOffered: No such update is waiting for a decision.
+        """
+        self._intake.settle(device, uid)
+        return self._if_online([self._down(device, messages.Refuse(uid, rule, message, retry_s))])
+
+    def _on_gateway(self, payload: bytes, *, retain: bool) -> list[Outcome]:
+        ours = messages.GatewayState(self.epoch, "up")
+        state = messages.parse_gateway(payload) if payload else None
+        # A retained "up" may be of a dead coordinator. If it lives, it answers our presence with its own, live.
+        if state is not None and state.epoch > self.epoch and state.state == "up" and not retain:
+            return [GatewaySuperseded(state.epoch)]
+        if state != ours and self._online:
+            # The will of an earlier connection came late and stands retained over our presence.
+            return [Publish(topics.gateway(self.site), self._presence("up"), 1, retain=True)]
+        return []
+
+    def _on_device(self, address: topics.Address, payload: bytes) -> list[Outcome]:
+        if address.kind == "tel":
+            return [Telemetry(address.device, messages.parse_telemetry(payload))]
+        if address.kind != "status" or not payload:
+            return []
+        status = messages.parse_status(payload)
+        known = self._device(address.device)
+        last = known.status
+        late_will = (
+            last is not None and status.state != "online" and status.boot != last.boot and status.gen <= last.gen
+        )
+        if late_will or status == last:
+            return []
+        known.status = status
+        return [DeviceStatus(address.device, status.state, status.boot, status.gen, status.examples, status.info)]
+
+    def _on_upload(self, now: float, address: topics.Address, payload: bytes) -> list[Outcome]:
+        if address.kind == "fail":
+            fail = messages.parse_fail(payload)
+            return [TaskFailed(address.device, fail.task, fail.rule, fail.message)]
+        if address.kind == "begin":
+            begin = messages.parse_begin(payload)
+            return self._answers(address.device, self._on_begin(now, address.device, address.name, begin))
+        answers = self._intake.chunk(now, address.device, address.name, address.index, payload)
+        return self._answers(address.device, answers)
+
+    def _on_begin(self, now: float, device: str, uid: str, begin: messages.Begin) -> list[Answer]:
+        if not begin.sha256.startswith(uid):
+            raise BadUid(f"upload {uid} offers {begin.sha256}; its id must be the first 16 digits")
+        done = self._already_done(device, begin.task)
+        if done is not None:
+            self._intake.drop(device, uid)
+            return [messages.Done(uid, done)]
+        return self._intake.begin(now, device, uid, begin, lambda: self._unwanted(device, begin.task))
+
+    def _unwanted(self, device: str, task: str) -> Refusal | None:
+        known = self._device(device)
+        if known.task is not None and known.task.task == task:
+            return None
+        return self._judge(device, task)
+
+    def _answers(self, device: str, answers: list[Answer]) -> list[Outcome]:
+        return [a if isinstance(a, UpdateReceived) else self._down(device, a) for a in answers]
+
+    def _device(self, device: str) -> _Device:
+        if device not in self._devices and len(self._devices) >= MAX_DEVICES:
+            raise TooManyDevices(f"device {device} would be one more than {MAX_DEVICES}")
+        return self._devices.setdefault(device, _Device())
+
+    def _blob_chunks(self, sha256: str) -> list[Command]:
+        data = self._blobs[sha256]
+        return [
+            Publish(topics.chunk(self.site, sha256, index), cut_chunk(data, index), 1, retain=True)
+            for index in range(chunk_count(len(data)))
+        ]
+
+    def _if_online(self, commands: list[Command]) -> list[Command]:
+        # Off line nothing is lost: connected() publishes all of it, and a device asks again for its answer.
+        return commands if self._online else []
+
+    def _task(self, device: str, payload: bytes) -> Publish:
+        return Publish(topics.task(self.site, device), payload, 1, retain=True)
+
+    def _down(self, device: str, answer: messages.Down) -> Publish:
+        return Publish(topics.down(self.site, device), messages.format_down(answer), 1)
+
+    def _presence(self, state: str) -> bytes:
+        return messages.format_gateway(messages.GatewayState(self.epoch, state))

@@ -1,0 +1,77 @@
+"""Upload of one update: offer it, send the window of chunks the gateway asks for, ask again when it is silent."""
+
+from dataclasses import dataclass
+
+from edge_runtime.wire import messages, topics
+from edge_runtime.wire.chunks import chunk_count, cut_chunk, missing_chunks, parse_bitmap
+from edge_runtime.wire.events import DeviceCommand, Publish
+
+__all__ = ["Offer"]
+
+RETRY_S = 2.0
+MAX_RETRY_S = 30.0
+
+
+@dataclass
+class Offer:
+    """An update on its way to the gateway.
+
+    _patience_s is how long silence is borne before `begin` is said again. It doubles with every silence and falls back
+    only when the gateway turns out to lack a chunk that was sent: on a link where one window takes longer than
+    RETRY_S, silence means slowness, and asking sooner would only send everything twice.
+    """
+
+    site: str
+    device: str
+    task: str
+    sha256: str
+    data: bytes
+    _patience_s: float = RETRY_S
+    _asked_at: float = 0.0
+    _asked_since_sending: bool = True
+    _last_bitmap: bytes = b""
+    _in_flight: tuple[int, ...] = ()
+
+    @property
+    def uid(self) -> str:
+        """The upload's id on the wire."""
+        return self.sha256[:16]
+
+    def start(self, now: float) -> list[DeviceCommand]:
+        """Offer on a new connection, or to a coordinator that has just come up."""
+        self._patience_s = RETRY_S
+        return self._begin(now)
+
+    def tick(self, now: float) -> list[DeviceCommand]:
+        """Offer again when the gateway was silent for too long."""
+        if now - self._asked_at < self._patience_s:
+            return []
+        self._patience_s = min(2 * self._patience_s, MAX_RETRY_S)
+        return self._begin(now)
+
+    def have(self, now: float, answer: messages.Have) -> list[DeviceCommand]:
+        """Send the first `window` chunks the gateway lacks.
+
+        Raises:
+            BadBitmap: The answer's bitmap does not fit this update.
+        """
+        chunks = chunk_count(len(self.data))
+        bitmap = parse_bitmap(answer.have, chunks)
+        self._asked_at = now
+        if bitmap == self._last_bitmap and not self._asked_since_sending:
+            return []  # the second answer to one question; those chunks are on their way
+        indexes = missing_chunks(bitmap, chunks, answer.window)
+        if any(index in self._in_flight for index in indexes):
+            self._patience_s = RETRY_S
+        self._last_bitmap, self._in_flight = bitmap, tuple(indexes)
+        self._asked_since_sending = not indexes
+        return [self._publish(index, cut_chunk(self.data, index), 0) for index in indexes]
+
+    def _begin(self, now: float) -> list[DeviceCommand]:
+        self._asked_at = now
+        self._asked_since_sending = True
+        begin = messages.Begin(self.task, self.sha256, len(self.data))
+        return [self._publish("begin", messages.format_begin(begin), 1)]
+
+    def _publish(self, part: str | int, payload: bytes, qos: int) -> Publish:
+        return Publish(topics.upload(self.site, self.device, self.uid, part), payload, qos)
