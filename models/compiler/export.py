@@ -1,0 +1,43 @@
+"""The way out: reading the weights of an ONNX model, and writing new ones into the user's own graph."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx.numpy_helper
+from numpy.typing import NDArray
+
+from models.compiler.errors import ModelError
+from models.compiler.onnx_import import import_onnx, own_batch, read_model
+
+
+def weights_of(model: bytes) -> dict[str, NDArray[np.float32]]:
+    """The initial values of every parameter of a model, by the names its plan gives them.
+
+    Raises:
+        ModelError: as import_onnx, or an initializer holds values that are not finite.
+    """
+    names = [p.name for p in import_onnx(model, batch=own_batch(model)).parameters]
+    stored = {t.name: t for t in read_model(model).graph.initializer}
+    weights = {n: np.array(onnx.numpy_helper.to_array(stored[n]), np.float32) for n in names}
+    for name, array in weights.items():
+        if not np.isfinite(array).all():
+            raise ModelError(f"initializer {name!r} holds NaN or infinity")
+    return weights
+
+
+def with_weights(model: bytes, weights: Mapping[str, NDArray[np.float32]]) -> bytes:
+    """The same model with some initializers replaced; everything else stays as the user wrote it.
+
+    Raises:
+        ModelError: a name the model does not have, or another dtype or shape than its initializer's.
+    """
+    proto = read_model(model)
+    stored = {t.name: t for t in proto.graph.initializer}
+    for name, array in weights.items():
+        if name not in stored:
+            raise ModelError(f"the model has no initializer {name!r}; it has: {', '.join(sorted(stored))}")
+        shape = tuple(stored[name].dims)
+        if array.dtype != np.float32 or array.shape != shape:
+            raise ModelError(f"initializer {name!r} is float32 {list(shape)}, got {array.dtype} {list(array.shape)}")
+        stored[name].CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(array), name))
+    return bytes(proto.SerializeToString(deterministic=True))

@@ -1,0 +1,195 @@
+"""The intermediate representation: an immutable graph of typed values.
+
+A Node applies one operation of ops.OPS; a Value is one output of a node. Nodes point at their inputs only, so a graph
+is what can be reached from its outputs: a pass builds new nodes and whatever nobody reaches any more is gone. Two nodes
+are the same only if they are the same object; two values are the same if they are the same output of the same node.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from models.compiler import shapes
+from models.compiler.shapes import Attrs, Infer, Type, Window
+
+__all__ = ["Graph", "Node", "Role", "Type", "Value", "Window", "apply", "constant", "leaf", "rewrite", "topological"]
+
+
+class Role(IntEnum):
+    """Whose a tensor's bytes are; the numbers of the plan format."""
+
+    TEMPORARY = 0
+    TRAINED = 1
+    FROZEN = 2
+    STATE = 3
+    BATCH = 4
+    SCALAR = 5
+    OUTPUT = 6
+    CONSTANT = 7
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One application of an operation.
+
+    "leaf" (attribute `name`) and "constant" (attribute `value`) have no inputs and are not in OPS.
+    """
+
+    op: str
+    inputs: "tuple[Value | None, ...]" = field(repr=False)
+    types: tuple[Type, ...]
+    attrs: Attrs
+
+    def out(self, index: int = 0) -> "Value":
+        """The value of output `index`."""
+        return Value(self, index)
+
+
+@dataclass(frozen=True)
+class Value:
+    """Output `index` of a node. Arithmetic on values builds nodes, with NumPy's broadcasting."""
+
+    node: Node
+    index: int = 0
+
+    @property
+    def type(self) -> Type:
+        """Element type and shape."""
+        return self.node.types[self.index]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Size along each axis."""
+        return self.type.shape
+
+    @property
+    def name(self) -> str:
+        """Name of a leaf, empty for any other value."""
+        return str(self.node.attrs["name"]) if self.node.op == "leaf" else ""
+
+    def __add__(self, other: "Value | float") -> "Value":
+        return binary("add", self, other)
+
+    def __radd__(self, other: "Value | float") -> "Value":
+        return binary("add", other, self)
+
+    def __sub__(self, other: "Value | float") -> "Value":
+        return binary("sub", self, other)
+
+    def __rsub__(self, other: "Value | float") -> "Value":
+        return binary("sub", other, self)
+
+    def __mul__(self, other: "Value | float") -> "Value":
+        return binary("mul", self, other)
+
+    def __rmul__(self, other: "Value | float") -> "Value":
+        return binary("mul", other, self)
+
+    def __neg__(self) -> "Value":
+        return binary("mul", self, -1.0)
+
+    def __matmul__(self, other: "Value") -> "Value":
+        return apply("gemm", shapes.gemm, (self, other), {"trans_a": False, "trans_b": False, "relu": False})[0]
+
+
+Operand = Value | float
+Rule = Callable[[Node, tuple[Value | None, ...]], Sequence[Value] | None]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A model: batch inputs, named parameters, outputs.
+
+    Attributes:
+        inputs: leaves the caller fills for each batch.
+        parameters: leaves with the names of the tensors they stand for, in order of first use.
+        outputs: what the model computes.
+        notes: what an import changed or left out, for people.
+    """
+
+    inputs: tuple[Value, ...]
+    parameters: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    notes: tuple[str, ...] = ()
+
+
+def apply(op: str, infer: Infer, inputs: tuple[Value | None, ...], attrs: Attrs) -> tuple[Value, ...]:
+    """Build a node of `op`, its types by `infer`, and answer its outputs."""
+    types = infer([None if v is None else v.type for v in inputs], attrs)
+    node = Node(op, inputs, types, attrs)
+    return tuple(Value(node, i) for i in range(len(types)))
+
+
+def leaf(name: str, dtype: str, shape: Sequence[int]) -> Value:
+    """A named value that comes from outside: a parameter, a batch column, a scalar, a state."""
+    return Value(Node("leaf", (), (shapes.checked(f"leaf {name}", (), dtype, shape),), {"name": name}))
+
+
+def constant(value: ArrayLike | NDArray[Any]) -> Value:
+    """A value fixed at compile time: float32 unless it is int32 or uint8 already."""
+    array = np.asarray(value)
+    kept = array if array.dtype in (np.int32, np.uint8) else array.astype(np.float32)
+    kept = np.array(kept, order="C")
+    kept.setflags(write=False)
+    return Value(Node("constant", (), (shapes.checked("constant", (), str(kept.dtype), kept.shape),), {"value": kept}))
+
+
+def binary(op: str, a: Operand, b: Operand) -> Value:
+    """An elementwise operation of two operands; a Python number becomes a constant."""
+    left = a if isinstance(a, Value) else constant(a)
+    right = b if isinstance(b, Value) else constant(b)
+    return apply(op, shapes.elementwise(op), (left, right), {})[0]
+
+
+def topological(outputs: Iterable[Value]) -> list[Node]:
+    """Every node the outputs need, producers first; the order depends on the graph alone.
+
+    Iterative: deep networks would exhaust Python's stack.
+    """
+    order: list[Node] = []
+    seen: set[Node] = set()
+    stack = [(v.node, False) for v in reversed(list(outputs))]
+    while stack:
+        node, expanded = stack.pop()
+        if expanded:
+            order.append(node)
+        elif node not in seen:
+            seen.add(node)
+            stack.append((node, True))
+            stack.extend((v.node, False) for v in reversed(node.inputs) if v is not None and v.node not in seen)
+    return order
+
+
+def uses(outputs: Sequence[Value]) -> Counter[Value]:
+    """How often each value is read, by nodes and as an output."""
+    counts = Counter(outputs)
+    for node in topological(outputs):
+        counts.update(v for v in node.inputs if v is not None)
+    return counts
+
+
+def rewrite(outputs: Sequence[Value], rule: Rule) -> tuple[Value, ...]:
+    """Rebuild a graph bottom up.
+
+    `rule(node, inputs)` sees each old node with its already rewritten inputs and answers values in place of the node's
+    outputs, or None to keep the operation. Leaves and constants keep their identity.
+    """
+    new: dict[Value, Value] = {}
+    for node in topological(outputs):
+        inputs = tuple(None if v is None else new[v] for v in node.inputs)
+        replaced = rule(node, inputs) if node.inputs else None
+        if replaced is None:
+            kept = node if inputs == node.inputs else Node(node.op, inputs, node.types, node.attrs)
+            replaced = [Value(kept, i) for i in range(len(node.types))]
+        new.update((Value(node, i), v) for i, v in enumerate(replaced))
+    return tuple(new[v] for v in outputs)
+
+
+def with_attrs(node: Node, inputs: tuple[Value | None, ...], changes: Mapping[str, Any]) -> Node:
+    """The same operation with the same output types, other inputs and some other attributes."""
+    return Node(node.op, inputs, node.types, {**node.attrs, **changes})

@@ -1,0 +1,252 @@
+"""ONNX in: a checked model becomes a graph, or an error that names the node.
+
+The model comes from outside and is not trusted: sizes are capped before anything is allocated, and whatever
+is wrong with it ends in ModelError. Float32 initializers become named parameters; everything known once the
+batch size is fixed (shape arithmetic) is computed here, by the onnx package's own reference evaluator.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.checker
+import onnx.defs
+import onnx.inliner
+import onnx.numpy_helper
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
+
+import models.compiler.graph as g
+from models.compiler.errors import CompileError, ModelError, UnsupportedOp
+from models.compiler.ir import Graph, Value, topological
+from models.compiler.onnx_ops import CONVERTERS, ModelNode, Term
+
+MAX_MODEL_BYTES = 256 << 20
+MIN_OPSET = 7
+MAX_FOLDED_ELEMENTS = 1024  # of all inputs together: shape arithmetic is about a few numbers
+FOLDABLE = frozenset(
+    [
+        "Add",
+        "Cast",
+        "Concat",
+        "ConstantOfShape",
+        "Div",
+        "Equal",
+        "Floor",
+        "Gather",
+        "Identity",
+        "Mod",
+        "Mul",
+        "Neg",
+        "ReduceProd",
+        "Reshape",
+        "Slice",
+        "Squeeze",
+        "Sub",
+        "Unsqueeze",
+        "Where",
+    ]
+)
+SUPPORTED = frozenset(CONVERTERS) | FOLDABLE
+# What the onnx package and NumPy raise on malformed attributes, tensors and shapes.
+BROKEN = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the conversion of every node may need of the model."""
+
+    opset: int
+    batch: int
+    fixed_batch: int | None
+    initializers: Mapping[str, onnx.TensorProto]
+
+
+def import_onnx(model: bytes, *, batch: int) -> Graph:
+    """Read a model for batches of `batch` examples.
+
+    The input is named "x"; its first dimension is the batch, symbolic or of whatever size the model was
+    exported with. Parameters keep the names of their initializers. A float32 initializer without dimensions
+    is a constant (exporters store the numbers of a formula so), which is noted.
+
+    Args:
+        model: a serialised ONNX ModelProto, opset 7 or later, without external data.
+        batch: rows of a batch, at least 1.
+
+    Raises:
+        UnsupportedOp: an operator the compiler does not have; it names the node and lists what is supported.
+        ModelError: anything else that is wrong with the model.
+    """
+    if batch < 1:
+        raise ModelError(f"batch must be at least 1, got {batch}")
+    proto = read_model(model)
+    opset = _opset(proto)
+    info = _single_input(proto)
+    fixed = info.type.tensor_type.shape.dim[0].dim_value or None
+    x = _input_leaf(info, batch)
+    reading = Reading(opset, batch, fixed, {t.name: t for t in proto.graph.initializer})
+    terms: dict[str, Term] = {info.name: x}
+    notes: list[str] = []
+    for node in proto.graph.node:
+        _convert_node(node, reading, terms, notes)
+    output = _output(proto, terms)
+    leaves = [node.out() for node in topological([output]) if node.op == "leaf"]
+    return Graph((x,), tuple(v for v in leaves if v != x), (output,), tuple(notes))
+
+
+def own_batch(model: bytes) -> int:
+    """The batch size a model was exported with, 1 where it is symbolic."""
+    return _single_input(read_model(model)).type.tensor_type.shape.dim[0].dim_value or 1
+
+
+def read_model(data: bytes) -> onnx.ModelProto:
+    """Parse and check a model.
+
+    Raises:
+        ModelError: too large, no ONNX model, external data, or refused by the onnx checker.
+    """
+    if len(data) > MAX_MODEL_BYTES:
+        raise ModelError(f"the model takes {len(data)} bytes, at most {MAX_MODEL_BYTES} are read")
+    try:
+        proto = onnx.load_model_from_string(data)
+    except (DecodeError, ValueError) as error:
+        raise ModelError(f"not an ONNX model: {error}") from error
+    for tensor in proto.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise ModelError(f"initializer {tensor.name!r} lies in another file; save the model as one file")
+    try:
+        onnx.checker.check_model(proto)
+        return onnx.inliner.inline_local_functions(proto) if proto.functions else proto
+    except (onnx.checker.ValidationError, *BROKEN) as error:
+        raise ModelError(f"the onnx checker refuses the model: {error}") from error
+
+
+def _opset(proto: onnx.ModelProto) -> int:
+    versions = [o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")]
+    latest = onnx.defs.onnx_opset_version()
+    if len(versions) != 1 or not MIN_OPSET <= versions[0] <= latest:
+        raise ModelError(f"the model has opset {versions or 'none'}; {MIN_OPSET} to {latest} are read, export it again")
+    return int(versions[0])
+
+
+def _single_input(proto: onnx.ModelProto) -> onnx.ValueInfoProto:
+    stored = {t.name for t in proto.graph.initializer}
+    inputs = [i for i in proto.graph.input if i.name not in stored]
+    if len(inputs) != 1:
+        raise ModelError(f"the model must have one input, it has {len(inputs)}: {[i.name for i in inputs]}")
+    tensor = inputs[0].type.tensor_type
+    if tensor.elem_type != onnx.TensorProto.FLOAT or not tensor.HasField("shape") or not tensor.shape.dim:
+        kind = onnx.TensorProto.DataType.Name(tensor.elem_type) if tensor.elem_type else "no tensor"
+        raise ModelError(f"input {inputs[0].name!r} must be a float32 tensor (batch, ...) of known rank, it is {kind}")
+    info: onnx.ValueInfoProto = inputs[0]
+    return info
+
+
+def _input_leaf(info: onnx.ValueInfoProto, batch: int) -> Value:
+    dims = info.type.tensor_type.shape.dim
+    for axis, dim in enumerate(dims):
+        if axis and dim.dim_value < 1:
+            raise ModelError(
+                f"dimension {axis} of input {info.name!r} is {dim.dim_param or dim.dim_value!r}; only the batch may"
+                " vary, export the model with the other sizes fixed"
+            )
+    try:
+        return g.leaf("x", "float32", (batch, *(d.dim_value for d in dims[1:])))
+    except CompileError as error:
+        raise ModelError(f"input {info.name!r}: {error}") from error
+
+
+def _output(proto: onnx.ModelProto, terms: Mapping[str, Term]) -> Value:
+    name = proto.graph.output[0].name if proto.graph.output else ""
+    found = terms.get(name)
+    if not isinstance(found, Value):
+        raise ModelError(f"output {name!r} of the model does not depend on its input")
+    return found
+
+
+def _convert_node(node: onnx.NodeProto, reading: Reading, terms: dict[str, Term], notes: list[str]) -> None:
+    """Add the outputs of one node to `terms`."""
+    label = node.name or (node.output[0] if node.output else "")
+    op = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+    if op not in SUPPORTED:
+        raise UnsupportedOp(op, label, SUPPORTED, _ADVICE.get(op, ""))
+    try:
+        inputs = [_term(name, reading, terms, notes) for name in node.input]
+        terms[node.output[0]] = _result(node, label, inputs, reading, notes)
+    except UnsupportedOp:
+        raise
+    except BROKEN as error:
+        raise ModelError(f"node {label!r} ({op}): {error}") from error
+
+
+_ADVICE = dict.fromkeys(
+    ("Softmax", "LogSoftmax"), " (the loss contains the softmax: let the model end with its logits)"
+)
+
+
+def _result(node: onnx.NodeProto, label: str, inputs: list[Term | None], reading: Reading, notes: list[str]) -> Term:
+    if node.op_type in FOLDABLE and inputs and all(isinstance(t, np.ndarray) for t in inputs if t is not None):
+        return _fold(node, [t for t in inputs if isinstance(t, np.ndarray)], reading.opset)
+    convert = CONVERTERS.get(node.op_type)
+    if convert is None:
+        raise UnsupportedOp(node.op_type, label, SUPPORTED, " on values that depend on the input")
+    attrs = {a.name: _attribute(a) for a in node.attribute}
+    outputs = sum(bool(name) for name in node.output)
+    view = ModelNode(node.op_type, label, attrs, outputs, reading.opset, reading.batch, reading.fixed_batch, notes)
+    return convert(view, inputs)
+
+
+def _attribute(attribute: onnx.AttributeProto) -> Any:
+    """An attribute as a Python value: text decoded, tensors as arrays."""
+    value = onnx.helper.get_attribute_value(attribute)
+    if isinstance(value, bytes):
+        return value.decode()
+    return _array(value) if isinstance(value, onnx.TensorProto) else value
+
+
+def _term(name: str, reading: Reading, terms: dict[str, Term], notes: list[str]) -> Term | None:
+    """What a name stands for; an initializer becomes a leaf or an array when it is first read."""
+    if not name:
+        return None
+    if name not in terms:
+        terms[name] = _initializer(name, reading.initializers[name], notes)
+    return terms[name]
+
+
+def _initializer(name: str, tensor: onnx.TensorProto, notes: list[str]) -> Term:
+    if tensor.data_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE):
+        kind = onnx.TensorProto.DataType.Name(tensor.data_type)
+        raise ModelError(f"initializer {name!r} is {kind}; training is in float32, convert the model first")
+    if tensor.data_type != onnx.TensorProto.FLOAT:
+        return _array(tensor)
+    if not tensor.dims:
+        notes.append(f"initializer {name!r} has no dimensions and is taken as a constant")
+        return _array(tensor)
+    return g.leaf(name, "float32", tensor.dims)
+
+
+def _array(tensor: onnx.TensorProto) -> Array:
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        raise ModelError(f"tensor {tensor.name!r} lies in another file; save the model as one file")
+    return np.asarray(onnx.numpy_helper.to_array(tensor))
+
+
+def _fold(node: onnx.NodeProto, inputs: Sequence[Array], opset: int) -> Array:
+    """Compute a node on known arrays with the reference evaluator."""
+    sizes = [a.size for a in inputs]
+    if node.op_type == "ConstantOfShape":
+        sizes.append(math.prod(int(d) for d in inputs[0].ravel()))
+    if sum(sizes) > MAX_FOLDED_ELEMENTS:
+        raise ModelError(f"shape arithmetic on {sum(sizes)} elements; at most {MAX_FOLDED_ELEMENTS} are computed")
+    given = dict(zip([name for name in node.input if name], inputs, strict=True))
+    function = onnx.helper.make_function(
+        "fold", "fold", list(given), list(node.output[:1]), [node], [onnx.helper.make_opsetid("", opset)]
+    )
+    results = ReferenceEvaluator(function).run(None, given)
+    assert isinstance(results, list)
+    return np.asarray(results[0])

@@ -1,0 +1,120 @@
+"""Which values share bytes, and where everything lies in the arena.
+
+A reshape shows its input's bytes. An elementwise result takes the bytes of an input that dies there. An
+update writes its parameter and velocity in place. Slots, batch columns, scalars and outputs keep their own
+bytes for the whole run; all other values are buffers with a lifetime.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from models.compiler.ir import Node, Role, Value
+from models.compiler.memory import Buffer, aligned, lower_bound, place
+from models.compiler.ops import OPS
+from models.compiler.schedule import Order, base, orders, read_by
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Role and name of a value that owns its bytes for the whole run."""
+
+    role: Role
+    name: str
+
+
+Owners = Mapping[Value, Owner]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A program with a place for every value.
+
+    Attributes:
+        order: the kernels as they run.
+        offsets: where each owner and each buffer begins in the arena, in bytes.
+        shares: for a value that lies in the bytes of another, that other.
+        owned_bytes: the arena's first part, for owners.
+        arena_bytes: all of it.
+        lower_bound_bytes: what no placement of this order could go below.
+    """
+
+    order: Order
+    offsets: Mapping[Value, int]
+    shares: Mapping[Value, Value]
+    owned_bytes: int
+    arena_bytes: int
+    lower_bound_bytes: int
+
+    def offset(self, value: Value) -> int:
+        """Where the bytes of any value but a constant begin."""
+        return self.offsets[self.root(value)]
+
+    def root(self, value: Value) -> Value:
+        """The owner, buffer or constant in whose bytes a value lies."""
+        return self.shares.get(base(value), base(value))
+
+
+def lay_out(outputs: Sequence[Value], owners: Owners) -> Layout:
+    """The layout with the smallest arena among the candidate orders; the first one wins a tie."""
+    return min((_lay_out(order, owners) for order in orders(outputs)), key=lambda found: found.arena_bytes)
+
+
+def _lay_out(order: Order, owners: Owners) -> Layout:
+    shares, lifetimes = _share(order, owners)
+    offsets: dict[Value, int] = {}
+    owned = 0
+    for value in sorted(owners, key=lambda v: (owners[v].role, owners[v].name)):
+        offsets[value] = owned
+        owned += aligned(value.type.nbytes)
+    buffers = [Buffer(v.type.nbytes, first, last) for v, (first, last) in lifetimes.items()]
+    placement = place(buffers)
+    offsets.update((v, owned + o) for v, o in zip(lifetimes, placement.offsets, strict=True))
+    return Layout(order, offsets, shares, owned, owned + placement.peak_bytes, owned + lower_bound(buffers))
+
+
+def _share(order: Order, owners: Owners) -> tuple[dict[Value, Value], dict[Value, tuple[int, int]]]:
+    """Decide what is computed in place; answer who shares whose bytes, and the lifetime of every buffer."""
+    last_read = {v: i for i, node in enumerate(order) for v in read_by(node)}
+    shares: dict[Value, Value] = {}
+    lifetimes: dict[Value, tuple[int, int]] = {}
+    for i, node in enumerate(order):
+        for k in range(len(node.types)):
+            out = Value(node, k)
+            root = _shared_root(
+                node, k, shares, lifetimes, owners, dying=[v for v in read_by(node) if last_read[v] == i]
+            )
+            if root is not None:
+                shares[out] = root
+            elif out in owners:
+                continue
+            first = lifetimes[root][0] if root in lifetimes else i
+            if root is None or root in lifetimes:
+                lifetimes[out if root is None else root] = (first, last_read.get(out, i))
+    return shares, lifetimes
+
+
+def _shared_root(  # noqa: PLR0913 - one step of the walk above, with its state
+    node: Node,
+    k: int,
+    shares: Mapping[Value, Value],
+    lifetimes: Mapping[Value, tuple[int, int]],
+    owners: Owners,
+    *,
+    dying: Sequence[Value],
+) -> Value | None:
+    """The bytes output k of a node is written into, if they are another value's."""
+    if node.op == "sgd":
+        overwritten = node.inputs[0 if k == 0 else 3]
+        assert overwritten is not None
+        return shares.get(base(overwritten), base(overwritten))
+    if k or node.out() in owners:
+        return None
+    for j in OPS[node.op].in_place:
+        operand = node.inputs[j]
+        # An operand of another shape is repeated, so its elements are read again after the first was overwritten.
+        if operand is None or operand.shape != node.types[0].shape or base(operand) not in dying:
+            continue
+        root = shares.get(base(operand), base(operand))
+        if root in lifetimes:
+            return root
+    return None
