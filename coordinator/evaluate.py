@@ -54,6 +54,16 @@ def evaluate(model: bytes, dataset: Dataset, batch_rows: int = BATCH_ROWS) -> Ev
     return Evaluation(right / len(dataset), loss / len(dataset), len(dataset))
 
 
+def check_held_out(model: bytes, dataset: Dataset) -> None:
+    """Refuses held-out data that the model cannot be judged on, before any device is asked to train.
+
+    Raises:
+        EvaluationError, edge_runtime.data.ShapeMismatch: As evaluate.
+    """
+    _check_labels(dataset.y, classes_of(model), 0)
+    evaluate(model, Dataset(dataset.x[:1], dataset.y[:1]))
+
+
 def classes_of(model: bytes) -> int:
     """The number of classes a model tells apart: the last axis of its first output.
 
@@ -97,13 +107,16 @@ def _input(session: Any, batch_rows: int) -> tuple[str, tuple[int, ...]]:
     return inputs[0].name, (rows if isinstance(rows, int) else batch_rows, *axes)
 
 
-def _check_logits(logits: NDArray[np.float32], labels: NDArray[np.int32], first: int) -> None:
-    classes = logits.shape[1]
+def _check_labels(labels: NDArray[np.int32], classes: int, first: int) -> None:
     if labels.max() >= classes:
         row = int(labels.argmax())
         raise EvaluationError(
             f"row {first + row} of the held-out data has label {labels[row]}, the model has classes 0 .. {classes - 1}"
         )
+
+
+def _check_logits(logits: NDArray[np.float32], labels: NDArray[np.int32], first: int) -> None:
+    _check_labels(labels, logits.shape[1], first)
     if not math.isfinite(float(logits.sum(dtype=np.float64))):
         raise EvaluationError(
             "the model gives NaN or infinity on the held-out data: training diverged; start again with a smaller "

@@ -1,0 +1,178 @@
+"""`edge-runtime coordinator`: the shell around a running job; it owns the link, the clock, the signals and the disk.
+
+Exit codes: 0 the job is done, or was left resumable on SIGTERM; 2 bad input; 3 the job failed.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+
+from coordinator.broker import BrokerError, start_broker
+from coordinator.evaluate import EvaluationError, check_held_out
+from coordinator.events import Emit, json_lines, log_lines
+from coordinator.gateway import EXIT_DONE, EXIT_FAILED, Parts, RunningJob
+from coordinator.jobfile import JobFileError, load_job
+from coordinator.program import build_program, definition, make_version
+from coordinator.results import export
+from coordinator.store import JournalError, open_store
+from edge_runtime.data import load_dataset
+from edge_runtime.errors import LocalError
+from edge_runtime.link import Connected, Disconnected, Link, LinkEvent, Message
+from edge_runtime.wire.events import Command, Publish, Subscribe, Unsubscribe
+from edge_runtime.wire.topics import check_id
+from models.compiler import CompileError
+
+EXIT_BAD_INPUT = 2
+POLL_S = 0.25
+LEAVE_S = 5.0
+
+BAD_INPUT = (JobFileError, JournalError, CompileError, EvaluationError, LocalError, BrokerError, OSError, ValueError)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one job to its end; see the module's docstring for what is returned."""
+    options = _parser().parse_args(argv)
+    emit = json_lines(sys.stdout) if options.events else log_lines(sys.stdout)
+    with ExitStack() as stack:
+        try:
+            parts = _prepare(options, emit, stack)
+            if parts.store.done() is not None:
+                return _already_done(parts)
+            url, kind = _broker(options, stack)
+            job = RunningJob(parts, options.site, parts.store.next_epoch(), time.monotonic())
+            link = stack.enter_context(closing(_link(job, url, options.site)))
+        except BAD_INPUT as error:
+            return _failed(emit, error, EXIT_BAD_INPUT)
+        emit(_listening(parts, job, options.site, (url, kind)))
+        try:
+            return _serve(job, link, emit)
+        except (JournalError, OSError) as error:
+            return _failed(emit, error, EXIT_FAILED)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="edge-runtime coordinator", description="Run one federated job.")
+    add = parser.add_argument
+    add("--job", type=Path, required=True, help="the job file (TOML, docs/job-file.md)")
+    add("--state", type=Path, required=True, help="directory of the journal and the final model; resumes what it finds")
+    add("--broker", metavar="URL", help="mqtt://host:port (default: start mosquitto, or the embedded broker)")
+    add("--site", default="main", help="first part of every topic, the same on the devices (default: main)")
+    add("--events", action="store_true", help="print one JSON object a line instead of a readable log")
+    return parser
+
+
+def _prepare(options: argparse.Namespace, emit: Emit, stack: ExitStack) -> Parts:
+    """Everything that can be wrong with the input shows here, before the network is touched."""
+    check_id(options.site, "site")
+    job = load_job(options.job)
+    program = build_program(job)
+    held_out = load_dataset(job.evaluate_data, "test")
+    check_held_out(program.model, held_out)
+    store = stack.enter_context(closing(open_store(options.state)))
+    store.begin(definition(program), make_version(1, program.weights, {}))
+    return Parts(program, held_out, store, options.state, emit)
+
+
+def _broker(options: argparse.Namespace, stack: ExitStack) -> tuple[str, str]:
+    """URL and kind. A broker given by URL may be down now: the link waits for it."""
+    if options.broker is not None:
+        return options.broker, "external"
+    broker = start_broker(None, options.state / "broker")
+    stack.callback(broker.stop)
+    return broker.url, broker.kind
+
+
+def _link(job: RunningJob, url: str, site: str) -> Link:
+    # The process id keeps two coordinators from taking each other's connection; epochs decide which one stays.
+    return Link(url, f"edge-coordinator-{site}-{os.getpid()}", will=job.session.will())
+
+
+def _listening(parts: Parts, job: RunningJob, site: str, broker: tuple[str, str]) -> dict[str, object]:
+    return {
+        "event": "listening",
+        "url": broker[0],
+        "broker": broker[1],
+        "site": site,
+        "job": parts.program.job.name,
+        "round": job.round,
+        "state": str(parts.directory),
+    }
+
+
+def _already_done(parts: Parts) -> int:
+    done = export(parts.program, parts.store, parts.directory)
+    name = parts.program.job.name
+    parts.emit({"event": "warning", "message": f"job {name} is done already: {parts.store.done()}; exported again"})
+    parts.emit(done)
+    return EXIT_DONE
+
+
+def _failed(emit: Emit, error: Exception, code: int) -> int:
+    emit({"event": "error", "message": str(error), "rule": type(error).__name__})
+    sys.stderr.write(f"edge-runtime coordinator: {error}\n")
+    return code
+
+
+def _serve(job: RunningJob, link: Link, emit: Emit) -> int:
+    """The loop: what the link brings goes into the job, what the job wants goes out."""
+    with _stop_signals(link) as asked_to_stop:
+        while job.exit_code is None and not asked_to_stop:
+            for event in link.poll(POLL_S):
+                _send(link, _take(job, event, emit))
+            _send(link, job.tick(time.monotonic()))
+    _send(link, job.stopping())
+    _drain(link)
+    return EXIT_DONE if job.exit_code is None else job.exit_code
+
+
+def _take(job: RunningJob, event: LinkEvent, emit: Emit) -> list[Command]:
+    now_s = time.monotonic()
+    match event:
+        case Connected():
+            return job.connected(now_s)
+        case Disconnected(reason):
+            emit({"event": "warning", "message": f"the link to the broker is down: {reason}; it is tried again"})
+            return job.disconnected(now_s)
+        case Message(topic, payload):
+            return job.received(topic, payload, now_s)
+    return []
+
+
+def _send(link: Link, commands: Iterable[Command]) -> None:
+    for command in commands:
+        match command:
+            case Publish(topic, payload, qos, retain):
+                link.publish(topic, payload, qos=qos, retain=retain)
+            case Subscribe(topics, qos):
+                link.subscribe(topics, qos)
+            case Unsubscribe(topics):
+                link.unsubscribe(topics)
+
+
+def _drain(link: Link) -> None:
+    """Lets the goodbye leave, for at most LEAVE_S."""
+    until_s = time.monotonic() + LEAVE_S
+    while link.pending and time.monotonic() < until_s:
+        link.poll(POLL_S)
+
+
+@contextmanager
+def _stop_signals(link: Link) -> Iterator[list[int]]:
+    """Collects SIGTERM and SIGINT in the list it yields, and wakes the link's poll."""
+    asked: list[int] = []
+
+    def ask(number: int, _frame: object) -> None:
+        asked.append(number)
+        link.wake()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

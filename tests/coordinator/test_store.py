@@ -1,0 +1,215 @@
+"""The journal: what is committed stays, duplicates change nothing, and what cannot be used is refused with a reason."""
+
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from coordinator.fleet import Presence
+from coordinator.rounds import Outcome, Phase
+from coordinator.store import (
+    JOURNAL_NAME,
+    KEEP_VERSIONS,
+    JobChanged,
+    JournalError,
+    JournalInUse,
+    JournalTask,
+    JournalUpdate,
+    RoundFigures,
+    Store,
+    Version,
+    open_store,
+    write_file,
+)
+
+DEFINITION = {"job.name": '"digits"', "job.seed": "1"}
+FIGURES = RoundFigures(devices=2, cohort=2, bytes_up=10, bytes_down=20, seconds=1.5)
+
+
+def version(number: int) -> Version:
+    return Version(number, f"{number:064x}", b"weights %d" % number, b"state")
+
+
+def task(device: str, attempt: int = 1) -> JournalTask:
+    return JournalTask(device, f"digits.1.{device}.{attempt}", b"task")
+
+
+def update(device: str, number: int = 1) -> JournalUpdate:
+    return JournalUpdate(number, device, "0" * 16, device * 64, 7, 0.5, b"data of " + device.encode())
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = open_store(tmp_path / "state")
+    opened.begin(DEFINITION, version(1))
+    for name in "abc":
+        opened.see_device(name, Presence.ONLINE, 9)
+    yield opened
+    opened.close()
+
+
+def reopened(store: Store, tmp_path: Path) -> Store:
+    store.close()
+    return open_store(tmp_path / "state")
+
+
+def test_a_new_journal_gathers_for_round_1_from_version_1(store: Store) -> None:
+    found = store.journalled()
+    assert (found.phase, found.round, found.attempt) == (Phase.GATHERING, 1, 0)
+    assert store.latest() == version(1)
+
+
+def test_an_open_round_is_found_again_with_every_outcome(store: Store, tmp_path: Path) -> None:
+    store.start_round(1, 1, (task("a"), task("b"), task("c")))
+    assert store.add_update(update("b"))
+    store.fail_task(1, "c", "OverMemoryLimit", unfit=True)
+    again = reopened(store, tmp_path)
+    found = again.journalled()
+    assert (found.phase, found.round, found.attempt) == (Phase.COLLECTING, 1, 1)
+    assert found.cohort == {"a": Outcome.PENDING, "b": Outcome.DELIVERED, "c": Outcome.FAILED}
+    assert found.fleet["c"].unfit == "OverMemoryLimit"
+    assert again.tasks(1) == (task("a"),)
+    again.close()
+
+
+def test_an_update_counts_once(store: Store) -> None:
+    store.start_round(1, 1, (task("a"), task("b")))
+    assert store.add_update(update("a"))
+    assert not store.add_update(replace(update("a"), data=b"another"))
+    assert [each.data for each in store.updates(1)] == [b"data of a"]
+
+
+def test_an_update_without_a_task_is_not_written(store: Store) -> None:
+    store.start_round(1, 1, (task("a"), task("b")))
+    assert not store.add_update(update("c"))
+    assert list(store.updates(1)) == []
+
+
+def test_updates_come_in_the_order_of_device_ids(store: Store) -> None:
+    store.start_round(1, 1, (task("a"), task("b"), task("c")))
+    for device in "cab":
+        store.add_update(update(device))
+    assert [each.device for each in store.updates(1)] == ["a", "b", "c"]
+
+
+def test_a_second_attempt_keeps_what_was_delivered_and_drops_who_was_not_asked_again(store: Store) -> None:
+    store.start_round(1, 1, (task("a"), task("b"), task("c")))
+    store.add_update(update("a"))
+    store.start_round(1, 2, (task("b", 2),))
+    found = store.journalled()
+    assert found.attempt == 2
+    assert found.cohort == {"a": Outcome.DELIVERED, "b": Outcome.PENDING}
+    assert store.tasks(1) == (task("b", 2),)
+
+
+def test_folding_writes_the_version_and_drops_the_updates_but_not_their_digests(store: Store) -> None:
+    store.start_round(1, 1, (task("a"), task("b")))
+    store.add_update(update("a"))
+    store.fold_round(1, version(2), FIGURES)
+    assert store.journalled().phase is Phase.JUDGING
+    assert store.latest() == version(2)
+    assert [each.data for each in store.updates(1)] == [None]
+    assert store.accepted_digest("a", task("a").task) == "a" * 64
+    assert store.accepted_digest("b", task("b").task) is None
+    assert store.figures(1) == FIGURES
+
+
+def test_a_judged_round_gives_way_to_the_next(store: Store) -> None:
+    store.start_round(1, 1, (task("a"),))
+    store.fold_round(1, version(2), FIGURES)
+    store.judge_round(1, 0.9, 0.25)
+    assert (store.journalled().phase, store.journalled().round) == (Phase.GATHERING, 2)
+    assert store.last_accuracy() == (1, 0.9)
+
+
+def test_only_the_last_versions_keep_their_weights(store: Store) -> None:
+    for number in range(1, 6):
+        store.start_round(number, 1, ())
+        store.fold_round(number, version(number + 1), FIGURES)
+        store.judge_round(number, 0.5, 1.0)
+    rows = store._all("SELECT version FROM versions WHERE weights IS NOT NULL ORDER BY version")
+    assert [row[0] for row in rows] == [4, 5, 6]
+    assert len(rows) == KEEP_VERSIONS
+    assert len(store.digests()) == 6
+
+
+def test_newcomers_are_the_devices_asked_for_the_first_time(store: Store) -> None:
+    store.start_round(1, 1, (task("a"), task("b")))
+    assert store.newcomers(1) == 2
+    store.fold_round(1, version(2), FIGURES)
+    store.judge_round(1, 0.5, 1.0)
+    store.start_round(2, 1, (task("b"), task("c")))
+    assert store.newcomers(2) == 1
+
+
+def test_each_start_has_the_next_epoch(store: Store, tmp_path: Path) -> None:
+    assert store.next_epoch() == 1
+    again = reopened(store, tmp_path)
+    assert again.next_epoch() == 2
+    again.close()
+
+
+def test_the_same_job_is_taken_up_and_a_changed_one_refused_with_every_difference(store: Store) -> None:
+    assert not store.begin(DEFINITION, version(1))
+    with pytest.raises(JobChanged) as caught:
+        store.begin({"job.name": '"digits"', "job.seed": "2", "plan": '"ff"'}, version(1))
+    message = str(caught.value)
+    assert "job.seed: was 1, is 2" in message
+    assert 'plan: was None, is "ff"' in message
+    assert "job.name" not in message
+
+
+def test_a_failed_job_forgives_when_it_is_started_again(store: Store) -> None:
+    store.start_round(1, 1, (task("a"), task("b")))
+    store.fail_task(1, "a", "why", unfit=True)
+    store.forgive()
+    found = store.journalled()
+    assert found.fleet["a"].unfit is None
+    assert found.cohort == {"b": Outcome.PENDING}
+
+
+def test_a_second_coordinator_on_the_directory_is_refused(store: Store, tmp_path: Path) -> None:
+    assert store.done() is None
+    with pytest.raises(JournalInUse, match="another coordinator"):
+        open_store(tmp_path / "state")
+
+
+def test_a_journal_of_another_schema_version_is_refused(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / JOURNAL_NAME) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(JournalError, match="schema version 99"):
+        open_store(tmp_path)
+
+
+def test_a_file_that_is_no_journal_is_refused(tmp_path: Path) -> None:
+    (tmp_path / JOURNAL_NAME).write_bytes(b"not a database, but longer than a header would be" * 30)
+    with pytest.raises(JournalError, match="cannot be used"):
+        open_store(tmp_path)
+
+
+def test_a_state_path_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("x")
+    with pytest.raises(JournalError, match="cannot be used"):
+        open_store(tmp_path / "state")
+
+
+def test_a_full_disk_says_so_and_loses_nothing_that_was_committed(store: Store, tmp_path: Path) -> None:
+    store.start_round(1, 1, (task("a"), task("b")))
+    store.add_update(update("a"))
+    pages = store._one("PRAGMA page_count")[0]
+    store._one(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(JournalError, match=r"full.*make room"):
+        store.add_update(replace(update("b"), data=bytes(1 << 20)))
+    again = reopened(store, tmp_path)
+    assert again.journalled().cohort == {"a": Outcome.DELIVERED, "b": Outcome.PENDING}
+    again.close()
+
+
+def test_a_file_is_written_wholly_or_not_at_all(tmp_path: Path) -> None:
+    write_file(tmp_path / "final", b"one")
+    write_file(tmp_path / "final", b"two")
+    assert [path.name for path in tmp_path.iterdir()] == ["final"]
+    assert (tmp_path / "final").read_bytes() == b"two"
