@@ -3,7 +3,7 @@
 The records a shell meets are exported here; each message, topic and chunk rule lives in the module named after it.
 """
 
-from edge_runtime.wire.device import DeviceSession, Outbox
+from edge_runtime.wire.device import DeviceSession
 from edge_runtime.wire.events import (
     AbandonTask,
     Command,
@@ -30,6 +30,7 @@ from edge_runtime.wire.events import (
 from edge_runtime.wire.gateway import GatewaySession
 from edge_runtime.wire.intake import NotOffered, Refusal
 from edge_runtime.wire.tasks import Phase, Task, Upload, format_task, parse_task
+from edge_runtime.wire.work import Outbox
 
 __all__ = [
     "AbandonTask",

@@ -1,7 +1,7 @@
 """A device's presence: its generation, its birth message, and the rule that one id is one device.
 
-OFFLINE, then ASKING whether the broker keeps an earlier status, then ONLINE with a birth of our own; STOPPED when an older
-device with the same id is alive. The table at the end of Presence is the whole machine.
+OFFLINE, then ASKING whether the broker keeps an earlier status, then ONLINE with our own birth; STOPPED when an older
+device of the same id is alive. The table at the end of Presence is the whole machine.
 """
 
 from collections.abc import Callable, Mapping
