@@ -20,7 +20,7 @@ from coordinator.demo.report import Board, Result, Round, last_line, summary, wr
 from coordinator.demo.view import LiveView, PlainView
 from edge_runtime.data import DataError
 from models.compiler import ModelError, weights_of
-from models.zoo import MODELS, default_model
+from models.zoo import MODELS, ZooError, default_model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         result = _run(options)
-    except (DataError, ModelError, BrokerError) as error:
+    except (DataError, ModelError, ZooError, BrokerError) as error:
         print(f"edge-runtime demo: {error}", file=sys.stderr)
         return 2
     except fleet.ProcessDied as error:
@@ -131,7 +131,6 @@ def _run(options: argparse.Namespace) -> Result:
             if options.work
             else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-runtime-")))
         )
-        work.mkdir(parents=True, exist_ok=True)
         fleet.write_shards(split, shards, work)
         (work / "model.onnx").write_bytes(model)
         (work / "job.toml").write_text(_job(options, recipe, len(shards)))
@@ -157,6 +156,16 @@ def _run(options: argparse.Namespace) -> Result:
         wall_s=time.monotonic() - started_s,
         model_sha256=str(done["model_sha256"]),
     )
+
+
+def _work(asked: Path | None, stack: ExitStack) -> Path:
+    """The folder asked for, which must be new or empty, or a temporary one that goes when the demo ends."""
+    if asked is None:
+        return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-runtime-")))
+    asked.mkdir(parents=True, exist_ok=True)
+    if any(asked.iterdir()):
+        raise DataError(f"--work {asked} is not empty; a demo starts from nothing, so name a new folder")
+    return asked.resolve()
 
 
 def _shards(split: Split, options: argparse.Namespace) -> dict[str, NDArray[np.int64]]:

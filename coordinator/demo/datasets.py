@@ -50,9 +50,8 @@ class Split:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one example; an image without a channel axis gets one."""
-        shape = tuple(int(n) for n in self.x_train.shape[1:])
-        return (1, *shape) if len(shape) == 2 and self.x_train.dtype == np.uint8 else shape
+        """Shape of one example."""
+        return tuple(int(n) for n in self.x_train.shape[1:])
 
 
 def load_split(name: str, data_dir: Path | None, seed: int) -> Split:

@@ -101,7 +101,7 @@ def _jobs(environment: CleanEnvironment, split: Split, work: Path, bare_mb: floa
     ratios = [t["rss_peak_kb"] / o["rss_peak_kb"] for o, t in zip(ours, theirs, strict=True)]
     row = {
         "id": "T26",
-        "work": f"peak memory of a LeNet job over MQTT, batch {BATCH}, {ROUNDS} rounds of {len(split.y_train)} examples",
+        "work": f"peak memory of a LeNet job over MQTT, batch {BATCH}, {ROUNDS} x {len(split.y_train)} examples",
         "peer": f"torch {metadata.version('torch')}",
         **_both(ours, theirs, "cpu_s", "s", 1.0),
         **_both(ours, theirs, "rss_peak_kb", "mb", 1024.0),
