@@ -6,6 +6,7 @@ The result is made of ordinary operations, so it can be differentiated again as 
 from collections.abc import Collection, Sequence
 
 from models.compiler.errors import CompileError
+from models.compiler.graph import broadcast_to
 from models.compiler.ir import Node, Value, constant, topological
 from models.compiler.ops import OPS
 
@@ -23,6 +24,7 @@ def gradients(loss: Value, wrt: Sequence[Value]) -> tuple[Value, ...]:
     if loss.type.dtype != "float32" or loss.shape != ():
         raise CompileError(f"a loss is a float32 scalar, got {loss.type}; reduce it, for example with mean()")
     order = topological([loss])
+    ancestors = set(order)
     on_path = _reached_from(order, wrt)
     d: dict[Value, Value] = {loss: constant(1.0)}
     for node in reversed(order):
@@ -30,9 +32,10 @@ def gradients(loss: Value, wrt: Sequence[Value]) -> tuple[Value, ...]:
         if node in on_path and node.inputs and any(v is not None for v in d_outputs):
             _accumulate(d, node, on_path, OPS[node.op].grad(node, d_outputs))
     for v in wrt:
-        if v not in d:
+        if v.node not in ancestors:
             raise CompileError(f"the loss does not depend on {v.name or v.node.op}")
-    return tuple(d[v] for v in wrt)
+    # Without an entry the loss depends on it only where it is flat, as on the sign that relu's gradient looks at.
+    return tuple(d[v] if v in d else broadcast_to(constant(0.0), v.shape) for v in wrt)
 
 
 def _reached_from(order: Sequence[Node], wrt: Sequence[Value]) -> set[Node]:

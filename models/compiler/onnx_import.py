@@ -181,7 +181,7 @@ def _convert_node(node: onnx.NodeProto, reading: Reading, terms: dict[str, Term]
     except UnsupportedOp:
         raise
     except BROKEN as error:
-        raise ModelError(f"node {label!r} ({op}): {error}") from error
+        raise ModelError(f"node {label!r} ({op}): {str(error) or type(error).__name__}") from error
 
 
 _ADVICE = dict.fromkeys(
@@ -247,6 +247,6 @@ def _fold(node: onnx.NodeProto, inputs: Sequence[Array], opset: int) -> Array:
     function = onnx.helper.make_function(
         "fold", "fold", list(given), list(node.output[:1]), [node], [onnx.helper.make_opsetid("", opset)]
     )
-    results = ReferenceEvaluator(function).run(None, given)
+    results = ReferenceEvaluator(function).run(None, given, attributes={})
     assert isinstance(results, list)
     return np.asarray(results[0])

@@ -1,0 +1,129 @@
+"""`edge-runtime plan`: compile a model into a plan, and look into one."""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from edge_runtime import _core
+from models.compiler.errors import CompileError
+from models.compiler.onnx_import import import_onnx
+from models.compiler.training import Compiled, Report, compile_training
+
+EXIT_BAD_INPUT = 2
+
+
+def main(argv: list[str]) -> int:
+    """Run a `plan` command; 0 done, 2 bad input (with a line that says what to do)."""
+    args = _parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except (CompileError, OSError, _core.PlanError) as error:
+        sys.stderr.write(f"edge-runtime plan: {error}\n")
+        return EXIT_BAD_INPUT
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="edge-runtime plan", description="Compile models into training plans.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    build = commands.add_parser("build", help="compile an ONNX classifier into a training plan")
+    build.add_argument("model", type=Path, metavar="MODEL.onnx")
+    build.add_argument("-o", "--output", type=Path, required=True, metavar="PLAN")
+    build.add_argument("--batch", type=int, default=32, help="examples in a step (default 32)")
+    build.add_argument("--momentum", type=float, default=0.9, help="0 to 1 (default 0.9)")
+    build.add_argument("--weight-decay", type=float, default=0.0, help="default 0")
+    build.add_argument("--nesterov", action="store_true", help="Nesterov's look-ahead")
+    build.add_argument("--trainable", nargs="+", default=["*"], metavar="PATTERN", help="tensors to train (default all)")
+    build.add_argument("--frozen", nargs="+", default=[], metavar="PATTERN", help="tensors to leave as they are")
+    build.add_argument("--json", action="store_true", help="print the report as one JSON object")
+    build.set_defaults(run=_build)
+    show = commands.add_parser("show", help="print the tensors and operations of a plan")
+    show.add_argument("plan", type=Path, metavar="PLAN")
+    show.add_argument("--json", action="store_true", help="print one JSON object")
+    show.set_defaults(run=_show)
+    return parser
+
+
+def _build(args: argparse.Namespace) -> int:
+    compiled = compile_training(
+        import_onnx(args.model.read_bytes(), batch=args.batch),
+        trainable=args.trainable,
+        frozen=args.frozen,
+        momentum=args.momentum,
+        weight_decay=args.weight_decay,
+        nesterov=args.nesterov,
+    )
+    _write(args.output, compiled.plan)
+    sys.stdout.write((_as_json(compiled) if args.json else report_table(compiled)) + "\n")
+    return 0
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write beside the target and move over it: a reader never meets half a plan."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _as_json(compiled: Compiled) -> str:
+    facts: dict[str, Any] = asdict(compiled.report)
+    return json.dumps({"sha256": compiled.sha256, "plan_bytes": len(compiled.plan), **facts}, sort_keys=True)
+
+
+def report_table(compiled: Compiled) -> str:
+    """What a plan costs, as lines for people."""
+    r: Report = compiled.report
+    gap = r.arena_bytes / r.lower_bound_bytes - 1
+    rows = [
+        ("plan", f"{len(compiled.plan):,} bytes, {r.operations} operations, sha256 {compiled.sha256[:16]}"),
+        ("arena", f"{r.arena_bytes:,} bytes ({gap:.1%} above the lower bound {r.lower_bound_bytes:,})"),
+        ("  tensors, state, batch", f"{r.owned_bytes:,} bytes"),
+        ("  activations, gradients", f"{r.temporaries_bytes:,} bytes"),
+        ("workspace a thread", f"{r.workspace_bytes:,} bytes"),
+        ("multiply-adds forward", f"{r.forward_multiply_adds:,}"),
+        ("multiply-adds backward", f"{r.backward_multiply_adds:,}"),
+        ("trained", ", ".join(r.trained)),
+        ("frozen", ", ".join(r.frozen) or "none"),
+        *(("note", note) for note in r.notes),
+    ]
+    return "\n".join(f"{name:<26}{text}" for name, text in rows)
+
+
+def _show(args: argparse.Namespace) -> int:
+    data = args.plan.read_bytes()
+    facts = _core.describe(data)
+    if args.json:
+        sys.stdout.write(json.dumps({"sha256": hashlib.sha256(data).hexdigest(), **facts}, sort_keys=True) + "\n")
+        return 0
+    sys.stdout.write(f"{'bytes':<12}{len(data):,}\n")
+    for key in ("arena_bytes", "constants_bytes", "workspace_bytes"):
+        sys.stdout.write(f"{key.removesuffix('_bytes'):<12}{facts[key]:,}\n")
+    for line in [*_tensor_lines(facts["tensors"]), *_operation_lines(facts["ops"])]:
+        sys.stdout.write(line + "\n")
+    return 0
+
+
+def _tensor_lines(tensors: Sequence[dict[str, Any]]) -> list[str]:
+    return [
+        f"%{i:<4} {t['role']:<10} {t['dtype']}{list(t['shape'])} at {t['offset']} {t['name']}".rstrip()
+        for i, t in enumerate(tensors)
+    ]
+
+
+def _operation_lines(operations: Sequence[dict[str, Any]]) -> list[str]:
+    return [
+        f"{_numbers(op['outputs'])} = {op['op']}({_numbers(op['inputs'])}) {' '.join(map(str, op['attrs']))}".rstrip()
+        for op in operations
+    ]
+
+
+def _numbers(tensors: Sequence[int | None]) -> str:
+    return ", ".join("-" if i is None or i < 0 or i == 0xFFFFFFFF else f"%{i}" for i in tensors)

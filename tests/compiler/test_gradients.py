@@ -1,0 +1,162 @@
+"""The gradient of every operation against central differences in float64, at settings that are nobody's default."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import models.compiler.graph as g
+from models.compiler.autodiff import gradients
+from models.compiler.errors import CompileError, NotDifferentiable
+from models.compiler.evaluate import evaluate
+from models.compiler.ir import Value, Window
+from models.compiler.ops import OPS
+from models.compiler.simplify import simplify
+
+Array = NDArray[np.float64]
+STEP = 1e-5
+ODD = Window(strides=(2, 3), pads=(1, 0, 2, 1), dilations=(2, 1))
+POOL = Window(strides=(2, 3), pads=(1, 0, 0, 1))
+
+
+def smooth(value: Value, seed: int = 0) -> Value:
+    """A scalar with a different, curved dependence on every element."""
+    weights = np.random.default_rng(seed).normal(size=value.shape) + 0.3
+    return g.sum(g.constant(weights.astype(np.float32)) * value + g.square(value) * 0.7)
+
+
+def central_difference(loss: Value, given: dict[str, Array], name: str) -> Array:
+    base = given[name]
+    numeric = np.zeros_like(base)
+    for i in np.ndindex(*base.shape):
+        ends = []
+        for sign in (1, -1):
+            moved = base.copy()
+            moved[i] += sign * STEP
+            ends.append(float(evaluate([loss], {**given, name: moved})[0]))
+        numeric[i] = (ends[0] - ends[1]) / (2 * STEP)
+    return numeric
+
+
+def check(loss: Value, leaves: list[Value], rng: np.random.Generator, **fixed: NDArray[np.int32]) -> None:
+    """Every leaf's gradient, before and after simplification, equals the central difference to 1e-7 relative."""
+    given = {v.name: rng.normal(size=v.shape) for v in leaves} | fixed
+    grads = gradients(loss, leaves)
+    plain, simple = evaluate(grads, given), evaluate(simplify(grads), given)
+    for leaf, a, b in zip(leaves, plain, simple, strict=True):
+        numeric = central_difference(loss, given, leaf.name)
+        np.testing.assert_allclose(a, numeric, rtol=1e-6, atol=1e-7, err_msg=leaf.name)
+        np.testing.assert_allclose(b, a, rtol=1e-12, atol=1e-12, err_msg=f"{leaf.name} simplified")
+
+
+def f32(name: str, *shape: int) -> Value:
+    return g.leaf(name, "float32", shape)
+
+
+Case = tuple[Callable[..., Value], list[tuple[int, ...]]]
+# One row for each operation and each way of using it; a new operation gets a row here.
+CASES: dict[str, Case] = {
+    "add": (lambda a, b: a + b, [(3, 1, 5), (2, 1)]),
+    "add-scalar": (lambda a, b: a + b, [(), (2, 3)]),
+    "sub": (lambda a, b: a - b, [(2, 1), (3, 2, 4)]),
+    "mul": (lambda a, b: a * b, [(4, 1, 3), (1, 5, 1)]),
+    "mul-number": (lambda a: 1.7 - 0.3 * a, [(2, 3)]),
+    "square": (lambda a: g.square(g.square(a)), [(2, 3)]),
+    "gemm": (lambda a, b: a @ b, [(3, 4), (4, 5)]),
+    "gemm-ta": (lambda a, b: g.matmul(a, b, trans_a=True), [(4, 3), (4, 5)]),
+    "gemm-tb": (lambda a, b: g.matmul(a, b, trans_b=True), [(3, 4), (5, 4)]),
+    "gemm-ta-tb": (lambda a, b: g.matmul(a, b, trans_a=True, trans_b=True), [(4, 3), (5, 4)]),
+    "relu": (g.relu, [(3, 7)]),
+    "relu_grad": (lambda a, b: g.relu_grad(a, g.relu(b)), [(3, 7), (3, 7)]),
+    "reduce_sum": (lambda a: g.sum(a, [0, -1], scale=0.37), [(3, 2, 4)]),
+    "reduce_sum-keep": (lambda a: g.sum(a, [1], keepdims=True), [(3, 2, 4)]),
+    "mean": (lambda a: g.mean(a, [1, 2]), [(3, 2, 4)]),
+    "transpose": (lambda a: g.transpose(a, (2, 0, 1)), [(3, 2, 4)]),
+    "reshape": (lambda a: g.reshape(a, (-1, 8)), [(3, 2, 4)]),
+    "broadcast": (lambda a: g.broadcast_to(a, (5, 3, 4)), [(3, 1)]),
+    "conv": (lambda x, w: g.conv(x, w, ODD), [(2, 3, 7, 8), (4, 3, 2, 3)]),
+    "conv-groups": (lambda x, w: g.conv(x, w, ODD, groups=2), [(2, 4, 6, 5), (6, 2, 3, 2)]),
+    "conv-depthwise": (lambda x, w: g.conv(x, w, groups=3), [(1, 3, 4, 5), (3, 1, 2, 2)]),
+    "conv_grad_x": (
+        lambda d, w: g.conv_grad_x(d, w, (2, 4, 6, 7), ODD, 2),
+        [(2, 6, 3, 3), (6, 2, 3, 2)],
+    ),
+    "conv_grad_w": (
+        lambda d, x: g.conv_grad_w(d, x, (6, 2, 3, 2), ODD, 2),
+        [(2, 6, 3, 3), (2, 4, 6, 7)],
+    ),
+    "maxpool": (lambda x: g.max_pool(x, (3, 2), POOL), [(2, 2, 7, 8)]),
+    "avgpool": (lambda x: g.avg_pool(x, (3, 2), POOL), [(2, 2, 7, 8)]),
+    "avgpool-pad": (lambda x: g.avg_pool(x, (3, 2), POOL, count_include_pad=True), [(2, 2, 7, 8)]),
+    "avgpool_grad": (
+        lambda d: g.avg_pool_grad(d, (2, 2, 7, 8), (3, 2), POOL, count_include_pad=False),
+        [(2, 2, 3, 3)],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradient_equals_central_difference(case: str, rng: np.random.Generator) -> None:
+    function, shapes = CASES[case]
+    leaves = [f32(f"v{i}", *shape) for i, shape in enumerate(shapes)]
+    check(smooth(function(*leaves)), leaves, rng)
+
+
+@pytest.mark.parametrize("labels", [[2, 0, -1, 4], [1, 1, 1, 1], [-1, -1, 3, -1]])
+def test_cross_entropy_gradient_equals_central_difference(labels: list[int], rng: np.random.Generator) -> None:
+    logits = f32("logits", 4, 5)
+    loss = g.softmax_cross_entropy(logits * 1.3, g.leaf("y", "int32", (4,))) * 0.7
+    check(loss, [logits], rng, y=np.array(labels, np.int32))
+
+
+def test_cross_entropy_of_no_label_is_zero_with_zero_gradient() -> None:
+    logits = f32("logits", 2, 3)
+    loss = g.softmax_cross_entropy(logits, g.leaf("y", "int32", (2,)))
+    given = {"logits": np.array([[1.0, 2.0, 3.0], [0.5, 0.0, 9.0]]), "y": np.array([-1, -1], np.int32)}
+    value, grad = evaluate([loss, *gradients(loss, [logits])], given)
+    assert value == 0
+    assert not grad.any()
+
+
+def test_every_differentiable_operation_has_a_case() -> None:
+    known = {name.split("-")[0] for name in CASES} | {"softmax_xent", "copy"}
+    missing = []
+    for op, row in OPS.items():
+        if row.grad.__name__ != "unavailable" and op not in known:
+            missing.append(op)
+    assert missing == []
+
+
+def test_gradient_accumulates_over_all_uses_of_a_value(rng: np.random.Generator) -> None:
+    a, w = f32("a", 3, 3), f32("w", 3, 3)
+    check(smooth((a @ w) @ w + w * a - g.transpose(w)), [a, w], rng)
+
+
+def test_second_derivative_of_a_convolution_equals_central_difference(rng: np.random.Generator) -> None:
+    x, w = f32("x", 1, 2, 5, 6), f32("w", 4, 1, 2, 3)
+    first = gradients(smooth(g.conv(x, w, ODD, groups=2)), [x, w])
+    check(smooth(first[0], 1) + smooth(first[1], 2), [x, w], rng)
+
+
+def test_second_derivative_through_relu_and_average_pool(rng: np.random.Generator) -> None:
+    x, w = f32("x", 2, 2, 5, 6), f32("w", 3, 2, 2, 2)
+    hidden = g.relu(g.conv(x, w))
+    first = gradients(smooth(g.avg_pool(hidden, (2, 2), Window())), [w, x])
+    check(smooth(first[0], 1) + smooth(first[1], 2), [w, x], rng)
+
+
+def test_operation_without_a_gradient_is_named() -> None:
+    logits = f32("logits", 2, 3)
+    loss = g.softmax_cross_entropy(logits, g.leaf("y", "int32", (2,)))
+    (first,) = gradients(loss, [logits])
+    with pytest.raises(NotDifferentiable, match="softmax_xent_grad"):
+        gradients(g.sum(g.square(first)), [logits])
+
+
+def test_loss_must_be_a_scalar_that_depends_on_what_is_asked() -> None:
+    a, b = f32("a", 2), f32("b", 2)
+    with pytest.raises(CompileError, match="scalar"):
+        gradients(a, [a])
+    with pytest.raises(CompileError, match="does not depend on b"):
+        gradients(g.sum(a), [b])
