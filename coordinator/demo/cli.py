@@ -10,9 +10,9 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from coordinator.broker import BrokerError, start_broker
+from coordinator.broker import BrokerError, RunningBroker, start_broker
 from coordinator.demo import fleet
 from coordinator.demo.datasets import Split, load_split
 from coordinator.demo.partition import by_owner, dirichlet
@@ -134,13 +134,12 @@ def _run(options: argparse.Namespace) -> Result:
         fleet.write_shards(split, shards, work)
         (work / "model.onnx").write_bytes(model)
         (work / "job.toml").write_text(_job(options, recipe, len(shards)))
-        url, kind = (None, options.broker) if options.broker in {"mosquitto", "embedded"} else (options.broker, "auto")
-        broker = start_broker(url, work / "broker", kind=kind)
-        stack.callback(broker.stop)
+        broker = stack.enter_context(_broker(options.broker, work / "broker"))
         rounds = options.rounds or recipe.rounds
-        plain = PlainView(sys.stderr if options.json else sys.stdout)
-        live = sys.stdout.isatty() and not options.json
-        view = stack.enter_context(LiveView(rounds) if live else plain)
+        view: LiveView | PlainView = PlainView(sys.stderr if options.json else sys.stdout)
+        if sys.stdout.isatty() and not options.json:
+            view = LiveView(rounds)
+        stack.enter_context(view)
         view.note(
             f"{split.name}: {len(split.y_train)} examples on {len(shards)} devices, {broker.version} on {broker.url}"
         )
@@ -166,6 +165,15 @@ def _work(asked: Path | None, stack: ExitStack) -> Path:
     if any(asked.iterdir()):
         raise DataError(f"--work {asked} is not empty; a demo starts from nothing, so name a new folder")
     return asked.resolve()
+
+
+def _broker(asked: str | None, folder: Path) -> RunningBroker:
+    """The broker of choice: a URL, a kind by name, else mosquitto where installed and the embedded one elsewhere."""
+    if asked == "mosquitto":
+        return start_broker(None, folder, kind="mosquitto")
+    if asked == "embedded":
+        return start_broker(None, folder, kind="embedded")
+    return start_broker(asked, folder)
 
 
 def _shards(split: Split, options: argparse.Namespace) -> dict[str, NDArray[np.int64]]:
@@ -218,9 +226,9 @@ data = "test"
 
 def _watch(
     view: LiveView | PlainView, work: Path, url: str, examples: Mapping[str, int]
-) -> tuple[Mapping[str, object], list[Round], list[Board]]:
+) -> tuple[Mapping[str, Any], list[Round], list[Board]]:
     """Start everything, show the events, and stop the devices when the job is done."""
-    done: Mapping[str, object] = {}
+    done: Mapping[str, Any] = {}
     rounds: list[Round] = []
     log = work / "coordinator.log"
     coordinator = fleet.start_coordinator(work / "job.toml", work / "coordinator", url, SITE, log)

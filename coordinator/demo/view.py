@@ -95,13 +95,13 @@ class LiveView:
         rounds = Table(
             "round", "accuracy", "loss", "devices", "s", title=f"rounds ({self._round}/{self._rounds_wanted})"
         )
-        for row in self._rounds[-12:]:
+        for done in self._rounds[-12:]:
             rounds.add_row(
-                str(row["round"]),
-                f"{row['accuracy']:.4f}",
-                f"{row['loss']:.4f}",
-                str(row["devices"]),
-                f"{row['seconds']:.2f}",
+                str(done["round"]),
+                f"{done['accuracy']:.4f}",
+                f"{done['loss']:.4f}",
+                str(done["devices"]),
+                f"{done['seconds']:.2f}",
             )
         both = Table.grid(padding=(0, 3))
         both.add_row(devices, rounds)
