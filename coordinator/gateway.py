@@ -26,6 +26,7 @@ from edge_runtime.wire.chunks import chunk_count
 from edge_runtime.wire.events import (
     Command,
     DeviceStatus,
+    Event,
     GatewaySuperseded,
     Outcome,
     Publish,
@@ -80,7 +81,7 @@ class RunningJob:
         self._parts = parts
         self.session = GatewaySession(site, epoch, already_done=parts.store.accepted_digest)
         self._version = parts.store.latest()
-        self._state, _ = rounds.resumed(rules_of(parts.program), parts.store.journalled(), now_s)
+        self._state = rounds.resumed(rules_of(parts.program), parts.store.journalled(), now_s)
         self._to_close: list[rounds.CloseRound] = []
         self._round_began_s = now_s
         self._links = 0
@@ -113,9 +114,9 @@ class RunningJob:
         """The link is down."""
         return self._commands(self.session.disconnected(now_s), now_s)
 
-    def received(self, topic: str, payload: bytes, now_s: float) -> list[Command]:
-        """A message came."""
-        outcomes = self.session.received(now_s, topic, payload)
+    def received(self, topic: str, payload: bytes, now_s: float, *, retain: bool) -> list[Command]:
+        """A message came; `retain` when the broker had kept it."""
+        outcomes = self.session.received(now_s, topic, payload, retain=retain)
         return self._commands(outcomes, now_s) if outcomes else self._still_there(topic, payload, now_s)
 
     def tick(self, now_s: float) -> list[Command]:
@@ -134,8 +135,10 @@ class RunningJob:
         """What a session gave: commands pass, events are taken."""
         commands: list[Command] = []
         for outcome in outcomes:
-            take = _TAKE.get(type(outcome))
-            commands += [outcome] if take is None else take(self, outcome, now_s)
+            if isinstance(outcome, Command):
+                commands.append(outcome)
+            else:
+                commands += _TAKE[type(outcome)](self, outcome, now_s)
         return commands
 
     def _still_there(self, topic: str, payload: bytes, now_s: float) -> list[Command]:
@@ -220,7 +223,7 @@ class RunningJob:
         return cleared + self._step(rounds.TaskFailed(device, number, reason, unfit), now_s)
 
     def _take_telemetry(self, event: Telemetry, _now_s: float) -> list[Command]:
-        self._parts.emit({**event.values, "event": "telemetry", "device": event.device})
+        self._parts.emit({**event.fields, "event": "telemetry", "device": event.device})
         return []
 
     def _take_warning(self, event: Warned, _now_s: float) -> list[Command]:
@@ -354,7 +357,7 @@ class RunningJob:
         self._parts.emit({"event": "warning", "message": message, **names})
 
 
-_TAKE: Mapping[type[Outcome], Callable[[RunningJob, Any, float], list[Command]]] = {
+_TAKE: Mapping[type[Event], Callable[[RunningJob, Any, float], list[Command]]] = {
     DeviceStatus: RunningJob._take_status,  # noqa: SLF001  the table belongs to the class
     UpdateReceived: RunningJob._take_update,  # noqa: SLF001
     TaskFailed: RunningJob._take_failure,  # noqa: SLF001

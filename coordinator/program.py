@@ -113,8 +113,8 @@ def make_version(
 def make_task(program: Program, version: Version, device: str, attempt: int) -> Task:
     """The task of one device in the round that starts from `version`.
 
-    The seed depends on (job seed, round, device) only, so a repeated task trains on the same batches. A second
-    attempt has a name of its own, for the deadline of the first may have passed on the device.
+    The seed depends on (job seed, round, device) only, so that every attempt trains on the same batches. A later
+    attempt has a name of its own: a device repeats its answer, were it a failure, to a task it has answered.
     """
     job, method, number = program.job, program.method, version.version
     again = "" if attempt == 1 else f".{attempt}"

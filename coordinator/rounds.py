@@ -11,7 +11,8 @@
 
 Round 1 needs `devices` devices with examples, every later start `min_updates`. A member of the cohort is awaited while
 it is online or was lost less than grace_s ago. What a member has delivered in one attempt of a round counts in the next
-one: the weights it started from are the same. The job fails when too few devices are left that have not failed a task.
+one, and who is still at it goes on: the weights and the tasks are the same. The job fails when too few devices are left
+that have not failed a task.
 
 Restart: the shell rebuilds the state from the journal with `resumed`; every device then counts as lost since now, so
 that a round neither starts nor closes before the births had grace_s seconds to arrive.
@@ -24,6 +25,9 @@ from typing import Any
 
 from coordinator import fleet as fleets
 from coordinator.fleet import Fleet
+
+# A failure that may pass makes a device unfit all the same once its round has been tried so often.
+PATIENCE = 5
 
 
 class Phase(Enum):
@@ -144,11 +148,15 @@ Event = DeviceOnline | DeviceLost | DeviceStopped | FleetUnknown | UpdateJournal
 
 @dataclass(frozen=True)
 class StartRound:
-    """Write the round (again, with this attempt) and its cohort into the journal; SendTask commands follow."""
+    """Write into the journal that the round starts (again), and the tasks of those who are asked now.
+
+    SendTask commands for `asked` follow; the rest of the cohort was asked in an earlier attempt.
+    """
 
     round: int
     attempt: int
     cohort: tuple[str, ...]
+    asked: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -218,12 +226,12 @@ def started(rules: Rules, now_s: float) -> State:
     return State(rules, Phase.GATHERING, 1, 0, {}, {}, now_s)
 
 
-def resumed(rules: Rules, journalled: Journalled, now_s: float) -> tuple[State, tuple[SendTask, ...]]:
-    """A job out of the journal, and the tasks that are still to be done.
+def resumed(rules: Rules, journalled: Journalled, now_s: float) -> State:
+    """A job out of the journal.
 
     The deadline of an open round starts anew, since durations are not carried over a restart.
     """
-    state = State(
+    return State(
         rules,
         journalled.phase,
         journalled.round,
@@ -232,7 +240,6 @@ def resumed(rules: Rules, journalled: Journalled, now_s: float) -> tuple[State, 
         journalled.cohort,
         now_s,
     )
-    return state, _tasks(state) if journalled.phase is Phase.COLLECTING else ()
 
 
 def step(state: State, event: Event, now_s: float) -> Move:
@@ -258,10 +265,6 @@ def pending(state: State) -> tuple[str, ...]:
 
 def _members(state: State, outcome: Outcome) -> tuple[str, ...]:
     return tuple(sorted(name for name, each in state.cohort.items() if each is outcome))
-
-
-def _tasks(state: State) -> tuple[SendTask, ...]:
-    return tuple(SendTask(name, state.round, state.attempt) for name in pending(state))
 
 
 # What an event changes, before the phase looks at it.
@@ -295,7 +298,7 @@ def _take_failure(state: State, event: TaskFailed, _now_s: float) -> Move:
     settled = _settle(state, event.device, event.round, Outcome.FAILED)
     if settled is state:
         return state, ()
-    if not event.unfit:
+    if not event.unfit and state.attempt < PATIENCE:
         return settled, (Warn(f"device {event.device} failed its task of round {event.round}: {event.reason}"),)
     fleet = fleets.condemned(state.fleet, event.device, event.reason)
     warning = Warn(f"device {event.device} takes no further part in this job: {event.reason}")
@@ -364,23 +367,26 @@ def _hopeless(state: State) -> str | None:
 
 
 def _start(state: State, now_s: float) -> Move:
-    """The first attempt asks the chosen share; a repeated one asks everybody who is there and has not delivered."""
-    rules = state.rules
-    done = delivered(state)
-    asked = [name for name in fleets.ready(state.fleet) if name not in done]
+    """The first attempt asks the chosen share; a repeated one asks also everybody else who is there.
+
+    Members that have delivered or are still at it stay as they are: their tasks are the same in every attempt.
+    """
+    kept = {name: each for name, each in state.cohort.items() if each is not Outcome.FAILED}
+    asked = tuple(name for name in fleets.ready(state.fleet) if name not in kept)
     if state.attempt == 0:
-        asked = list(
-            fleets.choose_cohort(
-                asked,
-                fraction=rules.fraction,
-                least=rules.min_updates,
-                seed=rules.seed,
-                round_number=state.round,
-            )
-        )
-    cohort = dict.fromkeys(done, Outcome.DELIVERED) | dict.fromkeys(asked, Outcome.PENDING)
-    begun = _phase(replace(state, attempt=state.attempt + 1, cohort=cohort), Phase.COLLECTING, now_s)
-    return begun, (StartRound(begun.round, begun.attempt, tuple(sorted(cohort))), *_tasks(begun))
+        asked = _share(state, asked)
+    attempt = state.attempt + 1
+    begun = replace(state, attempt=attempt, cohort=kept | dict.fromkeys(asked, Outcome.PENDING))
+    tasks = tuple(SendTask(name, state.round, attempt) for name in asked)
+    starting = StartRound(state.round, attempt, tuple(sorted(begun.cohort)), asked)
+    return _phase(begun, Phase.COLLECTING, now_s), (starting, *tasks)
+
+
+def _share(state: State, names: tuple[str, ...]) -> tuple[str, ...]:
+    rules = state.rules
+    return fleets.choose_cohort(
+        names, fraction=rules.fraction, least=rules.min_updates, seed=rules.seed, round_number=state.round
+    )
 
 
 def _collect(state: State, now_s: float) -> Move:
@@ -393,7 +399,7 @@ def _collect(state: State, now_s: float) -> Move:
     why = f"at the deadline of {rules.deadline_s:g} s" if late else "and nobody else to wait for"
     message = (
         f"round {state.round}: {len(delivered(state))} of {len(state.cohort)} updates {why}, "
-        f"{rules.min_updates} needed; the round is tried again with the devices that are online"
+        f"{rules.min_updates} needed; the round is tried again with those who are online and those still at it"
     )
     return _phase(state, Phase.GATHERING, now_s), (Warn(message),)
 

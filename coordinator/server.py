@@ -138,8 +138,8 @@ def _take(job: RunningJob, event: LinkEvent, emit: Emit) -> list[Command]:
         case Disconnected(reason):
             emit({"event": "warning", "message": f"the link to the broker is down: {reason}; it is tried again"})
             return job.disconnected(now_s)
-        case Message(topic, payload):
-            return job.received(topic, payload, now_s)
+        case Message(topic, payload, retain):
+            return job.received(topic, payload, now_s, retain=retain)
     return []
 
 

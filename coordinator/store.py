@@ -189,17 +189,13 @@ class Store:
     # Rounds.
 
     def start_round(self, number: int, attempt: int, tasks: tuple[JournalTask, ...]) -> None:
-        """Write that a round starts (again): the tasks given replace those of the same devices.
-
-        Tasks of an earlier attempt that were neither done nor given again are no part of the round any more.
-        """
+        """Write that a round starts (again), with the tasks of those who are asked now; other open tasks stay."""
         with self._writing() as write:
             write(
                 "INSERT OR IGNORE INTO rounds (round, version, attempt, state) VALUES (?, ?, 0, 'open')",
                 (number, number),
             )
             write("UPDATE rounds SET attempt = ? WHERE round = ?", (attempt, number))
-            write("DELETE FROM tasks WHERE round = ? AND state = 'open'", (number,))
             for task in tasks:
                 row = (number, task.device, task.task, task.data)
                 write("INSERT OR REPLACE INTO tasks VALUES (?, ?, ?, ?, 'open', NULL)", row)
@@ -305,7 +301,7 @@ class Store:
     def journalled(self) -> Journalled:
         """Where the job stands, for coordinator.rounds."""
         fleet = {
-            name: Device(name, Presence(presence) if presence == "stopped" else Presence.ONLINE, examples, unfit=unfit)
+            name: Device(name, Presence(presence), examples, unfit=unfit)
             for name, presence, examples, unfit in self._all("SELECT * FROM devices")
         }
         found = self._one("SELECT round, attempt, state FROM rounds ORDER BY round DESC LIMIT 1")

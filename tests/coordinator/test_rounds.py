@@ -57,7 +57,7 @@ def test_round_1_waits_for_all_devices_and_then_asks_every_one() -> None:
     state, commands = run(rounds.started(RULES, 0.0), (0.0, DeviceOnline("a", 10)), (50.0, DeviceOnline("b", 10)))
     assert commands == []
     state, commands = run(state, (51.0, DeviceOnline("c", 10)))
-    assert commands == [StartRound(1, 1, ("a", "b", "c")), *(SendTask(name, 1, 1) for name in "abc")]
+    assert commands == [StartRound(1, 1, ("a", "b", "c"), ("a", "b", "c")), *(SendTask(name, 1, 1) for name in "abc")]
 
 
 def test_a_device_without_examples_is_named_once_and_not_counted() -> None:
@@ -122,8 +122,8 @@ def test_at_the_deadline_the_round_closes_with_enough_updates() -> None:
 def test_with_too_few_updates_at_the_deadline_the_round_is_tried_again_and_keeps_them() -> None:
     state, _ = three_online()
     state, commands = run(state, (1.0, UpdateJournalled("a", 1)), (60.0, Tick()))
-    assert kinds(commands) == ["Warn", "StartRound", "SendTask", "SendTask"]
-    assert commands[1] == StartRound(1, 2, ("a", "b", "c"))
+    assert kinds(commands) == ["Warn", "StartRound"]
+    assert commands[1] == StartRound(1, 2, ("a", "b", "c"), ())
     state, commands = run(state, (61.0, UpdateJournalled("b", 1)), (62.0, UpdateJournalled("c", 1)))
     assert commands == [CloseRound(1, ("a", "b", "c"), ("a", "b", "c"))]
 
@@ -134,8 +134,10 @@ def test_a_retry_waits_until_enough_devices_are_back() -> None:
     assert kinds(commands) == ["Warn"]
     state, commands = run(state, (100.0, DeviceOnline("b", 10)), (500.0, Tick()))
     assert commands == []
-    _, commands = run(state, (501.0, DeviceOnline("c", 10)))
-    assert commands == [StartRound(1, 2, ("b", "c")), SendTask("b", 1, 2), SendTask("c", 1, 2)]
+    state, commands = run(state, (501.0, DeviceOnline("d", 10)))
+    assert commands == [StartRound(1, 2, ("a", "b", "c", "d"), ("d",)), SendTask("d", 1, 2)]
+    _, commands = run(state, (502.0, UpdateJournalled("d", 1)), (503.0, UpdateJournalled("b", 1)))
+    assert commands == [CloseRound(1, ("a", "b", "c", "d"), ("b", "d"))]
 
 
 def test_a_failed_task_makes_the_device_unfit_and_the_others_go_on() -> None:
@@ -149,7 +151,7 @@ def test_a_failed_task_makes_the_device_unfit_and_the_others_go_on() -> None:
     )
     assert kinds(commands) == ["Warn", "CloseRound", "StartRound", "SendTask", "SendTask"]
     assert "LabelOutOfRange: row 3" in str(commands[0])
-    assert commands[2] == StartRound(2, 1, ("a", "b"))
+    assert commands[2] == StartRound(2, 1, ("a", "b"), ("a", "b"))
 
 
 def test_a_passing_failure_is_asked_again_in_the_next_round() -> None:
@@ -161,7 +163,7 @@ def test_a_passing_failure_is_asked_again_in_the_next_round() -> None:
         (2.0, UpdateJournalled("b", 1)),
         (3.0, Evaluated(1, 0.5)),
     )
-    assert StartRound(2, 1, ("a", "b", "c")) in commands
+    assert StartRound(2, 1, ("a", "b", "c"), ("a", "b", "c")) in commands
 
 
 def test_the_job_fails_with_the_reasons_when_too_few_devices_are_fit() -> None:
@@ -173,12 +175,23 @@ def test_the_job_fails_with_the_reasons_when_too_few_devices_are_fit() -> None:
     assert state.phase is Phase.FAILED
 
 
+def test_a_failure_that_never_passes_ends_a_device_s_part() -> None:
+    state, _ = three_online()
+    seen: list[Command] = []
+    for attempt in range(1, rounds.PATIENCE + 1):
+        events = [(float(attempt), TaskFailed(name, 1, "BlobMissing", unfit=False)) for name in "abc"]
+        state, commands = run(state, *events)
+        seen += commands
+    assert kinds(seen).count("StartRound") == rounds.PATIENCE - 1
+    assert kinds(seen)[-1] == "FailJob"
+
+
 def test_a_device_that_joins_later_takes_part_from_the_next_round() -> None:
     state, _ = three_online()
     state, commands = run(state, (1.0, DeviceOnline("d", 10)))
     assert commands == []
     _, commands = run(state, *((2.0, UpdateJournalled(name, 1)) for name in "abc"), (3.0, Evaluated(1, 0.1)))
-    assert commands[1] == StartRound(2, 1, ("a", "b", "c", "d"))
+    assert commands[1] == StartRound(2, 1, ("a", "b", "c", "d"), ("a", "b", "c", "d"))
 
 
 def test_the_job_ends_at_the_last_round_or_at_the_target() -> None:
@@ -194,8 +207,8 @@ def test_the_job_ends_at_the_last_round_or_at_the_target() -> None:
 def test_after_a_restart_devices_have_the_grace_to_come_back_before_anything_closes() -> None:
     fleet = {name: Device(name, Presence.ONLINE, 10) for name in "abc"}
     cohort = {"a": Outcome.DELIVERED, "b": Outcome.DELIVERED, "c": Outcome.PENDING}
-    state, tasks = rounds.resumed(RULES, Journalled(Phase.COLLECTING, 2, 1, cohort, fleet), 1000.0)
-    assert tasks == (SendTask("c", 2, 1),)
+    state = rounds.resumed(RULES, Journalled(Phase.COLLECTING, 2, 1, cohort, fleet), 1000.0)
+    assert rounds.pending(state) == ("c",)
     state, commands = run(state, (1009.0, Tick()), (1009.5, DeviceOnline("c", 10)), (1030.0, Tick()))
     assert commands == []
     _, commands = run(state, (1031.0, UpdateJournalled("c", 2)))
@@ -204,13 +217,13 @@ def test_after_a_restart_devices_have_the_grace_to_come_back_before_anything_clo
 
 def test_after_a_restart_between_rounds_the_next_one_waits_for_those_who_were_there() -> None:
     fleet = {name: Device(name, Presence.ONLINE, 10) for name in "abc"}
-    state, _ = rounds.resumed(RULES, Journalled(Phase.GATHERING, 2, 0, {}, fleet), 0.0)
+    state = rounds.resumed(RULES, Journalled(Phase.GATHERING, 2, 0, {}, fleet), 0.0)
     state, commands = run(state, (0.1, DeviceOnline("a", 10)), (0.2, DeviceOnline("b", 10)))
     assert commands == []
     _, commands = run(state, (0.3, DeviceOnline("c", 10)))
-    assert commands[0] == StartRound(2, 1, ("a", "b", "c"))
+    assert commands[0] == StartRound(2, 1, ("a", "b", "c"), ("a", "b", "c"))
     _, commands = run(state, (10.0, Tick()))
-    assert commands[0] == StartRound(2, 1, ("a", "b"))
+    assert commands[0] == StartRound(2, 1, ("a", "b"), ("a", "b"))
 
 
 def test_a_cut_of_the_link_loses_only_those_who_do_not_come_back() -> None:
@@ -284,10 +297,11 @@ class Ledger:
                 assert set(accepted) == self.journalled[number]
                 assert set(accepted) <= set(cohort)
                 self.closed.append(command)
-            case StartRound(number, attempt, cohort):
+            case StartRound(number, attempt, cohort, _):
                 assert number == len(self.closed) + 1
                 assert attempt >= 1
                 assert len(cohort) >= self.rules.min_updates
+                assert set(self.journalled.get(number, set())) <= set(cohort)
             case SendTask(device, number, _):
                 assert device not in self.journalled.get(number, set())
             case FinishJob() | FailJob():

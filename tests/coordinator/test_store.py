@@ -94,14 +94,15 @@ def test_updates_come_in_the_order_of_device_ids(store: Store) -> None:
     assert [each.device for each in store.updates(1)] == ["a", "b", "c"]
 
 
-def test_a_second_attempt_keeps_what_was_delivered_and_drops_who_was_not_asked_again(store: Store) -> None:
+def test_a_second_attempt_keeps_what_was_delivered_and_who_is_still_at_it(store: Store) -> None:
     store.start_round(1, 1, (task("a"), task("b"), task("c")))
     store.add_update(update("a"))
-    store.start_round(1, 2, (task("b", 2),))
+    store.fail_task(1, "c", "BlobMissing", unfit=False)
+    store.start_round(1, 2, (task("c", 2),))
     found = store.journalled()
     assert found.attempt == 2
-    assert found.cohort == {"a": Outcome.DELIVERED, "b": Outcome.PENDING}
-    assert store.tasks(1) == (task("b", 2),)
+    assert found.cohort == {"a": Outcome.DELIVERED, "b": Outcome.PENDING, "c": Outcome.PENDING}
+    assert store.tasks(1) == (task("b"), task("c", 2))
 
 
 def test_folding_writes_the_version_and_drops_the_updates_but_not_their_digests(store: Store) -> None:
