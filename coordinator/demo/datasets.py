@@ -92,7 +92,7 @@ def _owner(path: Path, examples: int) -> NDArray[np.str_] | None:
     with np.load(path, allow_pickle=False) as arrays:
         if "client" not in arrays.files:
             return None
-        client = arrays["client"]
+        client: NDArray[Any] = arrays["client"]
     if client.shape != (examples,):
         raise DataError(f"{path}: client has shape {client.shape}; it must name the owner of each of {examples} rows")
     return client.astype(np.str_)
