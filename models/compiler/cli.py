@@ -38,7 +38,9 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--momentum", type=float, default=0.9, help="0 to 1 (default 0.9)")
     build.add_argument("--weight-decay", type=float, default=0.0, help="default 0")
     build.add_argument("--nesterov", action="store_true", help="Nesterov's look-ahead")
-    build.add_argument("--trainable", nargs="+", default=["*"], metavar="PATTERN", help="tensors to train (default all)")
+    build.add_argument(
+        "--trainable", nargs="+", default=["*"], metavar="PATTERN", help="tensors to train (default all)"
+    )
     build.add_argument("--frozen", nargs="+", default=[], metavar="PATTERN", help="tensors to leave as they are")
     build.add_argument("--json", action="store_true", help="print the report as one JSON object")
     build.set_defaults(run=_build)

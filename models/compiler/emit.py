@@ -24,6 +24,9 @@ DTYPES = {"float32": 1, "int32": 2, "uint8": 3}
 CHECK_BYTES = 32
 MAX_FILE_BYTES = 256 << 20
 MAX_ARENA_BYTES = 4 << 30
+MAX_RECORDS = 65536
+MAX_WORDS = 1 << 20
+MAX_NAMES_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -144,11 +147,21 @@ def write(program: Program, workspace_bytes: int) -> bytes:
     before_names = HEADER.size + len(tensors) + len(operations) + len(operands) + len(attrs)
     padding = bytes(-(before_names + len(names)) % ALIGNMENT)
     file_bytes = before_names + len(names) + len(padding) + len(program.constants) + CHECK_BYTES
-    if file_bytes > MAX_FILE_BYTES or program.arena_bytes > MAX_ARENA_BYTES:
-        raise CompileError(
-            f"the plan takes {file_bytes} bytes and an arena of {program.arena_bytes}; at most {MAX_FILE_BYTES} and"
-            f" {MAX_ARENA_BYTES} are possible: take a smaller batch or a smaller model"
-        )
+    caps = {
+        "file bytes": (file_bytes, MAX_FILE_BYTES),
+        "arena bytes": (program.arena_bytes, MAX_ARENA_BYTES),
+        "workspace bytes": (workspace_bytes, MAX_ARENA_BYTES),
+        "tensors": (len(program.tensors), MAX_RECORDS),
+        "operations": (len(program.operations), MAX_RECORDS),
+        "operands": (len(operands) // 4, MAX_WORDS),
+        "attributes": (len(attrs) // 4, MAX_WORDS),
+        "bytes of names": (len(names), MAX_NAMES_BYTES),
+    }
+    for what, (count, cap) in caps.items():
+        if count > cap:
+            raise CompileError(
+                f"the plan needs {count} {what}, at most {cap} are possible; take a smaller batch or model"
+            )
     header = HEADER.pack(
         MAGIC,
         VERSION,

@@ -22,6 +22,7 @@ __all__ = [
     "conv",
     "conv_grad_w",
     "conv_grad_x",
+    "copy",
     "leaf",
     "matmul",
     "max_pool",
@@ -125,6 +126,11 @@ def reshape(x: Value, shape: Sequence[int]) -> Value:
     known = math.prod(d for d in shape if d != -1)
     whole = tuple(x.type.size // max(known, 1) if d == -1 else int(d) for d in shape)
     return apply("reshape", shapes.reshape, (x,), {"shape": whole})[0]
+
+
+def copy(x: Value, shape: Sequence[int]) -> Value:
+    """As reshape, but with bytes of its own."""
+    return apply("copy", shapes.reshape, (x,), {"shape": tuple(shape)})[0]
 
 
 def transpose(x: Value, axes: Sequence[int] | None = None) -> Value:

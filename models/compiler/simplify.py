@@ -181,20 +181,3 @@ def share(outputs: Sequence[Value]) -> tuple[Value, ...]:
         return [Value(first, i) for i in range(len(first.types))]
 
     return rewrite(outputs, rule)
-
-
-def lower_broadcasts(outputs: Sequence[Value]) -> tuple[Value, ...]:
-    """Turn the broadcasts that no operation has taken up into multiplications by ones.
-
-    The ones have size 1 along every axis that x already has, so they are as small as the rule allows.
-    """
-
-    def rule(node: Node, inputs: Inputs) -> Sequence[Value] | None:
-        if node.op != "broadcast" or inputs[0] is None:
-            return None
-        x, shape = inputs[0], node.types[0].shape
-        have = (1,) * (len(shape) - len(x.shape)) + x.shape
-        ones = np.ones([1 if h == n else n for h, n in zip(have, shape, strict=True)], np.float32)
-        return [x * g.constant(ones)]
-
-    return rewrite(outputs, rule)

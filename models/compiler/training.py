@@ -13,15 +13,15 @@ from dataclasses import dataclass
 
 import models.compiler.graph as g
 from edge_runtime import _core
-from models.compiler import shapes
 from models.compiler.autodiff import gradients
 from models.compiler.emit import Program, program, write
 from models.compiler.errors import CompileError, ModelError
 from models.compiler.freeze import select
 from models.compiler.fuse import fuse
-from models.compiler.ir import Graph, Role, Value, apply, topological
+from models.compiler.ir import Graph, Role, Value, topological
+from models.compiler.lower import lower
 from models.compiler.ops import OPS
-from models.compiler.simplify import lower_broadcasts, simplify
+from models.compiler.simplify import simplify
 from models.compiler.storage import Layout, Owner, Owners, lay_out
 
 LEARNING_RATE = "lr"
@@ -178,21 +178,15 @@ def _step(loss: Value, trained: Sequence[Value], rule: Sgd) -> tuple[tuple[Value
             nesterov=rule.nesterov,
         )
         updates.append(new[0])
-    outputs = lower_broadcasts(fuse(simplify([loss, *updates])))
-    outputs = (_own_bytes(outputs[0]), *outputs[1:])
+    outputs = lower(simplify(fuse(simplify([loss, *updates]))))
     owners[outputs[0]] = Owner(Role.OUTPUT, LOSS)
     return outputs, owners
 
 
-def _own_bytes(output: Value) -> Value:
-    """The output, copied where it would only show the bytes of another tensor."""
-    if output.node.op in OPS and OPS[output.node.op].opcode is not None:
-        return output
-    return apply("copy", shapes.reshape, (output,), {"shape": output.shape})[0]
-
-
 def _check_names(owners: Owners) -> None:
     names = [o.name for o in owners.values()]
+    if any("\0" in n for n in names):
+        raise ModelError("a tensor's name holds a zero byte; rename it in the model")
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
         raise ModelError(
