@@ -1,8 +1,8 @@
 """A device's work: at most one task at a time, from the first blob it lacks to the gateway's last word on its update.
 
 IDLE, FETCHING the blobs of a task, RUNNING it, OFFERING its update, or RESTING after "come back later". The table at
-the end of Work is the whole machine. Work says what to publish whether or not the device is on line; the session drops that
-while it is off line, and every state takes itself up again at the input ONLINE.
+the end of Work is the whole machine. Work says what to publish whether or not the device is on line; the session drops
+that while it is off line, and every state takes itself up again at the input ONLINE.
 """
 
 import hashlib
