@@ -2,7 +2,7 @@
 
 The shell (coordinator.server) hands in what the link brought and the time, and publishes what comes back. Two orders
 make a crash at any point harmless: the journal is written before anything that follows from it is published, and long
-work (folding, evaluating) waits for the next `tick`, so that the acknowledgement of the last update leaves first.
+work (folding, evaluating) is left to `work`, which the shell calls once the acknowledgement of the last update is out.
 """
 
 from collections.abc import Callable, Mapping
@@ -120,11 +120,18 @@ class RunningJob:
         return self._commands(outcomes, now_s) if outcomes else self._still_there(topic, payload, now_s)
 
     def tick(self, now_s: float) -> list[Command]:
-        """Time has passed; also does the work that was put off until the acknowledgements had left."""
+        """Time has passed."""
         commands = self._commands(self.session.tick(now_s), now_s)
-        while self._to_close and self.exit_code is None:
-            commands += self._close_round(self._to_close.pop(0), now_s)
         return commands + self._step(rounds.Tick(), now_s)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a round waits to be folded and judged."""
+        return bool(self._to_close) and self.exit_code is None
+
+    def work(self, now_s: float) -> list[Command]:
+        """Folds and judges the round that waits; takes as long as it takes."""
+        return self._close_round(self._to_close.pop(0), now_s)
 
     def stopping(self) -> list[Command]:
         """The coordinator leaves: an unfinished job's tasks stay with the devices, a finished one's are withdrawn."""

@@ -22,7 +22,7 @@ from coordinator.results import export
 from coordinator.store import JournalError, open_store
 from edge_runtime.data import load_dataset
 from edge_runtime.errors import LocalError
-from edge_runtime.link import Connected, Disconnected, Link, LinkEvent, Message
+from edge_runtime.link import Connected, Disconnected, Link, LinkEvent, Message, Refused, Subscribed
 from edge_runtime.wire.events import Command, Publish, Subscribe, Unsubscribe
 from edge_runtime.wire.topics import check_id
 from models.compiler import CompileError
@@ -119,15 +119,28 @@ def _failed(emit: Emit, error: Exception, code: int) -> int:
 
 
 def _serve(job: RunningJob, link: Link, emit: Emit) -> int:
-    """The loop: what the link brings goes into the job, what the job wants goes out."""
+    """The loop: what the link brings goes into the job, what the job wants goes out.
+
+    Long work waits for one more poll, which sends what is queued: the last acknowledgement leaves before a round is
+    folded and judged.
+    """
     with _stop_signals(link) as asked_to_stop:
         while job.exit_code is None and not asked_to_stop:
-            for event in link.poll(POLL_S):
-                _send(link, _take(job, event, emit))
-            _send(link, job.tick(time.monotonic()))
+            due = job.has_work
+            _exchange(job, link, emit, 0.0 if due else POLL_S)
+            if due:
+                _send(link, job.work(time.monotonic()))
+    until_s = time.monotonic() + LEAVE_S
+    while not link.connected and job.exit_code is not None and time.monotonic() < until_s:
+        _exchange(job, link, emit, POLL_S)  # what a finished job leaves on the broker is worth a wait
     _send(link, job.stopping())
-    _drain(link)
     return EXIT_DONE if job.exit_code is None else job.exit_code
+
+
+def _exchange(job: RunningJob, link: Link, emit: Emit, timeout_s: float) -> None:
+    for event in link.poll(timeout_s):
+        _send(link, _take(job, event, emit))
+    _send(link, job.tick(time.monotonic()))
 
 
 def _take(job: RunningJob, event: LinkEvent, emit: Emit) -> list[Command]:
@@ -135,30 +148,26 @@ def _take(job: RunningJob, event: LinkEvent, emit: Emit) -> list[Command]:
     match event:
         case Connected():
             return job.connected(now_s)
-        case Disconnected(reason):
-            emit({"event": "warning", "message": f"the link to the broker is down: {reason}; it is tried again"})
+        case Disconnected():
+            message = f"no link to the broker: {event.reason}; tried again in {event.retry_s:.1f} s"
+            emit({"event": "warning", "message": message})
             return job.disconnected(now_s)
-        case Message(topic, payload, retain):
-            return job.received(topic, payload, now_s, retain=retain)
-    return []
+        case Message():
+            return job.received(event.topic, event.payload, now_s, retain=event.retain)
+        case Refused() | Subscribed():
+            return []  # a refusal is followed by its Disconnected; our sessions need no word of subscriptions
 
 
 def _send(link: Link, commands: Iterable[Command]) -> None:
+    # While the link is down nothing is sent and nothing is lost: the session says it again when it is up.
     for command in commands:
         match command:
             case Publish(topic, payload, qos, retain):
-                link.publish(topic, payload, qos=qos, retain=retain)
+                link.publish(topic, payload, qos, retain=retain)
             case Subscribe(topics, qos):
                 link.subscribe(topics, qos)
             case Unsubscribe(topics):
                 link.unsubscribe(topics)
-
-
-def _drain(link: Link) -> None:
-    """Lets the goodbye leave, for at most LEAVE_S."""
-    until_s = time.monotonic() + LEAVE_S
-    while link.pending and time.monotonic() < until_s:
-        link.poll(POLL_S)
 
 
 @contextmanager

@@ -1,0 +1,380 @@
+"""Whole jobs in memory: real sessions, training and journal, and a fault at every place where something is written."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from coordinator.aggregators import Contribution, weighted_mean
+from coordinator.evaluate import evaluate
+from coordinator.store import JournalUpdate, Store
+from edge_runtime.data import Dataset
+from edge_runtime.plan import read_plan
+from edge_runtime.task import run_task
+from edge_runtime.tensors import decode_tensors, encode_tensors
+from support.memory import MemorySite
+
+JOB = """\
+[job]
+name = "tiny"
+seed = 5
+rounds = 2
+[model]
+zoo = "mlp"
+input_shape = [6]
+classes = 3
+[method]
+name = "fedavg"
+[training]
+epochs = 2
+batch = 8
+lr = 0.1
+momentum = 0.9
+[round]
+devices = 3
+min_updates = 2
+deadline_s = 60
+grace_s = 5
+[evaluate]
+data = "held-out"
+"""
+EXAMPLES = {"dev-a": 20, "dev-b": 13, "dev-c": 31}
+
+
+def made_up(seed: int, rows: int) -> Dataset:
+    """Three blobs in six dimensions."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 3, rows).astype(np.int32)
+    x = rng.normal(size=(rows, 6)) + 2.0 * np.eye(3, 6)[y]
+    return Dataset(x.astype(np.float32), y)
+
+
+def make_site(tmp_path: Path, job: str = JOB, order: int = 0) -> MemorySite:
+    home = tmp_path / "home"
+    (home / "held-out").mkdir(parents=True, exist_ok=True)
+    test = made_up(99, 60)
+    np.savez(home / "held-out" / "test.npz", x=test.x, y=test.y)
+    (home / "job.toml").write_text(job)
+    shards = {name: made_up(seed, rows) for seed, (name, rows) in enumerate(EXAMPLES.items())}
+    return MemorySite(home / "job.toml", tmp_path / "state", shards, order)
+
+
+def start_all(site: MemorySite) -> None:
+    site.start()
+    for device in site.devices.values():
+        device.start(site.now_s)
+
+
+def finished(site: MemorySite) -> str:
+    """Run to the end; the hash of the final weights."""
+    site.run()
+    assert site.stop() == 0
+    (done,) = site.seen("job_done")
+    return str(done["model_sha256"])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    site = make_site(tmp_path_factory.mktemp("undisturbed"))
+    start_all(site)
+    return finished(site)
+
+
+def test_a_job_runs_to_its_end_and_reports_every_round(tmp_path: Path) -> None:
+    site = make_site(tmp_path)
+    start_all(site)
+    sha256 = finished(site)
+    assert [event["round"] for event in site.seen("round_done")] == [1, 2]
+    assert [event["devices"] for event in site.seen("round_done")] == [3, 3]
+    assert site.seen("round_done")[1]["accuracy"] > 0.5
+    assert len(site.seen("update")) == 6
+    (done,) = site.seen("job_done")
+    weights = (tmp_path / "state" / "final.safetensors").read_bytes()
+    assert decode_tensors(weights)[0].keys() == site.program.weights.keys()
+    judged = evaluate((tmp_path / "state" / "final.onnx").read_bytes(), site.held_out)
+    assert judged.accuracy == done["accuracy"] == site.seen("round_done")[1]["accuracy"]
+    assert len(sha256) == 64
+
+
+def test_bytes_of_a_round_follow_the_formula(tmp_path: Path) -> None:
+    site = make_site(tmp_path)
+    start_all(site)
+    finished(site)
+    weights = len(encode_tensors(site.program.weights))
+    first, second = site.seen("round_done")
+    assert first["bytes_down"] == 3 * (weights + len(site.program.plan))
+    assert second["bytes_down"] == 3 * weights
+    for event in (first, second):
+        sizes = [each["bytes"] for each in site.seen("update") if each["round"] == event["round"]]
+        assert event["bytes_up"] == sum(sizes)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_the_order_of_arrival_does_not_change_a_bit(tmp_path: Path, undisturbed: str, order: int) -> None:
+    site = make_site(tmp_path, order=order)
+    start_all(site)
+    assert finished(site) == undisturbed
+
+
+def test_a_round_equals_fedavg_written_out(tmp_path: Path) -> None:
+    site = make_site(tmp_path, JOB.replace("rounds = 2", "rounds = 1"))
+    start_all(site)
+    finished(site)
+    plan = read_plan(site.program.plan)
+    updates: list[Contribution] = []
+    for name, device in sorted(site.devices.items()):
+        task = next(run for run in device.tasks if run.round == 1)
+        update = run_task(task, {plan.sha256: plan}, site.program.weights, device.dataset)
+        updates.append(Contribution(name, len(device.dataset), decode_tensors(update.data)[0]))
+    found = decode_tensors((tmp_path / "state" / "final.safetensors").read_bytes())[0]
+    total = sum(EXAMPLES.values())
+    for name, mean in weighted_mean(updates).items():
+        by_hand = sum(each.examples / total * each.tensors[name].astype(np.float64) for each in updates)
+        np.testing.assert_allclose(mean, by_hand, rtol=1e-12)
+        np.testing.assert_allclose(found[name], site.program.weights[name] + by_hand, rtol=1e-6, atol=1e-7)
+
+
+def test_a_finished_job_leaves_no_task_and_no_blob_on_the_broker(tmp_path: Path) -> None:
+    site = make_site(tmp_path)
+    start_all(site)
+    finished(site)
+    left = [topic for topic in site.broker.retained if "/b/" in topic or topic.endswith("/task")]
+    assert left == []
+    assert b'"stopped"' in site.broker.retained["edge/v1/test/gateway"]
+
+
+def test_blobs_of_earlier_rounds_are_taken_off_the_broker(tmp_path: Path) -> None:
+    site = make_site(tmp_path)
+    start_all(site)
+    site.run(lambda: len(site.seen("round_started")) == 2)
+    blobs = {topic.split("/")[4] for topic in site.broker.retained if "/b/" in topic}
+    assert len(blobs) == 2  # the plan and the present weights
+
+
+class Killed(Exception):
+    """The process is gone."""
+
+
+class DyingStore:
+    """A journal whose process dies just before or just after its n-th write."""
+
+    WRITES = frozenset(
+        {"begin", "next_epoch", "see_device", "start_round", "add_update", "fold_round", "judge_round", "finish"}
+    )
+
+    def __init__(self, store: Store, at: int, *, after: bool) -> None:
+        self._store, self._left, self._after = store, at, after
+        self.written: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(self._store, name)
+        if name not in self.WRITES:
+            return real
+
+        def write(*args: Any) -> Any:
+            self.written.append(name)
+            dies = len(self.written) == self._left
+            if dies and not self._after:
+                raise Killed
+            result = real(*args)
+            if dies:
+                raise Killed
+            return result
+
+        return write
+
+
+def writes_of_an_undisturbed_job(tmp_path: Path) -> list[str]:
+    site = make_site(tmp_path)
+    spies: list[DyingStore] = []
+
+    def spy(store: Store) -> DyingStore:
+        spies.append(DyingStore(store, at=0, after=False))
+        return spies[-1]
+
+    site.start(spy)
+    for device in site.devices.values():
+        device.start(site.now_s)
+    finished(site)
+    return spies[0].written
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_crash_at_any_write_of_the_journal_leads_to_the_same_bits(
+    tmp_path: Path, undisturbed: str, *, after: bool
+) -> None:
+    writes = writes_of_an_undisturbed_job(tmp_path / "spied")
+    assert set(writes) == DyingStore.WRITES
+    for at in range(1, len(writes) + 1):
+        site = make_site(tmp_path / f"{at}")
+        for device in site.devices.values():
+            device.start(site.now_s)
+        with pytest.raises(Killed):
+            start_and_run(site, at, after=after)
+        site.kill()
+        for _ in range(3):
+            site.turn()
+        if site.start():
+            assert finished(site) == undisturbed, f"write {at}: {writes[at - 1]}"
+        else:
+            assert (at, after) == (len(writes), True)
+
+
+def start_and_run(site: MemorySite, at: int, *, after: bool) -> None:
+    site.start(lambda store: DyingStore(store, at, after=after))
+    site.run()
+
+
+def test_a_crash_between_any_two_turns_leads_to_the_same_bits(tmp_path: Path, undisturbed: str) -> None:
+    plain = make_site(tmp_path / "plain")
+    start_all(plain)
+    turns = 0
+    while plain.job is not None and plain.job.exit_code is None:
+        plain.turn()
+        turns += 1
+    plain.stop()
+    for at in range(1, turns, 2):
+        site = make_site(tmp_path / f"{at}", order=at)
+        start_all(site)
+        for _ in range(at):
+            if site.job is not None and site.job.exit_code is None:
+                site.turn()
+        if site.job is not None and site.job.exit_code is not None:
+            site.stop()
+            continue
+        site.kill()
+        site.start()
+        assert finished(site) == undisturbed, f"killed after turn {at}"
+
+
+def test_a_broker_that_forgets_everything_leads_to_the_same_bits(tmp_path: Path, undisturbed: str) -> None:
+    for at in range(1, 40, 3):
+        site = make_site(tmp_path / f"{at}", order=at)
+        start_all(site)
+        for _ in range(at):
+            if site.job is not None and site.job.exit_code is None:
+                site.turn()
+        site.restart_broker()
+        assert finished(site) == undisturbed, f"restarted after turn {at}"
+
+
+def test_a_device_that_dies_and_comes_back_takes_part_again(tmp_path: Path) -> None:
+    site = make_site(tmp_path, JOB.replace("rounds = 2", "rounds = 3"))
+    start_all(site)
+    site.run(lambda: len(site.seen("round_started")) == 1)
+    site.devices["dev-b"].kill()
+    site.run(lambda: len(site.seen("round_done")) == 1)
+    assert site.seen("round_done")[0]["devices"] == 2
+    site.devices["dev-b"].start(site.now_s)
+    finished(site)
+    assert site.seen("round_done")[-1]["devices"] == 3
+
+
+def spoiled(change: Callable[[dict[str, Any], dict[str, str]], None]) -> Callable[[bytes], bytes]:
+    def spoil(data: bytes) -> bytes:
+        tensors, metadata = decode_tensors(data)
+        copies = {name: tensor.copy() for name, tensor in tensors.items()}
+        change(copies, metadata)
+        return encode_tensors(copies, metadata)
+
+    return spoil
+
+
+def put_nan(tensors: dict[str, Any], _metadata: dict[str, str]) -> None:
+    next(iter(tensors.values())).reshape(-1)[0] = np.nan
+
+
+def claim_more(_tensors: dict[str, Any], metadata: dict[str, str]) -> None:
+    metadata["examples"] = "1000000"
+
+
+def be_another(_tensors: dict[str, Any], metadata: dict[str, str]) -> None:
+    metadata["device"] = "dev-a"
+
+
+def drop_one(tensors: dict[str, Any], _metadata: dict[str, str]) -> None:
+    tensors.popitem()
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        (put_nan, "NonFinite"),
+        (claim_more, "TooManyExamples"),
+        (be_another, "WrongTask"),
+        (drop_one, "WrongTensors"),
+    ],
+)
+def test_a_hostile_update_is_refused_by_name_and_the_others_go_on(
+    tmp_path: Path, change: Callable[[dict[str, Any], dict[str, str]], None], rule: str
+) -> None:
+    site = make_site(tmp_path)
+    site.devices["dev-b"].spoil = spoiled(change)
+    start_all(site)
+    finished(site)
+    warnings = [event["message"] for event in site.seen("warning")]
+    assert any("dev-b" in message and rule in message for message in warnings)
+    assert [event["devices"] for event in site.seen("round_done")] == [2, 2]
+    assert {event["device"] for event in site.seen("update")} == {"dev-a", "dev-c"}
+
+
+def test_bytes_that_are_no_update_are_refused_by_name(tmp_path: Path) -> None:
+    site = make_site(tmp_path)
+    site.devices["dev-b"].spoil = lambda data: data[: len(data) // 2]
+    start_all(site)
+    finished(site)
+    assert any("BadOffsets" in event["message"] for event in site.seen("warning"))
+
+
+def test_a_job_whose_devices_all_fail_ends_with_their_reasons_and_can_be_started_again(
+    tmp_path: Path, undisturbed: str
+) -> None:
+    site = make_site(tmp_path)
+    for device in site.devices.values():
+        device.rule = "OverMemoryLimit"
+    start_all(site)
+    site.run()
+    assert site.stop() == 3
+    assert "dev-a: OverMemoryLimit" in site.seen("error")[0]["message"]
+    for device in site.devices.values():
+        device.rule = None
+    site.start()
+    assert finished(site) == undisturbed
+
+
+def test_a_device_without_examples_is_told_of_and_left_out(tmp_path: Path) -> None:
+    site = make_site(tmp_path, JOB.replace("devices = 3", "devices = 2"))
+    empty = Dataset(np.zeros((0, 6), np.float32), np.zeros(0, np.int32))
+    site.devices["dev-a"].dataset = empty
+    start_all(site)
+    finished(site)
+    assert any("dev-a has no examples" in event["message"] for event in site.seen("warning"))
+    assert site.devices["dev-a"].trained == 0
+
+
+def test_an_update_that_is_offered_twice_counts_once(tmp_path: Path, undisturbed: str) -> None:
+    site = make_site(tmp_path)
+    start_all(site)
+    site.run(lambda: len(site.seen("update")) == 1)
+    (name,) = {event["device"] for event in site.seen("update")}
+    site.devices[name].kill()  # its disk forgets the update: it trains and offers again
+    site.devices[name].start(site.now_s)
+    assert finished(site) == undisturbed
+    assert len(site.seen("update")) == 6
+
+
+def test_the_journal_keeps_digests_and_no_bytes_of_folded_updates(tmp_path: Path) -> None:
+    site = make_site(tmp_path)
+    kept: list[Store] = []
+    site.start(lambda store: (kept.append(store), store)[1])  # type: ignore[func-returns-value]
+    for device in site.devices.values():
+        device.start(site.now_s)
+    site.run()
+    rows: list[JournalUpdate] = [update for number in (1, 2) for update in kept[0].updates(number)]
+    assert len(rows) == 6
+    assert all(row.data is None and len(row.sha256) == 64 for row in rows)
+    assert replace(rows[0], data=b"").device == "dev-a"
+    site.stop()
