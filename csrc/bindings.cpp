@@ -1,0 +1,231 @@
+// edge_runtime._core: what Python sees. Every argument is checked here once; views keep their
+// engine alive.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <atomic>
+#include <limits>
+#include <memory>
+
+#include "core/cpu.h"
+#include "engine/engine.h"
+
+namespace py = pybind11;
+
+namespace edge {
+namespace {
+
+Span<const std::uint8_t> span_of(const py::bytes& bytes) {
+  char* data = nullptr;
+  Py_ssize_t size = 0;
+  if (PyBytes_AsStringAndSize(bytes.ptr(), &data, &size) != 0) throw py::error_already_set();
+  return {reinterpret_cast<const std::uint8_t*>(data), static_cast<std::size_t>(size)};
+}
+
+py::dict describe_tensor(const Tensor& tensor) {
+  py::dict out;
+  out["name"] = tensor.name;
+  out["dtype"] = dtype_name(tensor.dtype);
+  out["shape"] = tensor.dims;
+  out["role"] = static_cast<int>(tensor.role);
+  out["offset"] = tensor.offset;
+  out["bytes"] = tensor.bytes;
+  return out;
+}
+
+py::list operand_list(const std::vector<std::uint32_t>& numbers) {
+  py::list out;
+  for (const std::uint32_t number : numbers) {
+    out.append(number == kAbsent ? py::object(py::none()) : py::object(py::int_(number)));
+  }
+  return out;
+}
+
+py::dict describe(const py::bytes& bytes) {
+  const Plan plan = parse_plan(span_of(bytes));
+  py::list tensors, ops;
+  for (const Tensor& tensor : plan.tensors) tensors.append(describe_tensor(tensor));
+  for (const Op& op : plan.ops) {
+    py::dict entry;
+    entry["op"] = op_info(op.code).name;
+    entry["inputs"] = operand_list(op.inputs);
+    entry["outputs"] = operand_list(op.outputs);
+    entry["attrs"] = op.attributes;
+    ops.append(entry);
+  }
+  py::dict out;
+  out["tensors"] = tensors;
+  out["ops"] = ops;
+  out["arena_bytes"] = plan.arena_bytes;
+  out["constants_bytes"] = plan.constants_bytes;
+  out["workspace_bytes"] = plan.workspace_bytes;
+  return out;
+}
+
+// A tensor that exists by its shape alone, with the dtype its place in the operation asks for.
+Tensor tensor_of(const std::vector<std::int64_t>& shape, Dtype dtype) {
+  Tensor tensor;
+  require(shape.size() <= 6, "BadShape", "a shape has at most 6 dimensions");
+  for (const std::int64_t dim : shape) {
+    require(dim >= 1 && dim <= std::numeric_limits<std::uint32_t>::max(), "BadShape",
+            "a dimension must be in 1..2^32-1");
+    tensor.elements = checked_mul(tensor.elements, static_cast<std::uint64_t>(dim), "BadShape");
+  }
+  tensor.dims = shape;
+  tensor.dtype = dtype;
+  tensor.role = Role::batch;
+  tensor.bytes = checked_mul(tensor.elements, dtype_bytes(dtype), "BadShape");
+  return tensor;
+}
+
+Dtype dtype_of_operand(Opcode code, std::size_t operand,
+                       const std::vector<std::int32_t>& attributes) {
+  const bool labels =
+      (code == Opcode::softmax_xent || code == Opcode::softmax_xent_grad) && operand == 1;
+  if (labels) return Dtype::int32;
+  const bool index =
+      (code == Opcode::maxpool && operand == 2) || (code == Opcode::maxpool_grad && operand == 1);
+  if (!index) return Dtype::float32;
+  const bool wide = attributes.size() == 10 && std::int64_t{attributes[8]} * attributes[9] > 256;
+  return wide ? Dtype::int32 : Dtype::uint8;
+}
+
+using Shapes = std::vector<std::optional<std::vector<std::int64_t>>>;
+
+std::uint64_t workspace_bytes(std::uint16_t opcode, const Shapes& shapes,
+                              const std::vector<std::int32_t>& attributes) {
+  const OpInfo& info = op_info(opcode);
+  const auto code = static_cast<Opcode>(opcode);
+  const std::size_t wanted = info.n_inputs + info.n_outputs;
+  require(shapes.size() == wanted, "BadOperand",
+          std::string(info.name) + " takes " + std::to_string(wanted) +
+              " operands (None for absent ones), got " + std::to_string(shapes.size()));
+  std::vector<Tensor> tensors(wanted);
+  Operands operands;
+  for (std::size_t i = 0; i < wanted; ++i) {
+    const bool input = i < info.n_inputs;
+    const unsigned optional =
+        input ? info.optional_inputs >> i : info.optional_outputs >> (i - info.n_inputs);
+    require(shapes[i].has_value() || (optional & 1U) != 0, "BadOperand",
+            std::string(info.name) + ": operand " + std::to_string(i) + " must not be None");
+    if (!shapes[i].has_value()) continue;
+    tensors[i] = tensor_of(*shapes[i], dtype_of_operand(code, i, attributes));
+    Operand& operand = input ? operands.in[i] : operands.out[i - info.n_inputs];
+    operand.tensor = &tensors[i];
+  }
+  if (code == Opcode::sgd) {  // in place by nature
+    operands.out[0] = operands.in[0];
+    operands.out[1] = operands.in[3];
+  }
+  operands.attributes = {attributes.data(), attributes.size()};
+  return prepare(code, operands, *available_kernels().front()).scratch_bytes;
+}
+
+py::dict info() {
+  py::list available;
+  for (const Kernels* kernels : available_kernels()) available.append(kernels->isa);
+  py::dict out;
+  out["isa"] = choose_kernels("auto").isa;
+  out["available"] = available;
+#if defined(__clang__)
+  out["compiler"] = "clang " __clang_version__;
+#else
+  out["compiler"] = "gcc " __VERSION__;
+#endif
+  return out;
+}
+
+// Engine with a latch: two steps at once would run two programs in one arena.
+struct PyEngine : Engine {
+  PyEngine(const py::bytes& plan, int threads, const std::string& isa)
+      : Engine(span_of(plan), threads, isa) {}
+  std::atomic_flag stepping = ATOMIC_FLAG_INIT;
+};
+
+py::dtype numpy_dtype(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::float32:
+      return py::dtype::of<float>();
+    case Dtype::int32:
+      return py::dtype::of<std::int32_t>();
+    case Dtype::uint8:
+      return py::dtype::of<std::uint8_t>();
+  }
+  throw std::logic_error("a dtype that the parser let through");
+}
+
+py::array view(const py::object& self, const std::string& name) {
+  const auto& engine = self.cast<const PyEngine&>();
+  const Tensor* tensor = engine.find(name);
+  if (tensor == nullptr)
+    throw py::key_error("the plan has no tensor named '" + name + "' outside its temporaries");
+  py::array array(numpy_dtype(tensor->dtype), tensor->dims, engine.data(*tensor), self);
+  if (tensor->role == Role::constant) array.attr("setflags")(py::arg("write") = false);
+  return array;
+}
+
+void step(PyEngine& engine) {
+  if (engine.stepping.test_and_set())
+    throw std::runtime_error("another thread is inside step() of this engine");
+  std::optional<LabelOutOfRange> wrong;
+  {
+    const py::gil_scoped_release release;
+    wrong = engine.step();
+  }
+  engine.stepping.clear();
+  if (!wrong) return;
+  throw py::value_error("LabelOutOfRange: row " + std::to_string(wrong->row) + " of '" +
+                        wrong->tensor + "' is " + std::to_string(wrong->label) +
+                        "; labels are classes 0.." + std::to_string(wrong->classes - 1) +
+                        ", or -1 for a row to leave out");
+}
+
+// PlanError(rule, message), a ValueError, so that a program reads args[0] and a person the whole.
+PYBIND11_CONSTINIT py::gil_safe_call_once_and_store<py::object> plan_error;
+
+void translate(std::exception_ptr pointer) {
+  try {
+    if (pointer) std::rethrow_exception(pointer);
+  } catch (const PlanError& error) {
+    const py::tuple args = py::make_tuple(error.rule(), error.what());
+    PyErr_SetObject(plan_error.get_stored().ptr(), args.ptr());
+  }
+}
+
+}  // namespace
+}  // namespace edge
+
+PYBIND11_MODULE(_core, m) {
+  using edge::PyEngine;
+  m.doc() = "The plan reader, the interpreter and the kernels of Edge Runtime.";
+  edge::plan_error.call_once_and_store_result([] {
+    return py::reinterpret_steal<py::object>(PyErr_NewExceptionWithDoc(
+        "edge_runtime._core.PlanError",
+        "A plan broke a rule of docs/plan-format.md; args are (rule, message).", PyExc_ValueError,
+        nullptr));
+  });
+  m.attr("PlanError") = edge::plan_error.get_stored();
+  py::register_exception_translator(edge::translate);
+
+  m.def("describe", &edge::describe, py::arg("plan").noconvert(),
+        "Checks a plan (all but its SHA-256) and returns what is in it.");
+  m.def("workspace_bytes", &edge::workspace_bytes, py::arg("opcode"), py::arg("shapes"),
+        py::arg("attrs"),
+        "Scratch of one operation per thread; shapes of inputs then outputs, None where absent.");
+  m.def("info", &edge::info, "The instruction set in use, those available here, and the compiler.");
+
+  py::class_<PyEngine>(m, "Engine", "One plan bound to one block of memory.")
+      .def(py::init<const py::bytes&, int, const std::string&>(), py::arg("plan").noconvert(),
+           py::arg("threads").noconvert() = 1, py::arg("isa") = "auto")
+      .def("view", &edge::view, py::arg("name"),
+           "A writable array over a named tensor; keeps the engine alive.")
+      .def("step", &edge::step, "Runs the plan once, without the GIL and without allocating.")
+      .def("poison", &PyEngine::poison,
+           "Fills temporaries and scratch with NaN; a step must not notice.")
+      .def_property_readonly("arena_bytes", [](const PyEngine& e) { return e.plan().arena_bytes; })
+      .def_property_readonly("workspace_bytes",
+                             [](const PyEngine& e) { return e.plan().workspace_bytes; })
+      .def_property_readonly("isa", &PyEngine::isa)
+      .def_property_readonly("threads", &PyEngine::threads);
+}

@@ -1,0 +1,150 @@
+#include "engine/engine.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+
+#include "core/cpu.h"
+
+namespace edge {
+
+namespace {
+
+constexpr std::uint64_t kAlignment = 64;
+// Below this many multiply-adds or elements, waking threads costs more than they save.
+constexpr double kWorkWorthThreads = 32768.0;
+
+std::uint64_t aligned(std::uint64_t bytes) {
+  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+int checked_threads(int threads) {
+  if (threads < 1 || threads > 256) {
+    throw std::invalid_argument("threads must be in 1..256, is " + std::to_string(threads));
+  }
+  return threads;
+}
+
+std::uint64_t total_bytes(const Plan& plan, int threads) {
+  // Plan caps (4 GiB each) times 256 threads stay far below 2^64.
+  return aligned(plan.arena_bytes) + aligned(plan.constants_bytes) +
+         static_cast<std::uint64_t>(checked_threads(threads)) * aligned(plan.workspace_bytes);
+}
+
+struct StepWork {
+  const Call* call;
+  std::uint8_t* scratch;
+  std::uint64_t scratch_step;
+  int workers;
+};
+
+void run_worker(void* context, int worker) {
+  const auto& work = *static_cast<const StepWork*>(context);
+  work.call->run({worker, work.workers,
+                  reinterpret_cast<float*>(work.scratch + static_cast<std::uint64_t>(worker) *
+                                                              work.scratch_step)});
+}
+
+}  // namespace
+
+Block::Block(std::uint64_t bytes) {
+  if (bytes > SIZE_MAX / 2) throw std::bad_alloc();
+  bytes_ = static_cast<std::size_t>(bytes == 0 ? 1 : bytes);
+  void* block = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (block == MAP_FAILED) throw std::bad_alloc();
+  data_ = static_cast<std::uint8_t*>(block);
+}
+
+Block::~Block() { munmap(data_, bytes_); }
+
+Engine::Engine(Span<const std::uint8_t> plan_bytes, int threads, const std::string& isa)
+    : plan_(parse_plan(plan_bytes)),
+      kernels_(choose_kernels(isa)),
+      constants_at_(aligned(plan_.arena_bytes)),
+      scratch_at_(constants_at_ + aligned(plan_.constants_bytes)),
+      scratch_step_(aligned(plan_.workspace_bytes)),
+      block_(total_bytes(plan_, threads)),
+      pool_(threads) {
+  if (plan_.constants_bytes > 0) {
+    std::memcpy(block_.data() + constants_at_, plan_bytes.data() + plan_.constants_begin,
+                plan_.constants_bytes);
+  }
+  for (const Tensor& tensor : plan_.tensors) {
+    if (tensor.role != Role::temporary && !tensor.name.empty())
+      by_name_.emplace(tensor.name, &tensor);
+  }
+  calls_.reserve(plan_.ops.size());
+  for (const Op& op : plan_.ops) bind(op);
+}
+
+void Engine::bind(const Op& op) {
+  const auto operand = [this](std::uint32_t number) {
+    if (number == kAbsent) return Operand{};
+    const Tensor& tensor = plan_.tensors[number];
+    return Operand{&tensor, data(tensor)};
+  };
+  Operands operands;
+  std::transform(op.inputs.begin(), op.inputs.end(), operands.in, operand);
+  std::transform(op.outputs.begin(), op.outputs.end(), operands.out, operand);
+  operands.attributes = {op.attributes.data(), op.attributes.size()};
+  const auto code = static_cast<Opcode>(op.code);
+  calls_.push_back(prepare(code, operands, kernels_));
+  if (code == Opcode::softmax_xent || code == Opcode::softmax_xent_grad) {
+    label_checks_.push_back({operands.in[1].tensor, operands.in[0].tensor->dims[1]});
+  }
+}
+
+std::uint8_t* Engine::data(const Tensor& tensor) const {
+  return block_.data() + (tensor.role == Role::constant ? constants_at_ : 0) + tensor.offset;
+}
+
+std::uint8_t* Engine::scratch(int worker) const {
+  return block_.data() + scratch_at_ + static_cast<std::uint64_t>(worker) * scratch_step_;
+}
+
+const Tensor* Engine::find(const std::string& name) const {
+  const auto found = by_name_.find(name);
+  return found == by_name_.end() ? nullptr : found->second;
+}
+
+std::optional<LabelOutOfRange> Engine::step() {
+  for (const LabelCheck& check : label_checks_) {
+    const auto* labels = reinterpret_cast<const std::int32_t*>(data(*check.labels));
+    for (std::uint64_t row = 0; row < check.labels->elements; ++row) {
+      const std::int32_t label = labels[row];
+      if (label >= -1 && label < check.classes) continue;
+      return LabelOutOfRange{check.labels->name.c_str(), static_cast<std::int64_t>(row), label,
+                             check.classes};
+    }
+  }
+  for (const Call& call : calls_) {
+    StepWork work{&call, scratch(0), scratch_step_, 1};
+    if (pool_.threads() > 1 && call.work >= kWorkWorthThreads) {
+      work.workers = pool_.threads();
+      pool_.run(run_worker, &work);
+    } else {
+      run_worker(&work, 0);
+    }
+  }
+  return std::nullopt;
+}
+
+void Engine::poison() {
+  std::vector<const Tensor*> slots;
+  for (const Tensor& tensor : plan_.tensors) {
+    if (tensor.role != Role::temporary && tensor.role != Role::constant) slots.push_back(&tensor);
+  }
+  std::sort(slots.begin(), slots.end(),
+            [](const Tensor* a, const Tensor* b) { return a->offset < b->offset; });
+  std::uint64_t at = 0;
+  for (const Tensor* slot : slots) {
+    std::memset(block_.data() + at, 0xFF, slot->offset - at);
+    at = slot->offset + slot->bytes;
+  }
+  std::memset(block_.data() + at, 0xFF, plan_.arena_bytes - at);
+  std::memset(scratch(0), 0xFF, scratch_step_ * static_cast<std::uint64_t>(pool_.threads()));
+}
+
+}  // namespace edge

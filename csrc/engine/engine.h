@@ -1,0 +1,80 @@
+// Runs a plan: one block of memory, one list of calls, nothing allocated after construction.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "core/threads.h"
+#include "engine/ops.h"
+#include "engine/plan.h"
+
+namespace edge {
+
+// A label that is no class: the step did nothing.
+struct LabelOutOfRange {
+  const char* tensor;  // its name; lives as long as the engine
+  std::int64_t row;
+  std::int64_t label;
+  std::int64_t classes;
+};
+
+// Anonymous zero pages: 64-byte aligned, and pages that are never touched cost no memory.
+class Block {
+ public:
+  explicit Block(std::uint64_t bytes);
+  ~Block();
+  Block(const Block&) = delete;
+  Block& operator=(const Block&) = delete;
+  std::uint8_t* data() const { return data_; }
+
+ private:
+  std::uint8_t* data_ = nullptr;
+  std::size_t bytes_ = 0;
+};
+
+class Engine {
+ public:
+  // Arena, constants and threads * workspace in one zeroed block. Throws PlanError,
+  // std::invalid_argument for threads outside 1..256 or an unknown instruction set, std::bad_alloc.
+  Engine(Span<const std::uint8_t> plan_bytes, int threads, const std::string& isa);
+
+  // One pass over the plan. Not to be called from two threads at once. Nothing is written where a
+  // label is refused.
+  std::optional<LabelOutOfRange> step();
+
+  // Null for an unknown name.
+  const Tensor* find(const std::string& name) const;
+  std::uint8_t* data(const Tensor& tensor) const;
+
+  // Fills everything that does not outlive a step with NaN (bytes 0xFF): temporaries and scratch.
+  // For tests.
+  void poison();
+
+  const Plan& plan() const { return plan_; }
+  int threads() const { return pool_.threads(); }
+  const char* isa() const { return kernels_.isa; }
+
+ private:
+  struct LabelCheck {
+    const Tensor* labels;
+    std::int64_t classes;
+  };
+
+  void bind(const Op& op);
+  std::uint8_t* scratch(int worker) const;
+
+  Plan plan_;
+  const Kernels& kernels_;
+  std::uint64_t constants_at_ = 0, scratch_at_ = 0, scratch_step_ = 0;
+  Block block_;
+  std::vector<Call> calls_;
+  std::vector<LabelCheck> label_checks_;
+  std::unordered_map<std::string, const Tensor*> by_name_;
+  ThreadPool pool_;
+};
+
+}  // namespace edge

@@ -1,0 +1,75 @@
+// The operations a plan may hold: their operands, the checks of one use, and the kernel call it
+// becomes.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include "core/checks.h"
+#include "engine/plan.h"
+#include "kernels/kernels.h"
+
+namespace edge {
+
+enum class Opcode : std::uint16_t {
+  gemm = 1,
+  conv,
+  conv_grad_x,
+  conv_grad_w,
+  relu,
+  relu_grad,
+  maxpool,
+  maxpool_grad,
+  avgpool,
+  avgpool_grad,
+  add,
+  sub,
+  mul,
+  reduce_sum,
+  transpose,
+  softmax_xent,
+  softmax_xent_grad,
+  sgd,
+  copy,
+};
+
+constexpr std::size_t kMaxInputs = 4, kMaxOutputs = 2;
+constexpr int kAnyNumber = -1;  // of attributes
+
+struct OpInfo {
+  const char* name;
+  std::size_t n_inputs, n_outputs;
+  unsigned optional_inputs, optional_outputs;  // bit masks
+  int n_attributes;
+  bool may_alias;  // an output may be exactly an input
+};
+
+// Throws PlanError (BadOpcode).
+const OpInfo& op_info(std::uint16_t code);
+
+// A tensor as a kernel sees it; `data` is null while a plan is only being checked.
+struct Operand {
+  const Tensor* tensor = nullptr;  // null: absent
+  std::uint8_t* data = nullptr;
+};
+
+struct Operands {
+  Operand in[kMaxInputs], out[kMaxOutputs];
+  Span<const std::int32_t> attributes;
+};
+
+// One operation, ready to run: run(worker) on every worker, each with `scratch_bytes` of its own.
+struct Call {
+  std::function<void(const Worker&)> run;
+  std::uint64_t scratch_bytes = 0;
+  double work = 0.0;  // multiply-adds or elements, to decide whether threads are worth waking
+};
+
+// Checks shapes, dtypes and attributes (PlanError) and builds the call.
+Call prepare(Opcode code, const Operands& operands, const Kernels& kernels);
+
+// Checks operation `number` of a plan: operands, roles, overlap, everything prepare() checks, and
+// scratch.
+void check_op(const Plan& plan, std::size_t number);
+
+}  // namespace edge

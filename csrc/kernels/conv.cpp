@@ -1,0 +1,161 @@
+#include "kernels/conv.h"
+
+#include "kernels/conv_plan.h"
+#include "kernels/pack.h"
+#include "kernels/tile.h"
+
+namespace edge {
+namespace EDGE_ISA {
+
+namespace {
+
+using conv_plan::Blocks;
+using conv_plan::Layout;
+using conv_plan::Problem;
+
+// One correlation: `rows` target channels from `problem.channels` source channels, in each group.
+struct Correlation {
+  Problem problem;
+  const float* source;
+  const float* weights;  // weight of (target i, source c, tap u, v): i * row_step + c *
+                         // channel_step + u * KW + v
+  const float* bias;
+  float* target;
+  Index groups, rows, row_step, channel_step, kernel_w, weights_per_group;
+  Index target_height, target_width;
+  bool relu;
+};
+
+struct Unit {
+  Index group, image, images, row, rows;
+};
+
+Unit unit_at(const Correlation& c, const Blocks& blocks, Index number) {
+  const Index bands = ceil_div(c.problem.v.outputs, blocks.rows);
+  const Index group = number % c.groups, rest = number / c.groups;
+  const Index image = rest / bands * blocks.images, row = rest % bands * blocks.rows;
+  return {group, image, smaller(blocks.images, c.problem.images - image), row,
+          smaller(blocks.rows, c.problem.v.outputs - row)};
+}
+
+void fill_taps(const Correlation& c, const Layout& layout, Index channels, Tap* taps) {
+  const Problem& p = c.problem;
+  for (Index channel = 0; channel < channels; ++channel) {
+    for (Index u = 0; u < p.v.taps; ++u) {
+      for (Index v = 0; v < p.h.taps; ++v) {
+        const Index at = conv_plan::kernel_tap(p.v, u) * c.kernel_w + conv_plan::kernel_tap(p.h, v);
+        *taps++ = {static_cast<std::int32_t>(channel * c.channel_step + at),
+                   static_cast<std::int32_t>(tap_offset(p, layout, channel, u, v))};
+      }
+    }
+  }
+}
+
+// One row of sums to its place in the target: pitch and steps undone, bias and relu applied.
+void finish_row(const Correlation& c, const float* sums, float* to, float bias, bool first,
+                bool last) {
+  const Index step = c.problem.h.target_step;
+  const bool relu = c.relu && last;
+  const Index columns = c.problem.h.outputs;
+  if (step == 1 && first) {
+    for (Index j = 0; j < columns; ++j) {
+      const float value = sums[j] + bias;
+      to[j] = relu && value < 0.0F ? 0.0F : value;
+    }
+    return;
+  }
+  for (Index j = 0; j < columns; ++j) {
+    const float value = (first ? 0.0F : to[j * step]) + sums[j] + bias;
+    to[j * step] = relu && value < 0.0F ? 0.0F : value;
+  }
+}
+
+void finish_tile(const Correlation& c, const Layout& layout, const Unit& unit, Index row,
+                 Index rows, const float* sums, Index pitch, bool first, bool last) {
+  const conv_plan::Axis& v = c.problem.v;
+  for (Index i = 0; i < rows; ++i) {
+    const Index channel = unit.group * c.rows + row + i;
+    const float bias = last && c.bias != nullptr ? c.bias[channel] : 0.0F;
+    for (Index n = 0; n < unit.images; ++n) {
+      float* plane =
+          c.target +
+          ((unit.image + n) * c.groups * c.rows + channel) * c.target_height * c.target_width +
+          c.problem.h.target_start;
+      for (Index r = 0; r < unit.rows; ++r) {
+        const Index at = v.target_start + (unit.row + r) * v.target_step;
+        finish_row(c, sums + i * pitch + n * layout.image + r * layout.pitch,
+                   plane + at * c.target_width, bias, first, last);
+      }
+    }
+  }
+}
+
+void multiply_unit(const Correlation& c, const Layout& layout, const Unit& unit, Index channel,
+                   Index channels, const float* planes, const Tap* taps, float* sums) {
+  const Problem& p = c.problem;
+  const Index length = conv_plan::flat_length(p, layout, unit.images, unit.rows);
+  const Index pitch = conv_plan::round_up(length, kMaxTileColumns);
+  const float* weights = c.weights + unit.group * c.weights_per_group + channel * c.channel_step;
+  const Index depth = channels * p.v.taps * p.h.taps;
+  for (Index tile = 0; tile < row_tiles(c.rows); ++tile) {
+    const Index row = row_tile_begin(c.rows, tile), rows = row_tile_begin(c.rows, tile + 1) - row;
+    const float* a = weights + row * c.row_step;
+    for (Index f = 0; f < length; f += kTileColumns) {
+      if (length - f > kLanes) {
+        tile_rows<2>(rows, a, c.row_step, TableTaps{taps}, depth, planes + f, sums + f, pitch);
+      } else {
+        tile_rows<1>(rows, a, c.row_step, TableTaps{taps}, depth, planes + f, sums + f, pitch);
+      }
+    }
+    finish_tile(c, layout, unit, row, rows, sums, pitch, channel == 0,
+                channel + channels == p.channels);
+  }
+}
+
+void correlate(const Correlation& c, const Worker& worker) {
+  const Problem& p = c.problem;
+  const Blocks blocks = conv_plan::choose_blocks(p);
+  const Layout layout = conv_plan::layout_of(p, blocks);
+  float* planes = worker.scratch;
+  Tap* taps = reinterpret_cast<Tap*>(planes + layout.source_floats);
+  float* sums = planes + layout.source_floats + conv_plan::tap_floats(p, blocks);
+  fill_taps(c, layout, blocks.channels, taps);
+  const Index units =
+      ceil_div(p.images, blocks.images) * ceil_div(p.v.outputs, blocks.rows) * c.groups;
+  const Share share = share_of(units, worker);
+  for (Index number = share.begin; number < share.end; ++number) {
+    const Unit unit = unit_at(c, blocks, number);
+    for (Index channel = 0; channel < p.channels; channel += blocks.channels) {
+      const Index channels = smaller(blocks.channels, p.channels - channel);
+      const PackRange range{unit.image, unit.images, unit.group * p.channels + channel, channels,
+                            unit.row};
+      pack_planes(p, layout, c.source, p.channels * c.groups, range, planes);
+      multiply_unit(c, layout, unit, channel, channels, planes, taps, sums);
+    }
+  }
+}
+
+}  // namespace
+
+void conv(const ConvArgs& a, const Worker& worker) {
+  const Index taps = a.kernel_h * a.kernel_w;
+  correlate({conv_plan::forward_problem(a), a.x, a.w, a.bias, a.out, a.groups, a.filters,
+             a.channels * taps, taps, a.kernel_w, a.filters * a.channels * taps, a.out_height,
+             a.out_width, a.relu},
+            worker);
+}
+
+void conv_grad_x(const ConvArgs& a, const Worker& worker) {
+  const Index taps = a.kernel_h * a.kernel_w;
+  for (Index row = 0; row < smaller(a.stride_h, a.height); ++row) {
+    for (Index column = 0; column < smaller(a.stride_w, a.width); ++column) {
+      correlate({conv_plan::backward_problem(a, row, column), a.x, a.w, nullptr, a.out, a.groups,
+                 a.channels, taps, a.channels * taps, a.kernel_w, a.filters * a.channels * taps,
+                 a.height, a.width, false},
+                worker);
+    }
+  }
+}
+
+}  // namespace EDGE_ISA
+}  // namespace edge

@@ -1,0 +1,74 @@
+// Upper bounds of a convolution's scratch, in checked arithmetic: attributes come from hostile
+// bytes.
+#include "core/checks.h"
+#include "kernels/conv.h"
+#include "kernels/conv_plan.h"
+
+namespace edge {
+
+namespace {
+
+using conv_plan::Axis;
+using conv_plan::Blocks;
+using conv_plan::Problem;
+
+// No product of sizes may come near 64 bits; 2^40 floats is far beyond the cap of a plan's
+// workspace.
+constexpr std::uint64_t kMaxFloats = std::uint64_t{1} << 40;
+
+std::uint64_t times(std::uint64_t a, std::uint64_t b) {
+  const std::uint64_t product = checked_mul(a, b, "BadAttribute");
+  require(product <= kMaxFloats, "BadAttribute",
+          "the window's padding and dilation need too much scratch");
+  return product;
+}
+
+void bound_products(const Problem& p) {
+  const auto v = static_cast<std::uint64_t>(p.v.outputs + p.v.halo);
+  const auto h = static_cast<std::uint64_t>(p.h.outputs + p.h.halo);
+  const auto planes =
+      times(static_cast<std::uint64_t>(p.v.planes), static_cast<std::uint64_t>(p.h.planes));
+  const auto image = times(times(v, h), static_cast<std::uint64_t>(p.images));
+  times(times(image, planes), static_cast<std::uint64_t>(p.channels));
+  times(image, 2 * kMaxTileRows);
+  const auto taps =
+      times(static_cast<std::uint64_t>(p.v.taps), static_cast<std::uint64_t>(p.h.taps));
+  times(taps, static_cast<std::uint64_t>(2 * p.channels));
+}
+
+// choose_blocks() never takes more than the budget, or the smallest blocks where those exceed it,
+// or everything.
+std::uint64_t bound(const Problem& p) {
+  bound_products(p);
+  const Index least = conv_plan::scratch_floats(p, {1, 1, 1});
+  const Index most = conv_plan::scratch_floats(p, {p.images, p.v.outputs, p.channels});
+  return static_cast<std::uint64_t>(conv_plan::least(most, conv_plan::most(least, kConvBudget)));
+}
+
+// The part of d_x that needs most: all sizes at their largest over the residues.
+Axis largest_backward_axis(Index size, Index outputs, Index taps, Index stride, Index dilation) {
+  Axis axis;
+  axis.outputs = conv_plan::ceil_ratio(size, stride);
+  axis.source = outputs;
+  axis.halo = (taps - 1) * dilation / stride + 1;
+  axis.taps = conv_plan::ceil_ratio(taps, conv_plan::residue_period(stride, dilation));
+  return axis;
+}
+
+}  // namespace
+
+std::uint64_t conv_scratch_floats(const ConvArgs& a) {
+  return bound(conv_plan::forward_problem(a));
+}
+
+std::uint64_t conv_grad_w_scratch_floats(const ConvArgs& a) {
+  return bound(conv_plan::grad_w_problem(a));
+}
+
+std::uint64_t conv_grad_x_scratch_floats(const ConvArgs& a) {
+  return bound({conv_plan::Mode::correlate, a.images, a.filters,
+                largest_backward_axis(a.height, a.out_height, a.kernel_h, a.stride_h, a.dilation_h),
+                largest_backward_axis(a.width, a.out_width, a.kernel_w, a.stride_w, a.dilation_w)});
+}
+
+}  // namespace edge

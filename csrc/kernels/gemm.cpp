@@ -1,0 +1,93 @@
+#include "kernels/gemm.h"
+
+#include "kernels/tile.h"
+
+namespace edge {
+namespace EDGE_ISA {
+
+namespace {
+
+// Rows that share one packed tile of B; a worker's unit of work.
+constexpr Index kChunkRows = 96;
+
+struct Block {
+  Index row, rows, column, columns, k, depth;
+  bool first, last;  // of the blocks of k
+};
+
+// B[k.., column..] as [depth][kTileColumns], zero beyond the last column.
+void pack_b(const GemmArgs& g, const Block& block, float* to) {
+  const Index depth = block.depth, columns = block.columns;
+  if (g.trans_b) {
+    const float* from = g.b + block.column * g.k + block.k;
+    for (Index k = 0; k < depth; ++k) {
+      for (Index j = 0; j < columns; ++j) to[k * kTileColumns + j] = from[j * g.k + k];
+    }
+  } else {
+    const float* from = g.b + block.k * g.n + block.column;
+    for (Index k = 0; k < depth; ++k) {
+      for (Index j = 0; j < columns; ++j) to[k * kTileColumns + j] = from[k * g.n + j];
+    }
+  }
+  for (Index k = 0; k < depth && columns < kTileColumns; ++k) {
+    for (Index j = columns; j < kTileColumns; ++j) to[k * kTileColumns + j] = 0.0F;
+  }
+}
+
+void finish_rows(const GemmArgs& g, const Block& block, Index row, Index rows, const float* sums) {
+  const float* bias = g.bias != nullptr && block.last ? g.bias + block.column : nullptr;
+  for (Index i = 0; i < rows; ++i) {
+    float* c = g.c + (row + i) * g.n + block.column;
+    const float* sum = sums + i * kTileColumns;
+    for (Index j = 0; j < block.columns; ++j) {
+      float value = sum[j];
+      if (!block.first) value += c[j];
+      if (bias != nullptr) value += bias[j];
+      if (g.relu && block.last) value = value < 0.0F ? 0.0F : value;
+      c[j] = value;
+    }
+  }
+}
+
+void multiply_block(const GemmArgs& g, const Block& block, const float* b, Index b_step) {
+  alignas(64) float sums[kTileRows * kTileColumns];
+  const Index row_step = g.trans_a ? 1 : g.k;
+  const StridedTaps taps{g.trans_a ? g.m : 1, b_step};
+  for (Index tile = 0; tile < row_tiles(block.rows); ++tile) {
+    const Index row = block.row + row_tile_begin(block.rows, tile);
+    const Index rows = block.row + row_tile_begin(block.rows, tile + 1) - row;
+    const float* a = g.a + (g.trans_a ? block.k * g.m + row : row * g.k + block.k);
+    if (block.columns > kLanes) {
+      tile_rows<2>(rows, a, row_step, taps, block.depth, b, sums, kTileColumns);
+    } else {
+      tile_rows<1>(rows, a, row_step, taps, block.depth, b, sums, kTileColumns);
+    }
+    finish_rows(g, block, row, rows, sums);
+  }
+}
+
+}  // namespace
+
+void gemm(const GemmArgs& g, const Worker& worker) {
+  const Index tiles = ceil_div(g.n, kTileColumns);
+  const Index chunks = ceil_div(g.m, kChunkRows);
+  const Index blocks = ceil_div(g.k, kGemmDepth);
+  const Share share = share_of(tiles * chunks, worker);
+  for (Index unit = share.begin; unit < share.end; ++unit) {
+    const Index column = unit / chunks * kTileColumns;
+    const Index row = unit % chunks * kChunkRows;
+    for (Index i = 0; i < blocks; ++i) {
+      const Index k = g.k * i / blocks;
+      const Block block{
+          row, smaller(kChunkRows, g.m - row), column, smaller(kTileColumns, g.n - column),
+          k,   g.k * (i + 1) / blocks - k,     i == 0, i == blocks - 1};
+      const bool in_place = !g.trans_b && block.columns == kTileColumns && block.rows <= kTileRows;
+      if (!in_place) pack_b(g, block, worker.scratch);
+      multiply_block(g, block, in_place ? g.b + k * g.n + column : worker.scratch,
+                     in_place ? g.n : kTileColumns);
+    }
+  }
+}
+
+}  // namespace EDGE_ISA
+}  // namespace edge
