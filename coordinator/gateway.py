@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from coordinator import round_records as records
 from coordinator import rounds
 from coordinator.evaluate import EvaluationError, evaluate
 from coordinator.events import Emit
@@ -56,10 +57,10 @@ class Parts:
     emit: Emit
 
 
-def rules_of(program: Program) -> rounds.Rules:
+def rules_of(program: Program) -> records.Rules:
     """The numbers of the job file that the round machine needs."""
     job = program.job
-    return rounds.Rules(
+    return records.Rules(
         seed=job.seed,
         rounds=job.rounds,
         target_accuracy=job.target_accuracy,
@@ -82,7 +83,7 @@ class RunningJob:
         self.session = GatewaySession(site, epoch, already_done=parts.store.accepted_digest)
         self._version = parts.store.latest()
         self._state = rounds.resumed(rules_of(parts.program), parts.store.journalled(), now_s)
-        self._to_close: list[rounds.CloseRound] = []
+        self._to_close: list[records.CloseRound] = []
         self._round_began_s = now_s
         self._links = 0
         self.exit_code: int | None = None
@@ -90,9 +91,9 @@ class RunningJob:
 
     def _take_up(self) -> None:
         """Puts the journal's open tasks and its unjudged round to work; the session publishes when it connects."""
-        if self._state.phase is rounds.Phase.JUDGING:
-            self._to_close.append(rounds.CloseRound(self._state.round, (), ()))
-        if self._state.phase is rounds.Phase.COLLECTING:
+        if self._state.phase is records.Phase.JUDGING:
+            self._to_close.append(records.CloseRound(self._state.round, (), ()))
+        if self._state.phase is records.Phase.COLLECTING:
             self._publish_blobs()
             for task in self._parts.store.tasks(self._state.round):
                 self.session.send_task(task.device, parse_task(task.data))
@@ -108,7 +109,7 @@ class RunningJob:
         """The link is up: everything the devices need is published again, and what they need no more is cleared."""
         self._links += 1
         commands = [*self._commands(self.session.connected(now_s), now_s), *self._clear_old_version()]
-        return commands if self._links == 1 else commands + self._step(rounds.FleetUnknown(), now_s)
+        return commands if self._links == 1 else commands + self._step(records.FleetUnknown(), now_s)
 
     def disconnected(self, now_s: float) -> list[Command]:
         """The link is down."""
@@ -122,7 +123,7 @@ class RunningJob:
     def tick(self, now_s: float) -> list[Command]:
         """Time has passed."""
         commands = self._commands(self.session.tick(now_s), now_s)
-        return commands + self._step(rounds.Tick(), now_s)
+        return commands + self._step(records.Tick(), now_s)
 
     @property
     def has_work(self) -> bool:
@@ -156,7 +157,7 @@ class RunningJob:
             return []
         if not payload or messages.parse_status(payload).state != "online":
             return []
-        return self._step(rounds.DeviceOnline(device.name, device.examples), now_s)
+        return self._step(records.DeviceOnline(device.name, device.examples), now_s)
 
     def _clear_old_version(self) -> list[Command]:
         """Takes the version before the newest off the broker: a crash may have come between its fold and that."""
@@ -172,10 +173,10 @@ class RunningJob:
     def _take_status(self, event: DeviceStatus, now_s: float) -> list[Command]:
         self._parts.emit({"event": "device", "device": event.device, "state": event.state, "examples": event.examples})
         self._parts.store.see_device(event.device, Presence(event.state), event.examples)
-        news: Mapping[str, rounds.Event] = {
-            "online": rounds.DeviceOnline(event.device, event.examples),
-            "lost": rounds.DeviceLost(event.device),
-            "stopped": rounds.DeviceStopped(event.device),
+        news: Mapping[str, records.Event] = {
+            "online": records.DeviceOnline(event.device, event.examples),
+            "lost": records.DeviceLost(event.device),
+            "stopped": records.DeviceStopped(event.device),
         }
         return self._step(news[event.state], now_s)
 
@@ -204,7 +205,7 @@ class RunningJob:
             }
         )
         accepted = self.session.accept(event.device, event.uid)
-        return accepted + self._step(rounds.UpdateJournalled(event.device, number), now_s)
+        return accepted + self._step(records.UpdateJournalled(event.device, number), now_s)
 
     def _open_task(self, device: str, name: str) -> JournalTask | None:
         """The device's task of this name in the present round, unless it is done, failed or from another time."""
@@ -227,7 +228,7 @@ class RunningJob:
         number = self._state.round
         self._parts.store.fail_task(number, device, reason, unfit=unfit)
         cleared = self.session.clear_task(device)
-        return cleared + self._step(rounds.TaskFailed(device, number, reason, unfit), now_s)
+        return cleared + self._step(records.TaskFailed(device, number, reason, unfit), now_s)
 
     def _take_telemetry(self, event: Telemetry, _now_s: float) -> list[Command]:
         self._parts.emit({**event.fields, "event": "telemetry", "device": event.device})
@@ -248,7 +249,7 @@ class RunningJob:
 
     # What the round machine asks for.
 
-    def _step(self, event: rounds.Event, now_s: float) -> list[Command]:
+    def _step(self, event: records.Event, now_s: float) -> list[Command]:
         """One event through the machine; what the event itself changed is journalled before."""
         self._state, wanted = rounds.step(self._state, event, now_s)
         commands: list[Command] = []
@@ -256,7 +257,7 @@ class RunningJob:
             commands += _DO[type(command)](self, command, now_s)
         return commands
 
-    def _do_start(self, command: rounds.StartRound, now_s: float) -> list[Command]:
+    def _do_start(self, command: records.StartRound, now_s: float) -> list[Command]:
         program, store = self._parts.program, self._parts.store
         asked = [make_task(program, self._version, device, command.attempt) for device in rounds.pending(self._state)]
         tasks = tuple(JournalTask(task.device, task.task, format_task(task)) for task in asked)
@@ -272,41 +273,41 @@ class RunningJob:
         )
         return self._publish_blobs()
 
-    def _do_send(self, command: rounds.SendTask, _now_s: float) -> list[Command]:
+    def _do_send(self, command: records.SendTask, _now_s: float) -> list[Command]:
         task = make_task(self._parts.program, self._version, command.device, command.attempt)
         return self.session.send_task(command.device, task)
 
-    def _do_close(self, command: rounds.CloseRound, _now_s: float) -> list[Command]:
+    def _do_close(self, command: records.CloseRound, _now_s: float) -> list[Command]:
         self._to_close.append(command)
         return []
 
-    def _do_finish(self, command: rounds.FinishJob, _now_s: float) -> list[Command]:
+    def _do_finish(self, command: records.FinishJob, _now_s: float) -> list[Command]:
         done = export(self._parts.program, self._parts.store, self._parts.directory)
         self._parts.store.finish(command.reason)
         self._parts.emit(done)
         self.exit_code = EXIT_DONE
         return []
 
-    def _do_fail(self, command: rounds.FailJob, _now_s: float) -> list[Command]:
+    def _do_fail(self, command: records.FailJob, _now_s: float) -> list[Command]:
         self._parts.store.forgive()
         self._parts.emit({"event": "error", "message": f"the job cannot go on: {command.reason}"})
         self.exit_code = EXIT_FAILED
         return []
 
-    def _do_warn(self, command: rounds.Warn, _now_s: float) -> list[Command]:
+    def _do_warn(self, command: records.Warn, _now_s: float) -> list[Command]:
         self._warn(command.message)
         return []
 
     # Rounds.
 
-    def _close_round(self, command: rounds.CloseRound, now_s: float) -> list[Command]:
+    def _close_round(self, command: records.CloseRound, now_s: float) -> list[Command]:
         """Folds (unless the journal says that it was done), judges, and lets the machine go on."""
         commands = self._fold(command, now_s) if self._version.version == command.round else []
         model = with_weights(self._parts.program.model, decode_tensors(self._version.weights)[0])
         try:
             judged = evaluate(model, self._parts.held_out)
         except EvaluationError as error:
-            return commands + self._do_fail(rounds.FailJob(str(error)), now_s)
+            return commands + self._do_fail(records.FailJob(str(error)), now_s)
         self._parts.store.judge_round(command.round, judged.accuracy, judged.loss)
         figures = self._parts.store.figures(command.round)
         self._parts.emit(
@@ -322,9 +323,9 @@ class RunningJob:
                 "seconds": figures.seconds,
             }
         )
-        return commands + self._step(rounds.Evaluated(command.round, judged.accuracy), now_s)
+        return commands + self._step(records.Evaluated(command.round, judged.accuracy), now_s)
 
-    def _fold(self, command: rounds.CloseRound, now_s: float) -> list[Command]:
+    def _fold(self, command: records.CloseRound, now_s: float) -> list[Command]:
         old = self._version
         made = fold(self._parts.program, self._parts.store, old)
         self._parts.store.fold_round(command.round, made, self._figures(command, now_s))
@@ -334,7 +335,7 @@ class RunningJob:
             commands += self.session.clear_task(device)
         return commands + (self.session.drop_blob(old.sha256) if old.sha256 != made.sha256 else [])
 
-    def _figures(self, command: rounds.CloseRound, now_s: float) -> RoundFigures:
+    def _figures(self, command: records.CloseRound, now_s: float) -> RoundFigures:
         program, store = self._parts.program, self._parts.store
         down = len(self._version.weights) * len(command.cohort)
         return RoundFigures(
@@ -373,11 +374,11 @@ _TAKE: Mapping[type[Event], Callable[[RunningJob, Any, float], list[Command]]] =
     GatewaySuperseded: RunningJob._take_superseded,  # noqa: SLF001
 }
 
-_DO: Mapping[type[rounds.Command], Callable[[RunningJob, Any, float], list[Command]]] = {
-    rounds.StartRound: RunningJob._do_start,  # noqa: SLF001
-    rounds.SendTask: RunningJob._do_send,  # noqa: SLF001
-    rounds.CloseRound: RunningJob._do_close,  # noqa: SLF001
-    rounds.FinishJob: RunningJob._do_finish,  # noqa: SLF001
-    rounds.FailJob: RunningJob._do_fail,  # noqa: SLF001
-    rounds.Warn: RunningJob._do_warn,  # noqa: SLF001
+_DO: Mapping[type[records.Command], Callable[[RunningJob, Any, float], list[Command]]] = {
+    records.StartRound: RunningJob._do_start,  # noqa: SLF001
+    records.SendTask: RunningJob._do_send,  # noqa: SLF001
+    records.CloseRound: RunningJob._do_close,  # noqa: SLF001
+    records.FinishJob: RunningJob._do_finish,  # noqa: SLF001
+    records.FailJob: RunningJob._do_fail,  # noqa: SLF001
+    records.Warn: RunningJob._do_warn,  # noqa: SLF001
 }

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from coordinator.aggregators import Contribution
+from coordinator.journal import write_file
 from coordinator.program import Program, make_version
-from coordinator.store import Store, Version, write_file
+from coordinator.store import Store, Version
 from edge_runtime.codecs import find_codec
 from edge_runtime.tensors import decode_tensors
 from models.compiler import with_weights

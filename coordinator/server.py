@@ -17,9 +17,10 @@ from coordinator.evaluate import EvaluationError, check_held_out
 from coordinator.events import Emit, json_lines, log_lines
 from coordinator.gateway import EXIT_DONE, EXIT_FAILED, Parts, RunningJob
 from coordinator.jobfile import JobFileError, load_job
+from coordinator.journal import JournalError
 from coordinator.program import build_program, definition, make_version
 from coordinator.results import export
-from coordinator.store import JournalError, open_store
+from coordinator.store import open_store
 from edge_runtime.data import load_dataset
 from edge_runtime.errors import LocalError
 from edge_runtime.link import Connected, Disconnected, Link, LinkEvent, Message, Refused, Subscribed
@@ -61,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--job", type=Path, required=True, help="the job file (TOML, docs/job-file.md)")
     add("--state", type=Path, required=True, help="directory of the journal and the final model; resumes what it finds")
     add("--broker", metavar="URL", help="mqtt://host:port (default: start mosquitto, or the embedded broker)")
-    add("--site", default="main", help="first part of every topic, the same on the devices (default: main)")
+    add("--site", default="default", help="first part of every topic, as on the devices (default: default)")
     add("--events", action="store_true", help="print one JSON object a line instead of a readable log")
     return parser
 

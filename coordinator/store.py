@@ -3,21 +3,11 @@
 Every method that writes is one transaction, committed with an fsync (WAL, synchronous=FULL) before it returns, so a
 process killed at any moment leaves the state before or after it and nothing between.
 
-| table | a row is |
-| --- | --- |
-| job | the job (one row): its definition, how often a coordinator started on it, whether it is done |
-| versions | one version of the weights, and the server step's state; the blobs of the last KEEP_VERSIONS are kept |
-| devices | a device as last seen |
-| rounds | a round: "open", "folded" (its version is written) or "evaluated", and its metrics |
-| tasks | what one device was asked in one round: "open", "done" or "failed" with a reason |
-| updates | an accepted update; its bytes go when its round is folded, its digest stays |
-
-Version 1 is the first weights; round r starts from version r and makes version r + 1.
+The tables are described in coordinator.journal. Version 1 is the first weights; round r starts from version r and makes
+version r + 1.
 """
 
-import fcntl
 import json
-import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,50 +16,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from coordinator.fleet import Device, Presence
-from coordinator.rounds import Journalled, Outcome, Phase
+from coordinator.journal import JOURNAL_NAME, JobChanged, connect, explained, open_lock
+from coordinator.round_records import Journalled, Outcome, Phase
 
-SCHEMA_VERSION = 1
 KEEP_VERSIONS = 3
-JOURNAL_NAME = "journal.sqlite"
-
-_SCHEMA = """
-CREATE TABLE job (
-  id INTEGER PRIMARY KEY CHECK (id = 1), definition TEXT NOT NULL, epoch INTEGER NOT NULL, done TEXT
-);
-CREATE TABLE versions (
-  version INTEGER PRIMARY KEY, sha256 TEXT NOT NULL, bytes INTEGER NOT NULL, weights BLOB, state BLOB
-);
-CREATE TABLE devices (
-  device TEXT PRIMARY KEY, presence TEXT NOT NULL, examples INTEGER NOT NULL, unfit TEXT
-);
-CREATE TABLE rounds (
-  round INTEGER PRIMARY KEY, version INTEGER NOT NULL REFERENCES versions, attempt INTEGER NOT NULL,
-  state TEXT NOT NULL CHECK (state IN ('open', 'folded', 'evaluated')),
-  devices INTEGER, cohort INTEGER, bytes_up INTEGER, bytes_down INTEGER, seconds REAL, accuracy REAL, loss REAL
-);
-CREATE TABLE tasks (
-  round INTEGER NOT NULL REFERENCES rounds, device TEXT NOT NULL, task TEXT NOT NULL, data BLOB NOT NULL,
-  state TEXT NOT NULL CHECK (state IN ('open', 'done', 'failed')), reason TEXT,
-  PRIMARY KEY (round, device)
-);
-CREATE TABLE updates (
-  round INTEGER NOT NULL, device TEXT NOT NULL, uid TEXT NOT NULL, sha256 TEXT NOT NULL, bytes INTEGER NOT NULL,
-  examples INTEGER NOT NULL, loss REAL NOT NULL, data BLOB,
-  PRIMARY KEY (round, device), FOREIGN KEY (round, device) REFERENCES tasks
-);
-"""
-
-
-class JournalError(Exception):
-    """The journal cannot be used; the message says why and what to do."""
-
-
-class JournalInUse(JournalError):
-    """Another coordinator works on this state directory."""
-
-
-class JobChanged(JournalError):
-    """The job file is not the one that this journal was begun with."""
 
 
 @dataclass(frozen=True)
@@ -317,17 +267,17 @@ class Store:
     # SQLite.
 
     def _one(self, query: str, values: tuple[Any, ...] = ()) -> Any:
-        with _explained(self._path):
+        with explained(self._path):
             return self._connection.execute(query, values).fetchone()
 
     def _all(self, query: str, values: tuple[Any, ...] = ()) -> list[Any]:
-        with _explained(self._path):
+        with explained(self._path):
             return self._connection.execute(query, values).fetchall()
 
     @contextmanager
     def _writing(self) -> Iterator[Any]:
         """One transaction; yields `write(statement, values) -> rows changed`."""
-        with _explained(self._path):
+        with explained(self._path):
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield lambda statement, values=(): self._connection.execute(statement, values).rowcount
@@ -346,55 +296,12 @@ def open_store(directory: Path) -> Store:
         JournalError: It cannot be opened, or is of another version of this program.
     """
     path = directory / JOURNAL_NAME
+    lock = open_lock(directory)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = (directory / "lock").open("ab")
-    except OSError as error:
-        raise JournalError(f"the state directory {directory} cannot be used: {error.strerror}") from error
-    try:
-        _take(lock, directory)
-        return Store(_connect(path), lock, path)
+        return Store(connect(path), lock, path)
     except BaseException:
         lock.close()
         raise
-
-
-def _take(lock: IO[bytes], directory: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise JournalInUse(
-            f"another coordinator works on {directory}; stop it, or give this one another --state directory"
-        ) from error
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    with _explained(path):
-        connection = sqlite3.connect(path, isolation_level=None)
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-            connection.execute(f"PRAGMA {pragma}")
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0:
-            connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-        elif version != SCHEMA_VERSION:
-            connection.close()
-            raise JournalError(
-                f"{path} has schema version {version}, this program writes {SCHEMA_VERSION}; "
-                "use the program that began the job, or another --state directory"
-            )
-    return connection
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turns SQLite's errors into one that names the file and the way out."""
-    try:
-        yield
-    except sqlite3.DatabaseError as error:
-        raise JournalError(
-            f"the journal {path} cannot be used: {error}; nothing that was acknowledged is lost: "
-            "make room or the directory writable, then start the same command again"
-        ) from error
 
 
 def _insert_version(write: Any, made: Version) -> None:
@@ -411,18 +318,3 @@ def _check_same(old: Mapping[str, str], new: Mapping[str, str], directory: Path)
             + "\n".join(lines)
             + "\nput the old values back, or give the changed job another --state directory"
         )
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file so that it is there wholly or not at all, and stays after a power cut."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

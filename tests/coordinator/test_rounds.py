@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from coordinator import rounds
 from coordinator.fleet import Device, Presence, choose_cohort
-from coordinator.rounds import (
+from coordinator.round_records import (
     CloseRound,
     Command,
     DeviceLost,

@@ -8,20 +8,16 @@ from pathlib import Path
 import pytest
 
 from coordinator.fleet import Presence
-from coordinator.rounds import Outcome, Phase
+from coordinator.journal import JOURNAL_NAME, JobChanged, JournalError, JournalInUse, write_file
+from coordinator.round_records import Outcome, Phase
 from coordinator.store import (
-    JOURNAL_NAME,
     KEEP_VERSIONS,
-    JobChanged,
-    JournalError,
-    JournalInUse,
     JournalTask,
     JournalUpdate,
     RoundFigures,
     Store,
     Version,
     open_store,
-    write_file,
 )
 
 DEFINITION = {"job.name": '"digits"', "job.seed": "1"}
