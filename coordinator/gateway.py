@@ -82,20 +82,24 @@ class RunningJob:
         self._parts = parts
         self.session = GatewaySession(site, epoch, already_done=parts.store.accepted_digest)
         self._version = parts.store.latest()
-        self._state = rounds.resumed(rules_of(parts.program), parts.store.journalled(), now_s)
+        journalled = parts.store.journalled()
+        self._state = rounds.resumed(rules_of(parts.program), journalled, now_s)
         self._to_close: list[records.CloseRound] = []
         self._round_began_s = now_s
         self._links = 0
         self.exit_code: int | None = None
-        self._take_up()
+        self._take_up(journalled.accuracy, now_s)
 
-    def _take_up(self) -> None:
-        """Puts the journal's open tasks and its unjudged round to work; the session publishes when it connects."""
-        if self._state.phase is records.Phase.JUDGING:
-            self._to_close.append(records.CloseRound(self._state.round, (), ()))
-        if self._state.phase is records.Phase.COLLECTING:
+    def _take_up(self, accuracy: float | None, now_s: float) -> None:
+        """Puts the journal's open tasks or its last round to work; the session publishes when it connects."""
+        number = self._state.round
+        if self._state.phase is records.Phase.JUDGING and accuracy is None:
+            self._to_close.append(records.CloseRound(number, (), ()))
+        elif self._state.phase is records.Phase.JUDGING and accuracy is not None:
+            self._step(records.Evaluated(number, accuracy), now_s)
+        elif self._state.phase is records.Phase.COLLECTING:
             self._publish_blobs()
-            for task in self._parts.store.tasks(self._state.round):
+            for task in self._parts.store.tasks(number):
                 self.session.send_task(task.device, parse_task(task.data))
 
     @property

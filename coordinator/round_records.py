@@ -184,11 +184,12 @@ class Journalled:
     """What the journal says of an unfinished job.
 
     Attributes:
-        phase: GATHERING between rounds, COLLECTING in one, JUDGING where a version waits for its evaluation.
+        phase: GATHERING before round 1, COLLECTING in a round, JUDGING after its version was written.
         round: As in State.
         attempt: As in State.
         cohort: As in State.
-        fleet: Every known device, ONLINE unless it said goodbye.
+        fleet: Every known device, as last seen.
+        accuracy: What the evaluation of this round said, if it was written: the machine is to be told once more.
     """
 
     phase: Phase
@@ -196,3 +197,4 @@ class Journalled:
     attempt: int
     cohort: Mapping[str, Outcome]
     fleet: Fleet
+    accuracy: float | None = None

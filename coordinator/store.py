@@ -254,15 +254,15 @@ class Store:
             name: Device(name, Presence(presence), examples, unfit=unfit)
             for name, presence, examples, unfit in self._all("SELECT * FROM devices")
         }
-        found = self._one("SELECT round, attempt, state FROM rounds ORDER BY round DESC LIMIT 1")
-        if found is None or found[2] == "evaluated":
-            return Journalled(Phase.GATHERING, 1 if found is None else found[0] + 1, 0, {}, fleet)
-        number, attempt, state = found
+        found = self._one("SELECT round, attempt, state, accuracy FROM rounds ORDER BY round DESC LIMIT 1")
+        if found is None:
+            return Journalled(Phase.GATHERING, 1, 0, {}, fleet)
+        number, attempt, state, accuracy = found
         outcomes = {"open": Outcome.PENDING, "done": Outcome.DELIVERED, "failed": Outcome.FAILED}
         rows = self._all("SELECT device, state FROM tasks WHERE round = ?", (number,))
         cohort = {device: outcomes[outcome] for device, outcome in rows}
         phase = Phase.COLLECTING if state == "open" else Phase.JUDGING
-        return Journalled(phase, number, attempt, cohort, fleet)
+        return Journalled(phase, number, attempt, cohort, fleet, accuracy)
 
     # SQLite.
 

@@ -113,11 +113,13 @@ def test_folding_writes_the_version_and_drops_the_updates_but_not_their_digests(
     assert store.figures(1) == FIGURES
 
 
-def test_a_judged_round_gives_way_to_the_next(store: Store) -> None:
+def test_a_judged_round_is_found_again_with_its_accuracy(store: Store) -> None:
     store.start_round(1, 1, (task("a"),))
     store.fold_round(1, version(2), FIGURES)
+    assert store.journalled().accuracy is None
     store.judge_round(1, 0.9, 0.25)
-    assert (store.journalled().phase, store.journalled().round) == (Phase.GATHERING, 2)
+    found = store.journalled()
+    assert (found.phase, found.round, found.accuracy) == (Phase.JUDGING, 1, 0.9)
     assert store.last_accuracy() == (1, 0.9)
 
 

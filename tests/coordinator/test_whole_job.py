@@ -151,6 +151,7 @@ def test_blobs_of_earlier_rounds_are_taken_off_the_broker(tmp_path: Path) -> Non
     start_all(site)
     site.run(lambda: len(site.seen("round_started")) == 2)
     blobs = {topic.split("/")[4] for topic in site.broker.retained if "/b/" in topic}
+    site.kill()
     assert len(blobs) == 2  # the plan and the present weights
 
 

@@ -200,7 +200,7 @@ class MemorySite:
 
     def start(self, wrap: Callable[[Store], Any] = lambda store: store) -> bool:
         """Start the coordinator with the same command every time; False when its job is done already."""
-        store = wrap(self._stack.enter_context(closing(open_store(self.state))))
+        store: Store = wrap(self._stack.enter_context(closing(open_store(self.state))))
         store.begin(definition(self.program), make_version(1, self.program.weights, {}))
         if store.done() is not None:
             self._stack.close()
