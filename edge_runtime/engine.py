@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edge_runtime import _core
 from edge_runtime.plan import ROLE_CONSTANT, ROLE_STATE, ROLE_TEMPORARY, Plan, Tensor
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class EngineMemoryError(MemoryError):

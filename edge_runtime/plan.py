@@ -1,7 +1,7 @@
 """The plan file as a board sees it: read, verify, describe. The format is docs/plan-format.md.
 
-The compiled core checks every rule but two: the SHA-256 at the end of the file, and the name the file goes by. Those are
-checked here, first.
+The compiled core checks every rule but two, which are checked here: the SHA-256 at the end of the file, and the name
+the file goes by.
 """
 
 from __future__ import annotations

@@ -269,8 +269,7 @@ def interpret(description: Mapping[str, Any], buffers: dict[int, Array], dtype: 
         outputs = [number for number in op["outputs"] if number is not None]
         wanted = [(tuple(tensors[n]["shape"]), _dtype_of(tensors[n]["dtype"], dtype)) for n in outputs]
         inputs = [None if number is None else buffers[number] for number in op["inputs"]]
-        for number, value in zip(outputs, run(op["op"], inputs, op["attrs"], wanted), strict=True):
-            buffers[number] = value
+        buffers.update(zip(outputs, run(op["op"], inputs, op["attrs"], wanted), strict=True))
 
 
 def _dtype_of(name: str, floating: Any) -> Any:

@@ -11,11 +11,25 @@ import numpy as np
 TEMPORARY, TRAINED, FROZEN, STATE, BATCH, SCALAR, OUTPUT, CONSTANT = range(8)
 DTYPES = {"float32": 1, "int32": 2, "uint8": 3}
 OPCODES = {
-    name: code + 1
-    for code, name in enumerate(
-        "gemm conv conv_grad_x conv_grad_w relu relu_grad maxpool maxpool_grad avgpool avgpool_grad add sub mul "
-        "reduce_sum transpose softmax_xent softmax_xent_grad sgd copy".split()  # noqa: SIM905 - a table, read as text
-    )
+    "gemm": 1,
+    "conv": 2,
+    "conv_grad_x": 3,
+    "conv_grad_w": 4,
+    "relu": 5,
+    "relu_grad": 6,
+    "maxpool": 7,
+    "maxpool_grad": 8,
+    "avgpool": 9,
+    "avgpool_grad": 10,
+    "add": 11,
+    "sub": 12,
+    "mul": 13,
+    "reduce_sum": 14,
+    "transpose": 15,
+    "softmax_xent": 16,
+    "softmax_xent_grad": 17,
+    "sgd": 18,
+    "copy": 19,
 }
 ABSENT = 0xFFFFFFFF
 HEADER = struct.Struct("<8sIIIIIIQQQQ")
