@@ -7,6 +7,7 @@ import asyncio
 import getpass
 import ipaddress
 import logging
+import os
 import resource
 import signal
 import sys
@@ -49,15 +50,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"edge-runtime broker: {error}", file=sys.stderr)
         return 2
-    asyncio.run(_serve(sock, limits, passwords))
+    asyncio.run(_serve(sock, limits, passwords, stop_on_eof=options.stop_on_eof))
     return 0
 
 
-async def _serve(sock: socket.socket, limits: Limits, passwords: Passwords | None) -> None:
+async def _serve(sock: socket.socket, limits: Limits, passwords: Passwords | None, *, stop_on_eof: bool) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    if stop_on_eof:
+        loop.add_reader(sys.stdin, _read_or_stop, stop)
     _raise_open_files(limits.max_connections + 64)
     host, port = sock.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
@@ -65,6 +68,11 @@ async def _serve(sock: socket.socket, limits: Limits, passwords: Passwords | Non
     print(f"listening mqtt://{shown}:{port}", flush=True)
     await server.run(stop)
     log.info("stopped")
+
+
+def _read_or_stop(stop: asyncio.Event) -> None:
+    if not os.read(sys.stdin.fileno(), 4096):
+        stop.set()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -89,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--stall-s", type=float, default=default.stall_s, help="patience with a full queue (%(default)g)")
     add("--session-expiry-s", type=float, default=default.session_expiry_s, help="(%(default)g)")
     add("--deny-subscribe", action="append", default=[], metavar="FILTER", help="topics nobody may subscribe to")
+    add("--stop-on-eof", action="store_true", help="stop when standard input ends, as it does with the parent")
     add("--log-level", default="warning", choices=("debug", "info", "warning", "error"), help="(%(default)s)")
     return parser
 

@@ -28,6 +28,8 @@ WRITE_AHEAD_BYTES = 256 * 1024
 # Below this much missing, a body is read through the shared scratch buffer, along with what follows it.
 DIRECT_BYTES = 16 * 1024
 MAX_BUFFERS = 64  # of one sendmsg call; Linux takes 1024
+# What the peer must take for it to count as progress, so that a byte now and then does not hold publishers for ever.
+PROGRESS_BYTES = 64 * 1024
 MAX_SENDS = 8  # system calls for one connection in one turn of the loop
 
 
@@ -40,7 +42,7 @@ class Connection:
         session: Set at login; its messages are written as fast as the socket takes them.
         will: Published when the connection ends without DISCONNECT.
         paused: Nothing is read: a subscriber of this publisher is behind, or the login is being checked.
-        progress_s: Loop time when the peer last took bytes.
+        progress_s: Loop time when the peer had last taken 64 KB, or all there was, or acknowledged something.
         heard_s: Loop time of the last bytes from the peer.
     """
 
@@ -71,6 +73,7 @@ class Connection:
         self._on_end = on_end
         self._out: deque[memoryview] = deque()
         self._unsent_bytes = 0
+        self._taken_bytes = 0  # since progress_s
         self._flush_due = False
         self._awaiting_room = False
         loop.add_reader(sock, self._readable)
@@ -115,14 +118,16 @@ class Connection:
     def _readable(self) -> None:
         space = self.parser.space()
         direct = space is not None and len(space) >= DIRECT_BYTES
-        target = space if space is not None and direct else self._scratch
         try:
-            n_bytes = self._sock.recv_into(target)
+            n_bytes = self._sock.recv_into(space if space is not None and direct else self._scratch)
         except BlockingIOError:
             return
         except OSError as error:
             self._on_end(self, f"read failed: {error.strerror}")
             return
+        finally:
+            if space is not None:
+                space.release()
         if n_bytes == 0:
             self._on_end(self, "closed by the peer")
             return
@@ -171,8 +176,11 @@ class Connection:
             self._unsent_bytes = 0
             self._loop.call_soon(self._on_end, self, f"write failed: {error.strerror}")
             return False
-        self.progress_s = self._loop.time()
         self._unsent_bytes -= n_bytes
+        self._taken_bytes += n_bytes
+        if self._taken_bytes >= PROGRESS_BYTES or not self._unsent_bytes:
+            self._taken_bytes = 0
+            self.progress_s = self._loop.time()
         while self._out and n_bytes >= len(self._out[0]):
             n_bytes -= len(self._out.popleft())
         if n_bytes:

@@ -16,6 +16,11 @@ __all__ = ["Parser"]
 # Flags of the fixed header that the standard fixes (MQTT-2.2.2-2) where they are not 0; PUBLISH has its own.
 _FIXED_FLAGS = {p.PUBREL: 2, p.SUBSCRIBE: 2, p.UNSUBSCRIBE: 2}
 
+# A body's buffer grows as its bytes come, so that announcing a large packet and stalling costs little. The first step
+# holds a chunk of 64 KB with its header; the next one, any packet under the default cap.
+FIRST_BYTES = 72 * 1024
+GROWTH = 4
+
 
 class Parser:
     """Bytes in, packets out.
@@ -47,7 +52,7 @@ class Parser:
         at, end = 0, len(view)
         while at < end:
             if self._body is not None:
-                take = min(end - at, self._length - self._filled)
+                take = min(end - at, len(self._body) - self._filled)
                 self._body[self._filled : self._filled + take] = view[at : at + take]
                 at += take
                 if (packet := self.filled(take)) is not None:
@@ -59,14 +64,17 @@ class Parser:
                 continue
             length = self._length
             if end - at < length:
-                self._body = bytearray(length)
+                self._body = bytearray(min(length, FIRST_BYTES))
                 continue
             body = bytes(view[at : at + length])
             at += length
             yield self._finish(body)
 
     def space(self) -> memoryview | None:
-        """The unread part of a body, for a socket to write into directly; None between packets."""
+        """Room in the body of an unfinished packet, for a socket to write into directly; None between packets.
+
+        It must be released before :meth:`filled` is called, which may move the body.
+        """
         return None if self._body is None else memoryview(self._body)[self._filled :]
 
     def filled(self, n_bytes: int) -> Packet | None:
@@ -80,9 +88,12 @@ class Parser:
         """
         self._filled += n_bytes
         body = self._body
-        if body is None or self._filled < self._length:
+        if body is None or self._filled < len(body):
             return None
-        return self._finish(body)
+        if len(body) == self._length:
+            return self._finish(body)
+        body.extend(bytes(min(self._length - len(body), GROWTH * len(body))))
+        return None
 
     def _reset(self) -> None:
         self._first = -1

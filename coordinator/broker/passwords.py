@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["hash_password", "read_passwords", "verify"]
 
 SALT_BYTES, HASH_BYTES = 16, 32
-# Costs 16 MB and about 50 ms, so a guess is dear; checked in a worker thread, one at a time.
+# Costs 16 MB and about 50 ms, so a guess is dear; checked in worker threads, one a processor.
 COST, BLOCK, PARALLEL = 1 << 14, 8, 1
 
 Passwords = Mapping[str, tuple[bytes, bytes]]

@@ -11,11 +11,12 @@ from urllib.parse import unquote, urlsplit
 from coordinator.broker.packets import Connack, Connect, Disconnect, MalformedPacket, Packet, Publish, Subscribe, encode
 from coordinator.broker.parser import Parser
 
-__all__ = ["Address", "ProbeError", "parse_url", "probe", "reported_version"]
+__all__ = ["VERSION_TOPIC", "Address", "ProbeError", "parse_url", "probe", "reported_version"]
 
 DEFAULT_PORT = 1883
 MAX_ANSWER_BYTES = 64 * 1024
 VERSION_TOPIC = "$SYS/broker/version"
+VERSION_DEADLINE_S = 1.0  # many brokers do not tell; the wait is at the start of a coordinator
 
 _REFUSALS = {
     1: "it does not speak MQTT 3.1.1",
@@ -78,7 +79,11 @@ def probe(address: Address, deadline_s: float) -> None:
 
 
 def reported_version(address: Address, deadline_s: float) -> str | None:
-    """Ask a broker for its retained version text; None when it does not tell within the deadline.
+    """Ask a broker for its retained version text; None when it does not tell within a second after the login.
+
+    Args:
+        address: The broker.
+        deadline_s: For the login.
 
     Raises:
         ProbeError: As :func:`probe`.
@@ -86,7 +91,7 @@ def reported_version(address: Address, deadline_s: float) -> str | None:
     with _log_in(address, deadline_s) as sock:
         sock.sendall(encode(Subscribe(1, ((VERSION_TOPIC, 0),))))
         parser = Parser(MAX_ANSWER_BYTES)
-        until_s = time.monotonic() + deadline_s
+        until_s = time.monotonic() + VERSION_DEADLINE_S
         try:
             while (left_s := until_s - time.monotonic()) > 0:
                 for packet in _receive(sock, parser, left_s):

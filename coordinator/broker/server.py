@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
 import secrets
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from coordinator.broker import packets as p
 from coordinator.broker.connection import Connection
 from coordinator.broker.packets import MalformedPacket, Packet, UnsupportedVersion
 from coordinator.broker.passwords import Passwords, verify
+from coordinator.broker.probe import VERSION_TOPIC
 from coordinator.broker.router import RetainedFull, Router, TooManySessions
 from coordinator.broker.topics import Message
 
@@ -30,6 +32,7 @@ log = logging.getLogger("edge_runtime.broker")
 
 SCRATCH_BYTES = 64 * 1024
 KEEPALIVE_GRACE = 1.5  # MQTT-3.1.2-24
+HOLD_ABOVE, RELEASE_BELOW = 0.5, 0.25  # of a subscriber's queue; the rest is room for what is already on its way
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -77,7 +80,9 @@ class Server:
         self._absent_since: dict[str, float] = {}  # stored sessions, by client id
         self._behind: dict[str, set[Connection]] = {}  # client id -> publishers that wait for its queue
         self._checking: dict[Connection, list[Packet]] = {}  # login in the worker: packets that came with it
-        self._worker = ThreadPoolExecutor(1, "passwords") if passwords is not None else None
+        self._worker = ThreadPoolExecutor(os.cpu_count(), "passwords") if passwords is not None else None
+        about = Message(VERSION_TOPIC, VERSION_TOPIC.encode(), b"edge-runtime embedded 3.1.1", 0)
+        self._router.publish(about, retain=True)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until ``stop`` is set, then close everything."""
@@ -160,18 +165,14 @@ class Server:
 
     def _tick(self, now: float) -> None:
         limits = self._limits
-        for connection in list(self._connections):
+        for connection in [c for c in self._connections if not c.paused]:
+            silent_s = now - connection.heard_s
             if connection.session is None:
                 if now - connection.opened_s > limits.connect_timeout_s:
                     self._end(connection, f"no CONNECT within {limits.connect_timeout_s:g} s")
-            elif connection.keepalive_s and not connection.paused:
-                silent_s = now - connection.heard_s
-                if silent_s > connection.keepalive_s * KEEPALIVE_GRACE:
-                    self._end(connection, f"silent for {silent_s:.1f} s, keep-alive {connection.keepalive_s} s")
-        for client_id in list(self._behind):
-            behind = self._online.get(client_id)
-            if behind and not behind.paused and now - behind.progress_s > limits.stall_s:
-                self._cut_off(behind, f"took nothing for {limits.stall_s:g} s with its queue half full")
+            elif connection.keepalive_s and silent_s > connection.keepalive_s * KEEPALIVE_GRACE:
+                self._end(connection, f"silent for {silent_s:.1f} s, keep-alive {connection.keepalive_s} s")
+        self._cut_off_stalled(now)
         for client_id, since in list(self._absent_since.items()):
             if now - since > limits.session_expiry_s:
                 self._forget(client_id, f"absent for {limits.session_expiry_s:g} s")
@@ -188,7 +189,8 @@ class Server:
                 if connection.closed:
                     return
         except UnsupportedVersion as error:
-            connection.write(p.encode(p.Connack(session_present=False, code=p.BAD_VERSION)))
+            if connection.session is None:
+                self._refuse(connection, p.BAD_VERSION, str(error))
             self._end(connection, str(error))
         except (MalformedPacket, RetainedFull) as error:
             log.warning("%s is disconnected: %s", connection.peer, error)
@@ -252,13 +254,14 @@ class Server:
             subscriber = self._online.get(session.client_id)
             if subscriber is not None:
                 subscriber.wake()
-                if publisher is not None and session.queued_bytes > self._limits.queue_bytes // 2:
+                if publisher is not None and session.fill > HOLD_ABOVE:
                     self._hold(publisher, subscriber, session.client_id)
         for session in overflowed:
             subscriber = self._online.get(session.client_id)
             reason = f"its queue of {len(session)} messages, {session.queued_bytes} bytes, is full"
             if subscriber is not None:
-                self._cut_off(subscriber, reason)
+                # Not from here: its will could fill up the next queue, and so on, as deep as there are clients.
+                self._loop.call_soon(self._cut_off, subscriber, reason)
             else:
                 self._forget(session.client_id, reason)
 
@@ -317,22 +320,35 @@ class Server:
     def _hold(self, publisher: Connection, subscriber: Connection, client_id: str) -> None:
         """Read no more from a publisher until a subscriber has caught up.
 
-        Never when that subscriber is itself held (its acknowledgements are not read then), so that no ring of clients
-        can wait for one another; the cap on its queue still holds.
+        A held client's acknowledgements are not read either. So no ring of clients may wait for one another: the hold
+        that would close one is left out, and the cap on the queue alone remains.
         """
-        if subscriber is publisher or subscriber.paused:
+        if self._waits_for(subscriber, publisher):
             return
         if client_id not in self._behind:
             subscriber.progress_s = self._loop.time()
         self._behind.setdefault(client_id, set()).add(publisher)
         publisher.pause()
 
+    def _waits_for(self, connection: Connection, other: Connection) -> bool:
+        """Say whether a connection is held because of another one, directly or through others, or is the same."""
+        seen: set[Connection] = set()
+        stack = [connection]
+        while stack:
+            here = stack.pop()
+            if here is other:
+                return True
+            if here not in seen and here.paused:
+                seen.add(here)
+                stack.extend(self._online[name] for name, held in self._behind.items() if here in held)
+        return False
+
     def _sent(self, connection: Connection) -> None:
         """A connection has written something: let those who wait for it go on if its queue is short again."""
         session = connection.session
         if session is None or session.client_id not in self._behind:
             return
-        if session.queued_bytes <= self._limits.queue_bytes // 4:
+        if session.fill <= RELEASE_BELOW:
             self._release(session.client_id)
 
     def _release(self, client_id: str) -> None:
@@ -341,12 +357,21 @@ class Server:
             if not any(publisher in waiting for waiting in self._behind.values()):
                 publisher.resume()
 
+    def _cut_off_stalled(self, now: float) -> None:
+        """End the sessions that others wait for and that take nothing; one that is not listened to cannot help it."""
+        stall_s = self._limits.stall_s
+        for client_id in list(self._behind):
+            behind = self._online.get(client_id)
+            if behind and not behind.paused and now - behind.progress_s > stall_s:
+                self._cut_off(behind, f"took nothing for {stall_s:g} s with its queue half full")
+
     def _cut_off(self, connection: Connection, reason: str) -> None:
         """Disconnect a client and forget its session, messages and all; say so."""
         session = connection.session
-        assert session is not None, "only clients that have logged in have queues"
-        self._end(connection, reason)
+        if session is None or connection.closed:
+            return
         self._forget(session.client_id, reason)
+        self._end(connection, reason)
 
     def _forget(self, client_id: str, reason: str) -> None:
         self._absent_since.pop(client_id, None)

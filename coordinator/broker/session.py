@@ -78,6 +78,11 @@ class Session:
         """Messages sent with QoS 1 or 2 and not yet acknowledged."""
         return len(self._in_flight)
 
+    @property
+    def fill(self) -> float:
+        """How full the queue is, 0 to 1, by bytes or by messages, whichever is more."""
+        return max(self.queued_bytes / self._limits.queue_bytes, len(self) / self._limits.queue_messages)
+
     def connected(self) -> None:
         """The client is there: what was in flight is sent again, in order (MQTT-4.4.0-1)."""
         self.online = True
@@ -115,8 +120,10 @@ class Session:
 
     def next_packet(self) -> Buffers | None:
         """Take the next packet to write, as buffers to be written one after the other; None when nothing may go."""
-        if self._again:
-            return self._send_again(self._again.popleft())
+        while self._again:
+            packet_id = self._again.popleft()
+            if packet_id in self._in_flight:  # else it was acknowledged before its turn came
+                return self._send_again(packet_id)
         free = len(self._in_flight) < self._limits.in_flight
         waiting = self._waiting[0].order if self._waiting and free else None
         if self._unacknowledged and (waiting is None or self._unacknowledged[0].order < waiting):

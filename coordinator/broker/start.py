@@ -73,7 +73,7 @@ class RunningBroker:
             self.process.wait(STOP_DEADLINE_S)
         except subprocess.TimeoutExpired:
             self.kill()
-        _close_pipe(self.process)
+        _close_pipes(self.process)
 
     def kill(self) -> None:
         """End the process with SIGKILL, as a power cut would.
@@ -84,7 +84,7 @@ class RunningBroker:
         process = self._ours("kill")
         process.kill()
         process.wait()
-        _close_pipe(process)
+        _close_pipes(process)
 
     def restart(self) -> None:
         """Start the broker again on the same port with the same settings; one that still runs is stopped first.
@@ -153,9 +153,9 @@ def _started(
 
 
 def _start_embedded(port: int, log: Path) -> tuple[subprocess.Popen[bytes], int]:
-    command = [sys.executable, "-m", "coordinator.broker.cli", "--bind", HOST, "--port", str(port)]
+    command = [sys.executable, "-m", "coordinator.broker.cli", "--bind", HOST, "--port", str(port), "--stop-on-eof"]
     with log.open("ab") as out:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=out)
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=out)
     assert process.stdout is not None, "asked for above"
     ready, _, _ = select.select([process.stdout], [], [], START_DEADLINE_S)
     line = process.stdout.readline().decode(errors="replace").strip() if ready else ""
@@ -198,11 +198,12 @@ def _failed(process: subprocess.Popen[bytes], name: str, log: Path) -> BrokerErr
     state = f"does not answer after {START_DEADLINE_S:g} s" if ended is None else f"ended with status {ended}"
     process.kill()
     process.wait()
-    _close_pipe(process)
+    _close_pipes(process)
     tail = log.read_text(encoding="utf-8", errors="replace")[-LOG_TAIL_CHARS:].strip()
     return BrokerError(f"{name} {state}; its log ({log}) ends with:\n{tail or '(empty)'}")
 
 
-def _close_pipe(process: subprocess.Popen[bytes]) -> None:
-    if process.stdout is not None:
-        process.stdout.close()
+def _close_pipes(process: subprocess.Popen[bytes]) -> None:
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
