@@ -2,6 +2,7 @@
 
 import gzip
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from edge_runtime.rng import hash64
 __all__ = [
     "DataError",
     "Dataset",
+    "Labelled",
     "NoExamples",
     "ShapeMismatch",
     "batch_indices",
     "check_row_shape",
     "fill_batch",
     "load_dataset",
+    "read_labelled",
 ]
 
 _IDX_STEMS = {"train": ("train",), "test": ("t10k", "test")}
@@ -60,6 +63,15 @@ class Dataset:
         return len(self.y)
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """Arrays as they stand in a directory, checked: a Dataset with x and y, and client (N,) where the data name owners."""
+
+    x: NDArray[Any]
+    y: NDArray[np.int32]
+    client: NDArray[Any] | None
+
+
 def load_dataset(directory: Path, split: str = "train") -> Dataset:
     """Read DIRECTORY/SPLIT.npz, or idx files as MNIST ships them.
 
@@ -74,13 +86,31 @@ def load_dataset(directory: Path, split: str = "train") -> Dataset:
         NoExamples: There are files, but no examples in them.
         DataError: Nothing there, unreadable, or not of the shapes and dtypes above.
     """
+    labelled = read_labelled(directory, split)
+    return Dataset(labelled.x, labelled.y)
+
+
+def read_labelled(directory: Path, split: str) -> Labelled:
+    """Read the same files with the owner of every example, for those who deal them out.
+
+    Args:
+        directory: Where the files are.
+        split: "train" or "test".
+
+    Raises:
+        NoExamples, DataError: As load_dataset.
+    """
     if not directory.is_dir():
         raise DataError(f"{directory} is not a directory that can be read; {_WHAT_TO_DO}")
     try:
-        x, y = _read_arrays(directory, split)
-    except (OSError, EOFError, zipfile.BadZipFile, ValueError) as error:
+        x, y, client = _read_arrays(directory, split)
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{directory} cannot be read: {error}; {_WHAT_TO_DO}") from None
-    return _checked(x, y, directory)
+    _check_labels(x, y, directory)
+    _check_examples(x, directory)
+    if client is not None and client.shape != y.shape:
+        raise DataError(f"{directory}: client has shape {client.shape}; one owner an example, {y.shape}")
+    return Labelled(np.ascontiguousarray(x), y.astype(np.int32), client)
 
 
 def batch_indices(n: int, batch: int, seed: int, epoch: int) -> list[NDArray[np.intp]]:
@@ -152,19 +182,19 @@ def check_row_shape(dataset: Dataset, batch_shape: tuple[int, ...]) -> None:
         )
 
 
-def _read_arrays(directory: Path, split: str) -> tuple[NDArray[Any], NDArray[Any]]:
+def _read_arrays(directory: Path, split: str) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None]:
     archive = directory / f"{split}.npz"
     if archive.exists():
         with np.load(archive, allow_pickle=False) as arrays:
             missing = {"x", "y"} - set(arrays.files)
             if missing:
                 raise ValueError(f"{archive.name} has no array named {' or '.join(sorted(missing))}")
-            return arrays["x"], arrays["y"]
+            return arrays["x"], arrays["y"], arrays["client"] if "client" in arrays.files else None
     for stem in _IDX_STEMS[split]:
         images = _find_idx(directory, stem, "images")
         labels = _find_idx(directory, stem, "labels")
         if images is not None and labels is not None:
-            return _read_idx(images), _read_idx(labels)
+            return _read_idx(images), _read_idx(labels), None
     raise ValueError(f"neither {archive.name} nor idx files are there")
 
 
@@ -190,9 +220,7 @@ def _read_idx(path: Path) -> NDArray[np.uint8]:
     return np.frombuffer(data, np.uint8, count, begin).reshape(shape)
 
 
-def _checked(x: NDArray[Any], y: NDArray[Any], directory: Path) -> Dataset:
-    if x.dtype not in (np.dtype(np.uint8), np.dtype(np.float32)):
-        raise DataError(f"{directory}: x is {x.dtype}; save it as uint8 or with x.astype('float32')")
+def _check_labels(x: NDArray[Any], y: NDArray[Any], directory: Path) -> None:
     if y.ndim != 1 or y.dtype.kind not in "iu":
         raise DataError(f"{directory}: y is {y.dtype} of shape {y.shape}; it must be (N,) integers")
     if x.ndim < 1 or len(x) != len(y):
@@ -201,7 +229,11 @@ def _checked(x: NDArray[Any], y: NDArray[Any], directory: Path) -> Dataset:
         raise NoExamples(f"{directory} holds no examples (x {x.shape}); put at least one there")
     if int(y.min()) < 0 or int(y.max()) > np.iinfo(np.int32).max:
         raise DataError(f"{directory}: labels run from {y.min()} to {y.max()}; they must be 0, 1, 2, ...")
+
+
+def _check_examples(x: NDArray[Any], directory: Path) -> None:
+    if x.dtype not in (np.dtype(np.uint8), np.dtype(np.float32)):
+        raise DataError(f"{directory}: x is {x.dtype}; save it as uint8 or with x.astype('float32')")
     if x.dtype == np.float32 and not np.isfinite(x).all():
         row = int(np.argmin(np.isfinite(x).reshape(len(x), -1).all(axis=1)))
         raise DataError(f"{directory}: row {row} of x holds NaN or infinity; clean it or leave it out")
-    return Dataset(np.ascontiguousarray(x), y.astype(np.int32))

@@ -1,0 +1,67 @@
+"""The command `edge-runtime VERB ...`: a table from verbs to modules, each imported only when its verb is used."""
+
+import importlib
+import sys
+
+from edge_runtime import __version__
+
+__all__ = ["main"]
+
+EXIT_BAD_INPUT = 2
+
+# verb -> (module with main(argv) -> exit code, the extra that installs what it needs, what it does)
+VERBS = {
+    "client": ("edge_runtime.client", "", "train on this board's data when a coordinator asks"),
+    "info": ("edge_runtime.info", "", "show this machine and what runs on it"),
+    "coordinator": ("coordinator.server", "gateway", "run a job over the devices of a site"),
+    "broker": ("coordinator.broker.cli", "", "run the embedded MQTT broker"),
+    "plan": ("models.compiler.cli", "gateway", "compile an ONNX model into a training plan, or show one"),
+    "demo": ("coordinator.demo.cli", "demo", "broker, coordinator and devices on this machine, on real data"),
+    "bench": ("edge_runtime.bench", "test", "ratios against what one would use instead"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb.
+
+    Args:
+        argv: Verb and its arguments; None for the process's own.
+
+    Returns:
+        The verb's exit code; 2 for an unknown verb or a missing extra.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] in (["--version"], ["-V"]):
+        print(f"edge-runtime {__version__}")
+        return 0
+    if not words or words[0] in {"-h", "--help", "help"}:
+        print(_usage())
+        return 0 if words else EXIT_BAD_INPUT
+    if words[0] not in VERBS:
+        print(f"edge-runtime: no verb {words[0]!r}\n\n{_usage()}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    return _run(words[0], words[1:])
+
+
+def _run(verb: str, argv: list[str]) -> int:
+    module, extra, _ = VERBS[verb]
+    try:
+        run = importlib.import_module(module).main
+    except ModuleNotFoundError as error:
+        # Only what an extra would bring is explained so; a hole in our own package is a bug and shows itself.
+        if not extra or str(error.name).split(".")[0] in {"edge_runtime", "coordinator", "models"}:
+            raise
+        print(
+            f"edge-runtime {verb} needs the package {error.name!r}, which is not installed; "
+            f"run: pip install 'edge-runtime[{extra}]'",
+            file=sys.stderr,
+        )
+        return EXIT_BAD_INPUT
+    return int(run(argv))
+
+
+def _usage() -> str:
+    rows = "\n".join(f"  {verb:<12} {text}" for verb, (_, _, text) in VERBS.items())
+    return (
+        f"usage: edge-runtime VERB ...\n\n{rows}\n\nedge-runtime VERB --help says more; --version shows {__version__}"
+    )

@@ -1,0 +1,279 @@
+"""The board's client: sockets, clock, disk, signals and one training thread around a DeviceSession."""
+
+import argparse
+import ctypes
+import os
+import secrets
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_runtime.board import describe_board, memory_peak_kb
+from edge_runtime.client_config import ClientConfig, read_config
+from edge_runtime.client_log import Log, make_log
+from edge_runtime.data import Dataset, load_dataset
+from edge_runtime.errors import EdgeError
+from edge_runtime.link import Connected, Disconnected, Link, LinkEvent, Message, Refused, Subscribed
+from edge_runtime.state_directory import StateDirectory
+from edge_runtime.trainer import Failure, Job, Result, Trainer
+from edge_runtime.wire import (
+    AbandonTask,
+    DeviceCommand,
+    DeviceSession,
+    KeepGen,
+    Publish,
+    RenewWill,
+    RunTask,
+    Stop,
+    StoreBlob,
+    StoreUpdate,
+    Subscribe,
+    Unsubscribe,
+    UpdateSettled,
+    Warned,
+)
+from edge_runtime.wire.tasks import MAX_BLOB_BYTES
+
+__all__ = ["main"]
+
+EXIT_OK, EXIT_BAD_INPUT, EXIT_DUPLICATE = 0, 2, 3
+
+# How often the session hears the time: fine enough for its 0.3 s and 2 s, and seldom when nothing is going on.
+TICK_S = 0.1
+IDLE_TICK_S = 1.0
+STOP_S = 0.8
+
+
+class Client:
+    """One running client: the parts it joins, the blobs of the task to come, and what it counts."""
+
+    def __init__(self, config: ClientConfig, state: StateDirectory, dataset: Dataset, log: Log) -> None:
+        """Put the parts together; nothing is connected yet."""
+        limit = None if config.memory_limit_mb is None else config.memory_limit_mb << 20
+        boot = secrets.token_hex(8)
+        self._log = log
+        self._state = state
+        self._blobs: dict[str, bytes] = {}
+        self._exit: int | None = None
+        self._tasks = 0
+        self._train_s = 0.0
+        self._import_s = 0.0
+        self._session = DeviceSession(
+            config.site,
+            config.device,
+            boot=boot,
+            stored_gen=state.gen(),
+            examples=len(dataset),
+            info=describe_board() | _describe_data(dataset),
+            cached=lambda sha256: sha256 in self._blobs or state.has_plan(sha256),
+            outbox=state.outbox(),
+            max_blob_bytes=MAX_BLOB_BYTES if limit is None else min(limit, MAX_BLOB_BYTES),
+        )
+        self._link = Link(config.broker, f"{config.device}-{boot}", self._session.will(), config.keepalive_s)
+        self._trainer = Trainer(dataset, config.threads, limit, self._link.wake)
+
+    def stop(self, code: int = EXIT_OK) -> None:
+        """End run() as soon as possible; safe in a signal handler."""
+        self._exit = code if self._exit is None else self._exit
+        self._link.wake()
+
+    def run(self, import_s: float) -> int:
+        """Work until stop(); returns the exit code."""
+        self._import_s = import_s
+        while self._exit is None:
+            idle = self._session.online and not self._session.busy
+            for event in self._link.poll(IDLE_TICK_S if idle else TICK_S):
+                self._do(self._on_link(event))
+            for result in self._trainer.results():
+                self._do(self._on_result(result))
+            self._do(self._session.tick(time.monotonic()))
+        return self._leave(self._exit)
+
+    def _leave(self, code: int) -> int:
+        stopped = self._trainer.finish(STOP_S)
+        self._do(self._session.stopping())
+        self._link.close()
+        self._state.keep_summary(self._measured() | {"tasks": self._tasks, "train_s": self._train_s})
+        self._log("stopped", code=code, tasks=self._tasks)
+        if not stopped:
+            # A daemon thread inside the engine cannot be unwound when the interpreter goes down; nothing is lost, for
+            # whatever it would give is asked for again.
+            sys.stderr.flush()
+            os._exit(code)
+        return code
+
+    def _measured(self) -> dict[str, int | float | str]:
+        return {
+            "rss_peak_kb": memory_peak_kb(),
+            "import_s": self._import_s,
+            "bytes_up": self._link.bytes_up,
+            "bytes_down": self._link.bytes_down,
+        }
+
+    def _on_link(self, event: LinkEvent) -> list[DeviceCommand]:
+        now = time.monotonic()
+        match event:
+            case Message(topic, payload, retain):
+                return self._session.received(now, topic, payload, retain=retain)
+            case Connected():
+                self._log("connected")
+                return self._session.connected(now)
+            case Subscribed(topics, refused):
+                if refused:
+                    self._log("error", rule="SubscriptionRefused", message=f"the broker does not allow {refused[0]}")
+                return self._session.subscribed(now, topics)
+            case Disconnected(reason, retry_s):
+                self._log("not connected", reason=reason, retry_s=retry_s)
+                return self._session.disconnected(now)
+            case Refused(code, reason):
+                self._log("error", rule="BrokerRefused", code=code, message=reason)
+        return []
+
+    def _on_result(self, result: Result) -> list[DeviceCommand]:
+        now = time.monotonic()
+        self._train_s += result.train_s
+        match result.outcome:
+            case Failure(rule, message, trace):
+                self._log("task failed", task=result.task, rule=rule, message=message)
+                sys.stderr.write(trace)
+                return [*self._session.failed(now, result.key, rule, message), *self._telemetry(result)]
+            case update:
+                self._tasks += 1
+                self._log(
+                    "task done",
+                    task=result.task,
+                    loss=update.loss,
+                    steps=update.steps,
+                    seconds=result.train_s,
+                    bytes=len(update.data),
+                )
+                return [*self._session.finished(now, result.key, update.data), *self._telemetry(result)]
+
+    def _telemetry(self, result: Result) -> list[DeviceCommand]:
+        return self._session.telemetry(self._measured() | {"train_s": result.train_s, "task": result.task})
+
+    def _do(self, commands: list[DeviceCommand]) -> None:
+        for command in commands:
+            self._do_one(command)
+
+    def _do_one(self, command: DeviceCommand) -> None:
+        match command:
+            case Publish() | Subscribe() | Unsubscribe():
+                self._send(command)
+            case RenewWill():
+                self._link.set_will(self._session.will())
+                self._link.reconnect()
+            case RunTask(key, task):
+                self._log("task", task=task.task, round=task.round)
+                self._run_task(key, task)
+            case AbandonTask():
+                self._log("task withdrawn")
+                self._trainer.abandon()
+            case UpdateSettled(_, task, outcome, rule, message):
+                self._settle(task, outcome, rule, message)
+            case Stop(rule, message):
+                self._log("error", rule=rule, message=message)
+                self.stop(EXIT_DUPLICATE)
+            case Warned(source, rule, message):
+                self._log("warning", source=source, rule=rule, message=message)
+            case KeepGen() | StoreBlob() | StoreUpdate():
+                self._keep(command)
+
+    def _send(self, command: Publish | Subscribe | Unsubscribe) -> None:
+        match command:
+            case Publish(topic, payload, qos, retain):
+                self._link.publish(topic, payload, qos, retain=retain)
+            case Subscribe(topics, qos):
+                self._link.subscribe(topics, qos)
+            case Unsubscribe(topics):
+                self._link.unsubscribe(topics)
+
+    def _keep(self, command: KeepGen | StoreBlob | StoreUpdate) -> None:
+        # A full disk costs the cache and the outbox, not the work: the task can still be done from memory.
+        try:
+            match command:
+                case KeepGen(gen):
+                    self._state.keep_gen(gen)
+                case StoreUpdate(key, task, data):
+                    self._state.keep_update(key, task, data)
+                case StoreBlob(sha256, data, is_plan):
+                    self._blobs[sha256] = data
+                    if is_plan:
+                        self._state.keep_plan(sha256, data)
+        except OSError as error:
+            self._log("warning", source="disk", rule="StateUnusable", message=str(error))
+
+    def _run_task(self, key: str, task: Any) -> None:
+        blobs = {sha256: self._blobs.get(sha256) or self._state.plan(sha256) for sha256 in task.blobs}
+        self._blobs.clear()
+        present = {sha256: data for sha256, data in blobs.items() if data is not None}
+        self._trainer.start(Job(key, task, present))
+
+    def _settle(self, task: str, outcome: str, rule: str, message: str) -> None:
+        if outcome == "done":
+            self._log("update accepted", task=task)
+            return
+        self._log("update refused", task=task, rule=rule, message=message)
+        self._state.drop_update()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a client until SIGTERM or SIGINT.
+
+    Args:
+        argv: Without the verb; None for the process's own.
+
+    Returns:
+        0 after a clean stop, 2 for bad input, 3 when another device is on line under this id.
+    """
+    import_s = time.process_time()
+    _keep_one_heap()
+    try:
+        config = _parse(argv)
+        dataset = load_dataset(config.data)
+        state = StateDirectory(config.state, config.cache_mb << 20)
+    except EdgeError as error:
+        sys.stderr.write(f"edge-runtime client: {error.rule}: {error}\n")
+        return EXIT_BAD_INPUT
+    log = make_log(config.device, as_json=config.log_json)
+    log("ready", examples=len(dataset), x=f"{dataset.x.dtype}{list(dataset.x.shape[1:])}", import_s=import_s)
+    client = Client(config, state, dataset, log)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: client.stop())
+    return client.run(import_s)
+
+
+def _parse(argv: list[str] | None) -> ClientConfig:
+    parser = argparse.ArgumentParser("edge-runtime client", description="Train on this board's data when asked to.")
+    add = parser.add_argument
+    add("--config", type=Path, metavar="FILE", help="TOML file; flags override it")
+    add("--broker", metavar="URL", help="mqtt://[user:password@]host[:port]")
+    add("--device", metavar="ID", help="this device's id, its own on the site")
+    add("--data", metavar="DIR", help="directory with train.npz or idx files")
+    add("--state", metavar="DIR", help="directory for what must outlive the process")
+    add("--site", metavar="NAME", help="the site's id (default: default)")
+    add("--threads", type=int, metavar="N", help="threads of the engine (default: 1)")
+    add("--memory-limit-mb", type=int, metavar="M", help="refuse plans that need more")
+    add("--log-json", action="store_true", default=None, help="one JSON object a line")
+    flags = vars(parser.parse_args(argv))
+    return read_config(flags.pop("config"), flags)
+
+
+def _describe_data(dataset: Dataset) -> dict[str, Any]:
+    return {
+        "x_shape": list(dataset.x.shape[1:]),
+        "x_dtype": str(dataset.x.dtype),
+        "classes_seen": len(np.unique(dataset.y)),
+    }
+
+
+def _keep_one_heap() -> None:
+    """Tell glibc to give threads no heaps of their own: the second one would cost a few MB of resident memory."""
+    m_arena_max = -8
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # other C libraries have no such call and need none
+        mallopt(m_arena_max, 1)

@@ -1,0 +1,147 @@
+"""What a client keeps on disk: its generation, a cache of plans, the update that is not yet settled, and a lock.
+
+Every file is written beside its place, synced, and renamed over it, so that a power cut leaves the old one or the new
+one. Whatever is read back is checked; what does not pass is removed and fetched or trained again.
+"""
+
+import fcntl
+import hashlib
+import os
+from pathlib import Path
+
+from edge_runtime.errors import LocalError
+from edge_runtime.strict_json import dump_object, load_object
+from edge_runtime.wire import Outbox
+
+__all__ = ["StateDirectory", "StateInUse", "StateUnusable"]
+
+_MAX_HEADER_BYTES = 4096
+
+
+class StateInUse(LocalError):
+    """Another client has this state directory."""
+
+
+class StateUnusable(LocalError):
+    """The state directory cannot be made, read or written."""
+
+
+class StateDirectory:
+    """One client's state directory, locked for as long as the object lives."""
+
+    def __init__(self, directory: Path, cache_bytes: int) -> None:
+        """Make the directory if it is not there, and lock it.
+
+        Args:
+            directory: Where.
+            cache_bytes: Cap on the plans kept; the one used longest ago goes first, the newest always stays.
+
+        Raises:
+            StateInUse: Another process has the lock.
+            StateUnusable: The directory cannot be made or written.
+        """
+        self._directory = directory
+        self._plans = directory / "plans"
+        self._cache_bytes = cache_bytes
+        try:
+            self._plans.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise StateUnusable(
+                f"state directory {directory}: {error.strerror}; give one that can be written"
+            ) from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise StateInUse(
+                f"state directory {directory} is in use by another client; give every client its own"
+            ) from None
+
+    def close(self) -> None:
+        """Give the lock back."""
+        os.close(self._lock)
+
+    def gen(self) -> int:
+        """The generation of the last start, 0 if there was none."""
+        try:
+            return int((self._directory / "gen").read_bytes()[:20])
+        except (FileNotFoundError, ValueError):
+            return 0
+
+    def keep_gen(self, gen: int) -> None:
+        """Keep this start's generation."""
+        write_atomically(self._directory / "gen", str(gen).encode("ascii"))
+
+    def has_plan(self, sha256: str) -> bool:
+        """Whether the cache has this plan, whole; a damaged one is removed."""
+        return self.plan(sha256) is not None
+
+    def plan(self, sha256: str) -> bytes | None:
+        """The bytes of a cached plan, checked against its name; None if it is not there."""
+        path = self._plans / sha256
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        if hashlib.sha256(data).hexdigest() != sha256:
+            path.unlink()
+            return None
+        os.utime(path)
+        return data
+
+    def keep_plan(self, sha256: str, data: bytes) -> None:
+        """Put a plan into the cache and drop those used longest ago until the rest fits."""
+        write_atomically(self._plans / sha256, data)
+        files = sorted(self._plans.iterdir(), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        total = 0
+        for path in files:
+            total += path.stat().st_size
+            if total > self._cache_bytes and path.name != sha256:
+                path.unlink()
+
+    def outbox(self) -> Outbox | None:
+        """The update that was not settled when the last process ended; a damaged one is removed."""
+        path = self._directory / "outbox"
+        try:
+            header, _, data = path.read_bytes().partition(b"\n")
+        except FileNotFoundError:
+            return None
+        try:
+            fields = load_object(header[:_MAX_HEADER_BYTES])
+            if fields.get("sha256") == hashlib.sha256(data).hexdigest():
+                return Outbox(str(fields["key"]), str(fields["task"]), data)
+        except (ValueError, KeyError):
+            path.unlink()
+            return None
+        path.unlink()
+        return None
+
+    def keep_update(self, key: str, task: str, data: bytes) -> None:
+        """Keep an update, in place of the one before it."""
+        header = dump_object({"key": key, "task": task, "sha256": hashlib.sha256(data).hexdigest()})
+        write_atomically(self._directory / "outbox", header, b"\n", data)
+
+    def drop_update(self) -> None:
+        """Forget the update."""
+        (self._directory / "outbox").unlink(missing_ok=True)
+
+    def keep_summary(self, values: dict[str, int | float | str]) -> None:
+        """Write last-run.json: what a process measured by the time it stopped."""
+        write_atomically(self._directory / "last-run.json", dump_object(dict(values)), b"\n")
+
+
+def write_atomically(path: Path, *parts: bytes) -> None:
+    """Write a file so that after a power cut the old content is there or the new one, never a mixture."""
+    beside = path.with_name(path.name + ".new")
+    with beside.open("wb") as file:
+        for part in parts:
+            file.write(part)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

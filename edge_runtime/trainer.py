@@ -1,0 +1,138 @@
+"""The thread that runs tasks, so that the connection stays alive while the engine works."""
+
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from queue import SimpleQueue
+
+from edge_runtime.data import Dataset
+from edge_runtime.engine import EngineMemoryError
+from edge_runtime.errors import EdgeError
+from edge_runtime.plan import PlanError, read_plan
+from edge_runtime.task import Task, Update, run_task
+from edge_runtime.tensors import decode_tensors
+
+__all__ = ["Failure", "Job", "Result", "Trainer"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A task with every blob it names: plans and weights as bytes, by SHA-256."""
+
+    key: str
+    task: Task
+    blobs: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a task could not be done; trace is empty unless the error was ours."""
+
+    rule: str
+    message: str
+    trace: str = ""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a job, and how long it took."""
+
+    key: str
+    task: str
+    outcome: Update | Failure
+    train_s: float
+
+
+class Trainer:
+    """Runs one job at a time in a thread of its own; a job that comes while another is being stopped waits for it."""
+
+    def __init__(
+        self, dataset: Dataset, threads: int, memory_limit_bytes: int | None, wake: Callable[[], None]
+    ) -> None:
+        """Prepare to run.
+
+        Args:
+            dataset: The local examples.
+            threads: Of the engine.
+            memory_limit_bytes: Plans that need more are refused.
+            wake: Called from the thread when a result is there.
+        """
+        self._dataset = dataset
+        self._threads = threads
+        self._memory_limit_bytes = memory_limit_bytes
+        self._wake = wake
+        self._results: SimpleQueue[Result] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._next: Job | None = None
+
+    def start(self, job: Job) -> None:
+        """Run a job, after the one that is being stopped if there is one."""
+        self._next = job
+        self._start_next()
+
+    def abandon(self) -> None:
+        """Ask the running job to stop after its present step, and forget one that waits."""
+        self._next = None
+        self._stop.set()
+
+    def results(self) -> list[Result]:
+        """What was finished since the last call."""
+        found = [self._results.get() for _ in range(self._results.qsize())]
+        if found and self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._start_next()
+        return found
+
+    def finish(self, timeout_s: float) -> bool:
+        """Stop, and wait for the present step to end; False if it has not by then."""
+        self.abandon()
+        if self._thread is None:
+            return True
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _start_next(self) -> None:
+        if self._next is None or self._thread is not None:
+            return
+        job, self._next = self._next, None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(job, self._stop), daemon=True)
+        self._thread.start()
+
+    def _run(self, job: Job, stop: threading.Event) -> None:
+        begun = time.monotonic()
+        outcome = self._outcome(job, stop)
+        self._results.put(Result(job.key, job.task.task, outcome, time.monotonic() - begun))
+        self._wake()
+
+    def _outcome(self, job: Job, stop: threading.Event) -> Update | Failure:
+        try:
+            return self._train(job, stop)
+        except PlanError as error:
+            return Failure(error.rule, error.message)
+        except EdgeError as error:
+            return Failure(error.rule, str(error))
+        except EngineMemoryError as error:
+            return Failure("MemoryLimit", str(error))
+        except MemoryError:
+            return Failure("OutOfMemory", "this board has not enough memory for the task; use a smaller batch or model")
+        except Exception as error:  # noqa: BLE001 the thread's outermost frame: what is not told here is lost
+            return Failure("InternalError", f"{type(error).__name__}: {error}", traceback.format_exc())
+
+    def _train(self, job: Job, stop: threading.Event) -> Update:
+        names = {phase.plan for phase in job.task.phases}
+        plans = {sha256: read_plan(job.blobs[sha256], expect_sha256=sha256) for sha256 in sorted(names)}
+        weights, _ = decode_tensors(job.blobs[job.task.weights])
+        return run_task(
+            job.task,
+            plans,
+            weights,
+            self._dataset,
+            threads=self._threads,
+            memory_limit_bytes=self._memory_limit_bytes,
+            should_stop=stop.is_set,
+        )
