@@ -51,40 +51,42 @@ void fill_taps(const Correlation& c, const Layout& layout, Index channels, Tap* 
   }
 }
 
-// One row of sums to its place in the target: pitch and steps undone, bias and relu applied.
-void finish_row(const Correlation& c, const float* sums, float* to, float bias, bool first,
-                bool last) {
-  const Index step = c.problem.h.target_step;
-  const bool relu = c.relu && last;
-  const Index columns = c.problem.h.outputs;
-  if (step == 1 && first) {
+// One row of sums to its place in the target: pitch and steps undone. Without a branch in the loop,
+// see gemm.cpp.
+template <bool ADD>
+void finish_row(const float* sums, float bias, float floor, float* to, Index step, Index columns) {
+  if (step == 1) {
+    EDGE_INDEPENDENT
     for (Index j = 0; j < columns; ++j) {
-      const float value = sums[j] + bias;
-      to[j] = relu && value < 0.0F ? 0.0F : value;
+      const float value = (ADD ? to[j] + sums[j] : sums[j]) + bias;
+      to[j] = value < floor ? floor : value;
     }
     return;
   }
   for (Index j = 0; j < columns; ++j) {
-    const float value = (first ? 0.0F : to[j * step]) + sums[j] + bias;
-    to[j * step] = relu && value < 0.0F ? 0.0F : value;
+    const float value = (ADD ? to[j * step] + sums[j] : sums[j]) + bias;
+    to[j * step] = value < floor ? floor : value;
   }
 }
 
 void finish_tile(const Correlation& c, const Layout& layout, const Unit& unit, Index row,
                  Index rows, const float* sums, Index pitch, bool first, bool last) {
-  const conv_plan::Axis& v = c.problem.v;
+  const conv_plan::Axis &v = c.problem.v, &h = c.problem.h;
+  const float floor = c.relu && last ? 0.0F : -__builtin_inff();
   for (Index i = 0; i < rows; ++i) {
     const Index channel = unit.group * c.rows + row + i;
     const float bias = last && c.bias != nullptr ? c.bias[channel] : 0.0F;
     for (Index n = 0; n < unit.images; ++n) {
-      float* plane =
-          c.target +
-          ((unit.image + n) * c.groups * c.rows + channel) * c.target_height * c.target_width +
-          c.problem.h.target_start;
+      const Index plane = (unit.image + n) * c.groups * c.rows + channel;
+      float* target = c.target + plane * c.target_height * c.target_width + h.target_start;
       for (Index r = 0; r < unit.rows; ++r) {
-        const Index at = v.target_start + (unit.row + r) * v.target_step;
-        finish_row(c, sums + i * pitch + n * layout.image + r * layout.pitch,
-                   plane + at * c.target_width, bias, first, last);
+        const float* from = sums + i * pitch + n * layout.image + r * layout.pitch;
+        float* to = target + (v.target_start + (unit.row + r) * v.target_step) * c.target_width;
+        if (first) {
+          finish_row<false>(from, bias, floor, to, h.target_step, h.outputs);
+        } else {
+          finish_row<true>(from, bias, floor, to, h.target_step, h.outputs);
+        }
       }
     }
   }

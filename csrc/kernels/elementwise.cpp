@@ -78,7 +78,10 @@ void relu(const UnaryArgs& args, const Worker& worker) {
 void relu_grad(const UnaryArgs& args, const Worker& worker) {
   const Share share = elements_of(args.size, worker);
   EDGE_INDEPENDENT
-  for (Index i = share.begin; i < share.end; ++i) args.out[i] = args.y[i] > 0.0F ? args.x[i] : 0.0F;
+  for (Index i = share.begin; i < share.end; ++i) {
+    const float d_y = args.x[i];  // read whatever y is: a conditional load would be a masked one
+    args.out[i] = args.y[i] > 0.0F ? d_y : 0.0F;
+  }
 }
 
 void add(const BinaryArgs& args, const Worker& worker) { broadcast<Add>(args, worker); }

@@ -34,17 +34,29 @@ void pack_b(const GemmArgs& g, const Block& block, float* to) {
   }
 }
 
+// Sums to c. Without a branch in the loop: compilers turn `pointer ? pointer[j] : 0` into masked
+// loads, and those are very slow when all lanes of a null pointer are masked off. `floor` is 0 for
+// relu, else -infinity; a NaN passes both.
+template <bool ADD>
+void finish_row(const float* sums, const float* bias, float floor, float* c, Index columns) {
+  EDGE_INDEPENDENT
+  for (Index j = 0; j < columns; ++j) {
+    const float value = (ADD ? c[j] + sums[j] : sums[j]) + bias[j];
+    c[j] = value < floor ? floor : value;
+  }
+}
+
 void finish_rows(const GemmArgs& g, const Block& block, Index row, Index rows, const float* sums) {
-  const float* bias = g.bias != nullptr && block.last ? g.bias + block.column : nullptr;
+  float bias[kTileColumns] = {};
+  for (Index j = 0; j < block.columns && block.last && g.bias != nullptr; ++j)
+    bias[j] = g.bias[block.column + j];
+  const float floor = g.relu && block.last ? 0.0F : -__builtin_inff();
   for (Index i = 0; i < rows; ++i) {
     float* c = g.c + (row + i) * g.n + block.column;
-    const float* sum = sums + i * kTileColumns;
-    for (Index j = 0; j < block.columns; ++j) {
-      float value = sum[j];
-      if (!block.first) value += c[j];
-      if (bias != nullptr) value += bias[j];
-      if (g.relu && block.last) value = value < 0.0F ? 0.0F : value;
-      c[j] = value;
+    if (block.first) {
+      finish_row<false>(sums + i * kTileColumns, bias, floor, c, block.columns);
+    } else {
+      finish_row<true>(sums + i * kTileColumns, bias, floor, c, block.columns);
     }
   }
 }

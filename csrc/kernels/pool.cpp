@@ -1,5 +1,6 @@
 #include "kernels/pool.h"
 
+#include "kernels/pool2x2.h"
 #include "kernels/simd.h"
 
 namespace edge {
@@ -73,6 +74,10 @@ void maxpool(const PoolArgs& a, const Worker& worker) {
   const Share share = share_of(a.planes, worker);
   for (Index plane = share.begin; plane < share.end; ++plane) {
     const float* x = a.in + plane * a.height * a.width;
+    if (is_2x2(a)) {
+      maxpool_2x2(a, plane);
+      continue;
+    }
     for (Index i = 0; i < a.out_height; ++i) {
       const Taps rows = rows_at(a, i);
       for (Index j = 0; j < a.out_width; ++j) {
@@ -86,6 +91,10 @@ void maxpool_grad(const PoolArgs& a, const Worker& worker) {
   const Share share = share_of(a.planes, worker);
   for (Index plane = share.begin; plane < share.end; ++plane) {
     float* d_x = a.out + plane * a.height * a.width;
+    if (is_2x2(a)) {
+      maxpool_grad_2x2(a, plane);
+      continue;
+    }
     for (Index i = 0; i < a.height * a.width; ++i) d_x[i] = 0.0F;
     for (Index i = 0; i < a.out_height; ++i) {
       for (Index j = 0; j < a.out_width; ++j) {
