@@ -43,7 +43,7 @@ from models.compiler import with_weights
 EXIT_DONE, EXIT_FAILED = 0, 3
 
 # Failures that say nothing about the device: it is asked again in the next attempt or round.
-PASSING_RULES = frozenset({"BlobMissing"})
+PASSING_RULES = frozenset({"BlobMissing", "BlobCorrupt", "TaskStopped"})
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ class RunningJob:
         self._to_close: list[records.CloseRound] = []
         self._round_began_s = now_s
         self._links = 0
+        self._superseded = False
         self.exit_code: int | None = None
         self._take_up(journalled.accuracy, now_s)
 
@@ -139,7 +140,12 @@ class RunningJob:
         return self._close_round(self._to_close.pop(0), now_s)
 
     def stopping(self) -> list[Command]:
-        """The coordinator leaves: an unfinished job's tasks stay with the devices, a finished one's are withdrawn."""
+        """The coordinator leaves: an unfinished job's tasks stay with the devices, an ended one's are withdrawn.
+
+        A superseded coordinator leaves without a word, for the topics are another's now.
+        """
+        if self._superseded:
+            return []
         withdrawn = self._withdraw() if self.exit_code is not None else []
         return withdrawn + self.session.stopping()
 
@@ -248,6 +254,7 @@ class RunningJob:
             "Give every job a --site of its own"
         )
         self._parts.emit({"event": "error", "message": message, "rule": "GatewaySuperseded"})
+        self._superseded = True
         self.exit_code = EXIT_FAILED
         return []
 
@@ -255,7 +262,7 @@ class RunningJob:
 
     def _step(self, event: records.Event, now_s: float) -> list[Command]:
         """One event through the machine; what the event itself changed is journalled before."""
-        self._state, wanted = rounds.step(self._state, event, now_s)
+        self._state, wanted = self._parts.program.method.schedule(self._state, event, now_s)
         commands: list[Command] = []
         for command in wanted:
             commands += _DO[type(command)](self, command, now_s)
@@ -342,28 +349,26 @@ class RunningJob:
     def _figures(self, command: records.CloseRound, now_s: float) -> RoundFigures:
         program, store = self._parts.program, self._parts.store
         down = len(self._version.weights) * len(command.cohort)
+        plans = sum(len(plan.data) for plan in program.plans.values())
         return RoundFigures(
             devices=len(command.accepted),
             cohort=len(command.cohort),
             bytes_up=store.bytes_up(command.round),
-            bytes_down=down + len(program.plan) * store.newcomers(command.round),
+            bytes_down=down + plans * store.newcomers(command.round),
             seconds=now_s - self._round_began_s,
         )
 
     def _publish_blobs(self) -> list[Command]:
-        program, version = self._parts.program, self._version
-        return [
-            *self.session.publish_blob(program.plan_sha256, program.plan),
-            *self.session.publish_blob(version.sha256, version.weights),
-        ]
+        blobs = {plan.sha256: plan.data for plan in self._parts.program.plans.values()}
+        blobs[self._version.sha256] = self._version.weights
+        return [command for sha256, data in blobs.items() for command in self.session.publish_blob(sha256, data)]
 
     def _withdraw(self) -> list[Command]:
-        commands: list[Command] = []
-        for device in sorted(self._state.fleet):
-            commands += self.session.clear_task(device)
-        for sha256 in (self._parts.program.plan_sha256, self._version.sha256):
-            commands += self.session.drop_blob(sha256)
-        return commands
+        blobs = [*(plan.sha256 for plan in self._parts.program.plans.values()), self._version.sha256]
+        return [
+            *(command for device in sorted(self._state.fleet) for command in self.session.clear_task(device)),
+            *(command for sha256 in blobs for command in self.session.drop_blob(sha256)),
+        ]
 
     def _warn(self, message: str, **names: str) -> None:
         self._parts.emit({"event": "warning", "message": message, **names})

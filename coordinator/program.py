@@ -2,22 +2,33 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coordinator.evaluate import classes_of
-from coordinator.jobfile import Job, OnnxFile
+from coordinator.jobfile import Job, OnnxFile, Training
 from coordinator.methods import METHODS, Method
 from coordinator.store import Version
 from edge_runtime.plan import ROLE_TRAINED, read_plan
 from edge_runtime.rng import derive_seed
 from edge_runtime.tensors import encode_tensors
-from edge_runtime.wire.tasks import Phase, Task, Upload, format_task
-from models.compiler import compile_training, import_onnx, weights_of
+from edge_runtime.wire.tasks import Phase, Task, Upload
+from models.compiler import Compiled, compile_training, import_onnx, weights_of
 from models.zoo import MODELS
+
+# What a phase's plan minimises, and the compiler's function for it.
+OBJECTIVES: Mapping[str, Callable[..., Compiled]] = {"softmax_cross_entropy": compile_training}
+
+
+@dataclass(frozen=True)
+class PlanFile:
+    """A compiled plan and its name on the wire."""
+
+    sha256: str
+    data: bytes
 
 
 @dataclass(frozen=True)
@@ -28,7 +39,7 @@ class Program:
         job: The job file.
         method: Its method.
         model: The ONNX file that weights are put into for evaluation and export.
-        plan: The training plan, and its SHA-256 in `plan_sha256`.
+        plans: The training plans, by the name the method gives them.
         weights: The first weights, float32 by name.
         trained: Shapes of the tensors that a device sends back, by name.
         classes: Labels are 0 .. classes - 1.
@@ -37,41 +48,49 @@ class Program:
     job: Job
     method: Method
     model: bytes
-    plan: bytes
-    plan_sha256: str
+    plans: Mapping[str, PlanFile]
     weights: Mapping[str, NDArray[np.float32]]
     trained: Mapping[str, tuple[int, ...]]
     classes: int
 
 
 def build_program(job: Job) -> Program:
-    """Compiles the job's model for training.
+    """Compiles the job's model for every phase of its method.
 
     Raises:
-        models.compiler.ModelError: The model cannot be read or trained; names the node.
+        models.compiler.CompileError: The model cannot be read or trained; names the node.
+        models.zoo.ZooError: The zoo's model does not come in this shape.
         coordinator.evaluate.EvaluationError: The model does not say how many classes it has.
         OSError: The model cannot be read.
     """
     model = _model(job)
-    training = job.training
-    compiled = compile_training(
+    method = METHODS[job.method].build(job.method_options)
+    plans = {phase.plan: _compile(job.training, phase.objective, model) for phase in method.phases}
+    return Program(
+        job=job,
+        method=method,
+        model=model,
+        plans=plans,
+        weights=weights_of(model),
+        trained={name: shape for plan in plans.values() for name, shape in _trained(plan).items()},
+        classes=classes_of(model),
+    )
+
+
+def _compile(training: Training, objective: str, model: bytes) -> PlanFile:
+    compiled = OBJECTIVES[objective](
         import_onnx(model, batch=training.batch),
         trainable=training.trainable,
         momentum=training.momentum,
         weight_decay=training.weight_decay,
         nesterov=training.nesterov,
     )
-    trained = read_plan(compiled.plan, expect_sha256=compiled.sha256).named(ROLE_TRAINED)
-    return Program(
-        job=job,
-        method=METHODS[job.method].build(job.method_options),
-        model=model,
-        plan=compiled.plan,
-        plan_sha256=compiled.sha256,
-        weights=weights_of(model),
-        trained={name: tensor.shape for name, tensor in trained.items()},
-        classes=classes_of(model),
-    )
+    return PlanFile(compiled.sha256, compiled.plan)
+
+
+def _trained(plan: PlanFile) -> dict[str, tuple[int, ...]]:
+    tensors = read_plan(plan.data, expect_sha256=plan.sha256).named(ROLE_TRAINED)
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def _model(job: Job) -> bytes:
@@ -97,7 +116,7 @@ def definition(program: Program) -> dict[str, str]:
         **{f"training.{key}": value for key, value in asdict(job.training).items()},
         **{f"round.{key}": value for key, value in asdict(job.round).items()},
         "model": hashlib.sha256(program.model).hexdigest(),
-        "plan": program.plan_sha256,
+        **{f"plan.{name}": plan.sha256 for name, plan in program.plans.items()},
     }
     return {key: json.dumps(value) for key, value in numbers.items()}
 
@@ -117,6 +136,7 @@ def make_task(program: Program, version: Version, device: str, attempt: int) -> 
     attempt has a name of its own: a device repeats its answer, were it a failure, to a task it has answered.
     """
     job, method, number = program.job, program.method, version.version
+    plans = [program.plans[phase.plan] for phase in method.phases]
     again = "" if attempt == 1 else f".{attempt}"
     return Task(
         task=f"{job.name}.{number}.{device}{again}",
@@ -126,19 +146,16 @@ def make_task(program: Program, version: Version, device: str, attempt: int) -> 
         device=device,
         phases=tuple(
             Phase(
-                plan=program.plan_sha256,
+                plan=program.plans[phase.plan].sha256,
                 epochs=job.training.epochs,
                 scalars={scalar: float(getattr(job.training, key)) for scalar, key in phase.scalars.items()},
             )
             for phase in method.phases
         ),
         weights=version.sha256,
-        blobs={version.sha256: len(version.weights), program.plan_sha256: len(program.plan)},
+        blobs={version.sha256: len(version.weights)} | {plan.sha256: len(plan.data) for plan in plans},
         classes=program.classes,
         seed=derive_seed("task", job.seed, number, device),
         upload=Upload(method.upload.form, method.upload.codec),
         deadline_s=job.round.deadline_s,
     )
-
-
-__all__ = ["Program", "build_program", "definition", "format_task", "make_task", "make_version"]

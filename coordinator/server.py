@@ -27,12 +27,13 @@ from edge_runtime.link import Connected, Disconnected, Link, LinkEvent, Message,
 from edge_runtime.wire.events import Command, Publish, Subscribe, Unsubscribe
 from edge_runtime.wire.topics import check_id
 from models.compiler import CompileError
+from models.zoo import ZooError
 
 EXIT_BAD_INPUT = 2
 POLL_S = 0.25
 LEAVE_S = 5.0
 
-BAD_INPUT = (JobFileError, JournalError, CompileError, EvaluationError, LocalError, BrokerError, OSError, ValueError)
+BAD_INPUT = (JobFileError, JournalError, CompileError, EvaluationError, ZooError, LocalError, BrokerError, OSError)
 
 
 def main(argv: list[str] | None = None) -> int:

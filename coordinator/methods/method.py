@@ -6,7 +6,10 @@ from typing import Any
 
 from coordinator.aggregators import Aggregate
 from coordinator.fields import Field
+from coordinator.round_records import Event, Move, State
 from coordinator.server_steps import ServerStep
+
+Schedule = Callable[[State, Event, float], Move]
 
 
 @dataclass(frozen=True)
@@ -15,7 +18,7 @@ class PhaseSpec:
 
     Attributes:
         plan: Which plan, by the name the method gives it ("train").
-        objective: The objective the plan is compiled with.
+        objective: What the plan minimises, a row of coordinator.program.OBJECTIVES.
         scalars: Which hyper-parameters of the job's [training] section the task sets, by plan scalar.
     """
 
@@ -40,7 +43,7 @@ class Method:
         name: As in the job file.
         phases: What a device runs in one task, in order.
         upload: What it sends back.
-        schedule: The state machine that runs the rounds; "synchronous" is coordinator.rounds.
+        schedule: The state machine that runs the rounds, (state, event, now_s) -> (state, commands).
         aggregate: The fold from many updates to one.
         server_step: The fold's result applied to the weights.
     """
@@ -48,7 +51,7 @@ class Method:
     name: str
     phases: tuple[PhaseSpec, ...]
     upload: Upload
-    schedule: str
+    schedule: Schedule
     aggregate: Aggregate
     server_step: ServerStep
 

@@ -15,6 +15,7 @@ from edge_runtime.data import Dataset
 from edge_runtime.plan import read_plan
 from edge_runtime.task import run_task
 from edge_runtime.tensors import decode_tensors, encode_tensors
+from edge_runtime.wire.messages import GatewayState, format_gateway
 from support.memory import MemorySite
 
 JOB = """\
@@ -105,7 +106,7 @@ def test_bytes_of_a_round_follow_the_formula(tmp_path: Path) -> None:
     finished(site)
     weights = len(encode_tensors(site.program.weights))
     first, second = site.seen("round_done")
-    assert first["bytes_down"] == 3 * (weights + len(site.program.plan))
+    assert first["bytes_down"] == 3 * (weights + len(site.program.plans["train"].data))
     assert second["bytes_down"] == 3 * weights
     for event in (first, second):
         sizes = [each["bytes"] for each in site.seen("update") if each["round"] == event["round"]]
@@ -123,7 +124,7 @@ def test_a_round_equals_fedavg_written_out(tmp_path: Path) -> None:
     site = make_site(tmp_path, JOB.replace("rounds = 2", "rounds = 1"))
     start_all(site)
     finished(site)
-    plan = read_plan(site.program.plan)
+    plan = read_plan(site.program.plans["train"].data)
     updates: list[Contribution] = []
     for name, device in sorted(site.devices.items()):
         task = next(run for run in device.tasks if run.round == 1)
@@ -144,6 +145,19 @@ def test_a_finished_job_leaves_no_task_and_no_blob_on_the_broker(tmp_path: Path)
     left = [topic for topic in site.broker.retained if "/b/" in topic or topic.endswith("/task")]
     assert left == []
     assert b'"stopped"' in site.broker.retained["edge/v1/test/gateway"]
+
+
+def test_a_superseded_coordinator_stops_without_touching_the_site(tmp_path: Path) -> None:
+    site = make_site(tmp_path)
+    start_all(site)
+    site.run(lambda: len(site.seen("round_started")) == 1)
+    before = dict(site.broker.retained)
+    assert site.job is not None
+    later = format_gateway(GatewayState(epoch=99, state="up"))
+    site.send(site.job.received("edge/v1/test/gateway", later, site.now_s, retain=False))
+    assert site.stop() == 3
+    assert "epoch 99" in site.seen("error")[0]["message"]
+    assert site.broker.retained == before
 
 
 def test_blobs_of_earlier_rounds_are_taken_off_the_broker(tmp_path: Path) -> None:
