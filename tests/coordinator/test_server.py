@@ -1,0 +1,212 @@
+"""The command: what it prints, what it returns, and that it can be stopped and started again."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from coordinator.broker import RunningBroker, start_broker
+from coordinator.server import main
+from coordinator.store import open_store
+from edge_runtime.data import Dataset
+from edge_runtime.link import Connected, Link, Message
+from support.memory import MemorySite
+
+JOB = """\
+[job]
+name = "tiny"
+seed = 5
+rounds = 1
+[model]
+zoo = "mlp"
+input_shape = [6]
+classes = 3
+[method]
+name = "fedavg"
+[training]
+epochs = 1
+batch = 8
+lr = 0.1
+[round]
+devices = 2
+min_updates = 1
+deadline_s = 60
+[evaluate]
+data = "held-out"
+"""
+DEADLINE_S = 30.0
+
+
+def made_up(seed: int, rows: int) -> Dataset:
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 3, rows).astype(np.int32)
+    return Dataset((rng.normal(size=(rows, 6)) + 2.0 * np.eye(3, 6)[y]).astype(np.float32), y)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    (tmp_path / "held-out").mkdir()
+    test = made_up(9, 30)
+    np.savez(tmp_path / "held-out" / "test.npz", x=test.x, y=test.y)
+    path = tmp_path / "job.toml"
+    path.write_text(JOB)
+    return path
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[RunningBroker]:
+    with start_broker(None, tmp_path / "broker", kind="embedded") as running:
+        yield running
+
+
+def run_main(job: Path, state: Path, *more: str) -> int:
+    return main(["--job", str(job), "--state", str(state), "--broker", "mqtt://127.0.0.1:9", "--events", *more])
+
+
+def events(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def start(job: Path, state: Path, broker: RunningBroker) -> subprocess.Popen[str]:
+    command = ["--job", str(job), "--state", str(state), "--broker", broker.url, "--site", "s", "--events"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "edge_runtime", "coordinator", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(link: Link, topic: str, words: bytes) -> None:
+    """Poll until a message on the topic holds the words."""
+    until_s = time.monotonic() + DEADLINE_S
+    while time.monotonic() < until_s:
+        for event in link.poll(0.1):
+            if isinstance(event, Connected):
+                link.subscribe((topic,), 1)
+            if isinstance(event, Message) and words in event.payload:
+                return
+    raise AssertionError(f"{words!r} did not come over {topic}")
+
+
+def test_a_bad_job_file_is_answered_with_every_problem_and_code_2(
+    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job.write_text(JOB.replace("epochs = 1", "epoch = 1").replace("lr = 0.1", "lr = -1"))
+    assert run_main(job, tmp_path / "state") == 2
+    shown = capsys.readouterr()
+    for problem in ("training.epochs is missing", 'did you mean "epochs"?', "training.lr must be greater than 0"):
+        assert problem in shown.err
+    (error,) = events(shown.out)
+    assert (error["event"], error["rule"]) == ("error", "JobFileError")
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (('zoo = "mlp"\ninput_shape = [6]\nclasses = 3', 'onnx = "bad.onnx"'), "ONNX"),
+        (("classes = 3", "classes = 2"), "label 2, the model has classes 0 .. 1"),
+        (("input_shape = [6]", "input_shape = [7]"), "(6,)"),
+        (("lr = 0.1", 'lr = 0.1\ntrainable = ["nothing*"]'), "nothing*"),
+    ],
+)
+def test_input_that_cannot_be_run_is_refused_before_the_network_is_touched(
+    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: tuple[str, str], words: str
+) -> None:
+    (tmp_path / "bad.onnx").write_bytes(b"this is no model")
+    job.write_text(JOB.replace(*change))
+    assert run_main(job, tmp_path / "state") == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize("option", [("--site", "Bad/Site"), ("--broker", "http://x")])
+def test_a_bad_site_or_url_is_refused(
+    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: tuple[str, str]
+) -> None:
+    assert run_main(job, tmp_path / "state", *option) == 2
+    assert option[1] in capsys.readouterr().err
+
+
+def test_a_state_directory_in_use_is_refused(job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = open_store(tmp_path / "state")
+    assert run_main(job, tmp_path / "state") == 2
+    assert "another coordinator" in capsys.readouterr().err
+    store.close()
+
+
+def finish_in_memory(job: Path, state: Path) -> str:
+    site = MemorySite(job, state, {"dev-a": made_up(1, 20), "dev-b": made_up(2, 20)})
+    site.start()
+    for device in site.devices.values():
+        device.start(site.now_s)
+    site.run()
+    site.stop()
+    return str(site.seen("job_done")[0]["model_sha256"])
+
+
+def test_a_job_that_is_done_says_so_and_exports_again(
+    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sha256 = finish_in_memory(job, tmp_path / "state")
+    (tmp_path / "state" / "final.onnx").unlink()
+    assert run_main(job, tmp_path / "state") == 0
+    told, done = events(capsys.readouterr().out)
+    assert "done already" in told["message"]
+    assert (done["event"], done["model_sha256"], done["rounds"]) == ("job_done", sha256, 1)
+    assert (tmp_path / "state" / "final.onnx").exists()
+
+
+def test_a_changed_job_file_is_refused_with_what_differs(
+    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish_in_memory(job, tmp_path / "state")
+    job.write_text(JOB.replace("seed = 5", "seed = 6"))
+    assert run_main(job, tmp_path / "state") == 2
+    assert "job.seed: was 5, is 6" in capsys.readouterr().err
+
+
+def test_without_events_it_prints_readable_lines(job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    finish_in_memory(job, tmp_path / "state")
+    assert main(["--job", str(job), "--state", str(tmp_path / "state")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("warning: job tiny is done already")
+    assert lines[1].startswith("job_done rounds=1 accuracy=")
+
+
+def test_sigterm_leaves_a_job_that_goes_on_when_started_again(job: Path, tmp_path: Path, broker: RunningBroker) -> None:
+    link = Link(broker.url, "watcher")
+    for epoch in (1, 2):
+        process = start(job, tmp_path / "state", broker)
+        wait_for(link, "edge/v1/s/gateway", b'"epoch":%d,"state":"up"' % epoch)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=DEADLINE_S)
+        assert (process.returncode, err) == (0, "")
+        assert events(out)[0]["event"] == "listening"
+        assert (events(out)[0]["job"], events(out)[0]["round"]) == ("tiny", 1)
+        wait_for(link, "edge/v1/s/gateway", b'"epoch":%d,"state":"stopped"' % epoch)
+    link.close()
+
+
+def test_a_broker_that_is_down_is_told_of_and_waited_for(job: Path, tmp_path: Path, broker: RunningBroker) -> None:
+    broker.kill()
+    process = start(job, tmp_path / "state", broker)
+    assert process.stdout is not None
+    first, second = (json.loads(process.stdout.readline()) for _ in range(2))
+    assert first["event"] == "listening"
+    assert "no link to the broker" in second["message"]
+    broker.restart()
+    link = Link(broker.url, "watcher")
+    wait_for(link, "edge/v1/s/gateway", b'"state":"up"')
+    link.close()
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 0
