@@ -1,19 +1,23 @@
 """`edge-runtime plan`: compile a model into a plan, and look into one."""
 
 import argparse
-import hashlib
 import json
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge_runtime import _core
+from edge_runtime.plan import read_plan
 from models.compiler.errors import CompileError
+from models.compiler.ir import Role
 from models.compiler.onnx_import import import_onnx
 from models.compiler.training import Compiled, Report, compile_training
+
+if TYPE_CHECKING:
+    from edge_runtime._core import OpInfo, TensorInfo
 
 EXIT_BAD_INPUT = 2
 
@@ -101,26 +105,35 @@ def report_table(compiled: Compiled) -> str:
 
 def _show(args: argparse.Namespace) -> int:
     data = args.plan.read_bytes()
-    facts = _core.describe(data)
+    plan, facts = read_plan(data), _core.describe(data)
     if args.json:
-        sys.stdout.write(json.dumps({"sha256": hashlib.sha256(data).hexdigest(), **facts}, sort_keys=True) + "\n")
+        sys.stdout.write(json.dumps({"sha256": plan.sha256, **facts}, sort_keys=True) + "\n")
         return 0
-    sys.stdout.write(f"{'bytes':<12}{len(data):,}\n")
-    for key in ("arena_bytes", "constants_bytes", "workspace_bytes"):
-        sys.stdout.write(f"{key.removesuffix('_bytes'):<12}{facts[key]:,}\n")
+    sizes = {
+        "plan": len(data),
+        "arena": plan.arena_bytes,
+        "constants": plan.constants_bytes,
+        "workspace": plan.workspace_bytes,
+    }
+    for name, nbytes in sizes.items():
+        sys.stdout.write(f"{name:<12}{nbytes:,} bytes\n")
     for line in [*_tensor_lines(facts["tensors"]), *_operation_lines(facts["ops"])]:
         sys.stdout.write(line + "\n")
     return 0
 
 
-def _tensor_lines(tensors: Sequence[dict[str, Any]]) -> list[str]:
+def _tensor_lines(tensors: "Sequence[TensorInfo]") -> list[str]:
     return [
-        f"%{i:<4} {t['role']:<10} {t['dtype']}{list(t['shape'])} at {t['offset']} {t['name']}".rstrip()
+        f"%{i:<4} {_role(t):<10} {t['dtype']}{list(t['shape'])} at {t['offset']} {t['name']}".rstrip()
         for i, t in enumerate(tensors)
     ]
 
 
-def _operation_lines(operations: Sequence[dict[str, Any]]) -> list[str]:
+def _role(tensor: "TensorInfo") -> str:
+    return Role(tensor["role"]).name.lower()
+
+
+def _operation_lines(operations: "Sequence[OpInfo]") -> list[str]:
     return [
         f"{_numbers(op['outputs'])} = {op['op']}({_numbers(op['inputs'])}) {' '.join(map(str, op['attrs']))}".rstrip()
         for op in operations
@@ -128,4 +141,4 @@ def _operation_lines(operations: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _numbers(tensors: Sequence[int | None]) -> str:
-    return ", ".join("-" if i is None or i < 0 or i == 0xFFFFFFFF else f"%{i}" for i in tensors)
+    return ", ".join("-" if i is None else f"%{i}" for i in tensors)

@@ -43,10 +43,32 @@ def _relu_of(node: Node, inputs: Inputs) -> Value | None:
     return None
 
 
-def _relu_grad_of_reshape(node: Node, inputs: Inputs) -> Value | None:
+def _relu_grad(node: Node, inputs: Inputs) -> Value | None:
     d_y, y = inputs
     assert d_y is not None
     assert y is not None
+    return _relu_grad_before_pool(d_y, y) or _relu_grad_of_reshape(node, d_y, y)
+
+
+def _relu_grad_before_pool(d_y: Value, y: Value) -> Value | None:
+    """Mask the gradient of a maximum pool's small output instead of that of its input y.
+
+    A place that gets any gradient holds the maximum of its window, so it is positive where the maximum is. After this
+    nobody needs the large y once it is pooled, which is most of what a small convolutional network keeps.
+    """
+    if d_y.node.op != "maxpool_grad":
+        return None
+    d_pooled, index = d_y.node.inputs
+    assert d_pooled is not None
+    assert index is not None
+    pool = index.node
+    if pool.op != "maxpool" or pool.inputs[0] != y:
+        return None
+    masked = g.relu_grad(d_pooled, pool.out(0))
+    return g.max_pool_grad(masked, index, y.shape, pool.attrs["kernel"], pool.attrs["window"])
+
+
+def _relu_grad_of_reshape(node: Node, d_y: Value, y: Value) -> Value | None:
     if y.node.op != "reshape" or y.node.inputs[0] is None:
         return None
     inner = y.node.inputs[0]
@@ -138,7 +160,7 @@ LANGUAGE: dict[str, Callable[[Value, Value], Value]] = {"add": g.add, "sub": g.s
 RULES: dict[str, Local] = {
     "reshape": _reshape_of_reshape,
     "relu": _relu_of,
-    "relu_grad": _relu_grad_of_reshape,
+    "relu_grad": _relu_grad,
     "transpose": _transpose_of,
     "gemm": _gemm_of_transpose,
     "reduce_sum": _trivial_sum,

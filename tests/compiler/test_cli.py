@@ -38,9 +38,7 @@ def test_build_prints_json(model: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_show_prints_tensors_and_operations(
-    model: Path, capsys: pytest.CaptureFixture[str], *, as_json: bool
-) -> None:
+def test_show_prints_tensors_and_operations(model: Path, capsys: pytest.CaptureFixture[str], *, as_json: bool) -> None:
     plan = model.with_name("x.plan")
     main(["build", str(model), "-o", str(plan), "--json"])
     capsys.readouterr()

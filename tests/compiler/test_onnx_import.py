@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnx.helper as oh
 import onnx.numpy_helper
+import onnx.shape_inference
 import onnxruntime
 import pytest
 from hypothesis import given, settings
@@ -37,7 +38,11 @@ def model(
     tensors = [onnx.numpy_helper.from_array(np.asarray(a), n) for n, a in stored.items()]
     graph = oh.make_graph(nodes, "test", [x], [out], tensors)
     proto = oh.make_model(graph, opset_imports=[oh.make_opsetid("", opset)], ir_version=8)
-    return bytes(proto.SerializeToString())
+    inferred = onnx.shape_inference.infer_shapes(proto)
+    kind = inferred.graph.output[0].type.tensor_type
+    if not kind.HasField("shape"):
+        kind.shape.dim.add().dim_param = "unknown"
+    return bytes(inferred.SerializeToString())
 
 
 def assert_equals_onnxruntime(data: bytes, shape: tuple[int, ...]) -> None:
@@ -106,7 +111,7 @@ def test_operator_equals_onnxruntime(case: str) -> None:
     op, attributes, arrays, shape = NODE_CASES[case]
     stored = {f"w{i}": a for i, a in enumerate(arrays)}
     node = oh.make_node(op, ["in", *stored], ["out"], name="node", **attributes)
-    assert_equals_onnxruntime(model([node], stored, ["N", *shape[1:]]), shape)
+    assert_equals_onnxruntime(model([node], stored, shape), shape)
 
 
 @settings(max_examples=120, deadline=None, derandomize=True)
@@ -133,6 +138,8 @@ def test_windows_equal_onnxruntime(  # noqa: PLR0917 - one draw for each setting
     attributes: dict[str, Any] = {"kernel_shape": kernel, "strides": strides, "auto_pad": auto_pad}
     if auto_pad == "NOTSET":
         attributes["pads"] = [min(p, k - 1) for p, k in zip(pads, kernel * 2, strict=True)]
+    if auto_pad.startswith("SAME"):  # ONNX Runtime refuses strides that step over elements here
+        attributes["strides"] = [min(s, k) for s, k in zip(strides, kernel, strict=True)]
     stored = {"w": weights(2, 3, *kernel)} if kind == "Conv" else {}
     if kind != "Conv" and auto_pad == "NOTSET":
         attributes["ceil_mode"] = ceil_mode
@@ -229,9 +236,10 @@ def test_unsupported_operator_is_named_with_its_node_and_what_is_supported() -> 
 
 def test_operator_of_another_domain_is_named_with_it() -> None:
     node = oh.make_node("FancyConv", ["in"], ["out"], domain="com.example", name="f")
-    proto = onnx.load_model_from_string(model([node], {}, ["N", 4]))
+    proto = onnx.load_model_from_string(model(LINEAR, {"w": weights(4, 3)}, ["N", 4]))
+    proto.graph.node[0].CopyFrom(node)
     proto.opset_import.append(oh.make_opsetid("com.example", 1))
-    with pytest.raises(UnsupportedOp, match="com.example.FancyConv"):
+    with pytest.raises(UnsupportedOp, match=r"com\.example\.FancyConv"):
         import_onnx(proto.SerializeToString(), batch=2)
 
 
@@ -255,7 +263,7 @@ def node_model(op: str, shape: Sequence[int | str], *arrays: Array, **attributes
 
 REFUSED: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "not an ONNX model|checker"),
-    "text": (b"{\"a\": 1}", "not an ONNX model|checker"),
+    "text": (b'{"a": 1}', "not an ONNX model|checker"),
     "half weights": (model(LINEAR, {"w": weights(4, 3).astype(np.float16)}, ["N", 4]), "'w' is FLOAT16"),
     "double weights": (model(LINEAR, {"w": weights(4, 3).astype(np.float64)}, ["N", 4]), "'w' is DOUBLE"),
     "integer weights": (model(LINEAR, {"w": weights(4, 3).astype(np.int64)}, ["N", 4]), "'mm'.*int64"),
@@ -285,7 +293,10 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "transpose": (node_model("Transpose", ["N", 4], perm=[0, 0]), "permutation"),
     "squeeze": (node_model("Squeeze", ["N", 4], np.array([1], np.int64)), "not all of size 1"),
     "too many dimensions": (node_model("Unsqueeze", ["N", 4], np.arange(2, 9)), "at most 6"),
-    "huge": (node_model("Add", ["N", 1 << 20], weights(1)[:, None, None] * np.ones((1, 3, 1), np.float32)), "n1|dimension"),
+    "huge": (
+        node_model("Add", ["N", 1 << 20], weights(1)[:, None, None] * np.ones((1, 3, 1), np.float32)),
+        "n1|dimension",
+    ),
 }
 
 
@@ -373,7 +384,10 @@ def test_arbitrary_bytes_are_a_model_error(data: bytes) -> None:
 
 
 @settings(max_examples=400, deadline=None, derandomize=True)
-@given(edits=st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), min_size=1, max_size=4), cut=st.integers(0, 40))
+@given(
+    edits=st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), min_size=1, max_size=4),
+    cut=st.integers(0, 40),
+)
 def test_a_damaged_model_is_read_or_refused(edits: list[tuple[int, int]], cut: int) -> None:
     data = bytearray(build("lenet", (8, 8), 2, 1))
     head = 2000  # nodes and the first weights; the rest is numbers

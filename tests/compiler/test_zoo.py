@@ -108,7 +108,14 @@ def test_an_unknown_name_lists_what_there_is() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "name"),
-    [((1, 28, 28), "lenet"), ((8, 8), "lenet"), ((28, 28), "lenet"), ((6, 128), "cnn1d"), ((9, 128), "cnn1d"), ((12,), "mlp")],
+    [
+        ((1, 28, 28), "lenet"),
+        ((8, 8), "lenet"),
+        ((28, 28), "lenet"),
+        ((6, 128), "cnn1d"),
+        ((9, 128), "cnn1d"),
+        ((12,), "mlp"),
+    ],
 )
 def test_the_default_network_follows_the_shape(shape: tuple[int, ...], name: str) -> None:
     assert default_model(shape) == name
