@@ -65,7 +65,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Arrays as they stand in a directory, checked: a Dataset with x and y, and client (N,) where the data name owners."""
+    """A directory's arrays, checked: x and y as in Dataset, and client (N,), the owners, where the data name them."""
 
     x: NDArray[Any]
     y: NDArray[np.int32]

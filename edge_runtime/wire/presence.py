@@ -53,6 +53,7 @@ class Presence:
     _settled: bool = False
     _seen_gen: int = -1
     _greet_at: float | None = None
+    _rivals: int = 0
 
     @property
     def online(self) -> bool:
@@ -75,6 +76,7 @@ class Presence:
     def _ask(self, _now: float, _status: messages.Status | None) -> list[DeviceCommand]:
         self._state = _State.ASKING
         self._greet_at = None
+        self._rivals = 0
         return [Subscribe((topics.status(self.site, self.device),), 1)]
 
     def _wait(self, now: float, _status: messages.Status | None) -> list[DeviceCommand]:
@@ -109,6 +111,8 @@ class Presence:
             return []  # our own words
         older = (status.gen, status.boot) < (self.gen, self.boot)
         if status.boot != self.boot and older and status.state == "online":
+            self._rivals += 1
+        if self._rivals > 1:
             self._state = _State.STOPPED
             message = (
                 f"another device is on line as {self.device!r} (boot {status.boot}); "
@@ -116,6 +120,8 @@ class Presence:
             )
             return [Stop("DuplicateDevice", message)]
         # A will that came late, or a device that started after us: our birth must stand again, and stops the latter.
+        # Or the first sign of an older one: that may be the last word of this device's previous process, still on its
+        # way through the broker. If it lives, it answers our birth with its own, and that second sign stops us.
         return [self._birth()]
 
     def _repeat(self, _now: float, status: messages.Status | None) -> list[DeviceCommand]:

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
 
 from edge_runtime import tensors as tf
 
@@ -34,7 +36,7 @@ def entry(shape: object, first: object, last: object, dtype: str = "F32") -> dic
 
 
 @given(TREES, METADATA)
-def test_decoding_gives_back_what_was_encoded(tree, metadata):
+def test_decoding_gives_back_what_was_encoded(tree: dict[str, NDArray[Any]], metadata: dict[str, str]) -> None:
     tensors, read = tf.decode_tensors(tf.encode_tensors(tree, metadata))
     assert read == metadata
     assert tensors.keys() == tree.keys()
@@ -45,20 +47,20 @@ def test_decoding_gives_back_what_was_encoded(tree, metadata):
 
 
 @given(TREES)
-def test_the_order_of_the_dictionary_does_not_change_the_bytes(tree):
+def test_the_order_of_the_dictionary_does_not_change_the_bytes(tree: dict[str, NDArray[Any]]) -> None:
     backwards = dict(reversed(tree.items()))
     assert tf.encode_tensors(tree, {"b": "1", "a": "2"}) == tf.encode_tensors(backwards, {"a": "2", "b": "1"})
 
 
 @given(TREES)
-def test_the_stock_reader_reads_our_files(tree):
+def test_the_stock_reader_reads_our_files(tree: dict[str, NDArray[Any]]) -> None:
     for name, array in safetensors.numpy.load(tf.encode_tensors(tree)).items():
         assert array.tobytes() == tree[name].tobytes()
         assert array.shape == tree[name].shape
 
 
 @given(TREES)
-def test_we_read_the_stock_writers_files(tree):
+def test_we_read_the_stock_writers_files(tree: dict[str, NDArray[Any]]) -> None:
     contiguous = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in tree.items()}
     tensors, _ = tf.decode_tensors(safetensors.numpy.save(contiguous))
     assert {name: array.tobytes() for name, array in tensors.items()} == {
@@ -66,7 +68,7 @@ def test_we_read_the_stock_writers_files(tree):
     }
 
 
-def test_views_are_read_only_and_share_the_bytes():
+def test_views_are_read_only_and_share_the_bytes() -> None:
     data = bytearray(tf.encode_tensors({"w": np.arange(4, dtype=np.float32)}))
     tensors, _ = tf.decode_tensors(data)
     assert np.shares_memory(tensors["w"], np.frombuffer(data, np.uint8))
@@ -104,13 +106,13 @@ def test_views_are_read_only_and_share_the_bytes():
         (pack({"a": entry([2], 0, 4)}, b"0123"), tf.SizeMismatch),
     ],
 )
-def test_every_broken_rule_has_its_error(data, rule):
+def test_every_broken_rule_has_its_error(data: bytes, rule: type[tf.TensorFileError]) -> None:
     with pytest.raises(rule) as caught:
         tf.decode_tensors(data)
     assert caught.value.rule == rule.__name__
 
 
-def test_the_caps_hold_at_the_cap_and_one_above():
+def test_the_caps_hold_at_the_cap_and_one_above() -> None:
     data = tf.encode_tensors({str(i): np.zeros((), np.uint8) for i in range(5)})
     assert len(tf.decode_tensors(data, max_tensors=5)[0]) == 5
     with pytest.raises(tf.TooManyTensors):
@@ -121,7 +123,7 @@ def test_the_caps_hold_at_the_cap_and_one_above():
         tf.decode_tensors(data, max_header_bytes=header_bytes - 1)
 
 
-def test_the_writer_refuses_what_the_reader_would_refuse():
+def test_the_writer_refuses_what_the_reader_would_refuse() -> None:
     with pytest.raises(tf.UnknownDtype, match="complex"):
         tf.encode_tensors({"a": np.zeros(1, np.complex64)})
     with pytest.raises(tf.BadShape):
@@ -137,7 +139,7 @@ VALID = tf.encode_tensors(
 
 @settings(max_examples=2000)
 @given(st.lists(st.tuples(st.integers(0, len(VALID) - 1), st.integers(0, 255)), min_size=1, max_size=4))
-def test_flipped_bytes_give_arrays_or_a_tensor_file_error(flips):
+def test_flipped_bytes_give_arrays_or_a_tensor_file_error(flips: list[tuple[int, int]]) -> None:
     data = bytearray(VALID)
     for at, value in flips:
         data[at] = value
@@ -149,7 +151,7 @@ def test_flipped_bytes_give_arrays_or_a_tensor_file_error(flips):
 
 
 @given(st.binary(max_size=200), st.booleans())
-def test_garbage_gives_a_tensor_file_error(data, framed):
+def test_garbage_gives_a_tensor_file_error(data: bytes, framed: bool) -> None:
     try:
         tf.decode_tensors(pack(data) if framed else data)
     except tf.TensorFileError:
