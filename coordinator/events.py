@@ -4,6 +4,7 @@
 | --- | --- |
 | listening | url, broker, site, job, round (the one to be done next), state (directory) |
 | device | device, state (online, lost, stopped), examples |
+| waiting | round, devices (that could start it now), needed |
 | round_started | round, attempt, cohort (number of devices asked) |
 | update | device, round, examples, loss (mean training loss), bytes |
 | round_done | round, accuracy, loss (held-out), devices (accepted), cohort, bytes_up, bytes_down, seconds |

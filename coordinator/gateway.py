@@ -15,7 +15,7 @@ from coordinator import rounds
 from coordinator.evaluate import EvaluationError, evaluate
 from coordinator.events import Emit
 from coordinator.fleet import Presence
-from coordinator.program import Program, make_task
+from coordinator.program import Program, make_task, rules_of
 from coordinator.results import export, fold
 from coordinator.store import JournalTask, JournalUpdate, RoundFigures, Store
 from coordinator.updates import check_update
@@ -57,21 +57,6 @@ class Parts:
     emit: Emit
 
 
-def rules_of(program: Program) -> records.Rules:
-    """The numbers of the job file that the round machine needs."""
-    job = program.job
-    return records.Rules(
-        seed=job.seed,
-        rounds=job.rounds,
-        target_accuracy=job.target_accuracy,
-        devices=job.round.devices,
-        min_updates=job.round.min_updates,
-        deadline_s=job.round.deadline_s,
-        grace_s=job.round.grace_s,
-        fraction=job.round.fraction,
-    )
-
-
 class RunningJob:
     """Holds the wire session, the machine's state and the newest version; everything durable is in the store.
 
@@ -83,7 +68,7 @@ class RunningJob:
         self.session = GatewaySession(site, epoch, already_done=parts.store.accepted_digest)
         self._version = parts.store.latest()
         journalled = parts.store.journalled()
-        self._state = rounds.resumed(rules_of(parts.program), journalled, now_s)
+        self._state = rounds.resumed(rules_of(parts.program.job), journalled, now_s)
         self._to_close: list[records.CloseRound] = []
         self._round_began_s = now_s
         self._links = 0
@@ -113,7 +98,11 @@ class RunningJob:
     def connected(self, now_s: float) -> list[Command]:
         """The link is up: everything the devices need is published again, and what they need no more is cleared."""
         self._links += 1
-        commands = [*self._commands(self.session.connected(now_s), now_s), *self._clear_old_version()]
+        commands = [
+            *self._commands(self.session.connected(now_s), now_s),
+            *self._clear_old_version(),
+            *self._clear_old_tasks(),
+        ]
         return commands if self._links == 1 else commands + self._step(records.FleetUnknown(), now_s)
 
     def disconnected(self, now_s: float) -> list[Command]:
@@ -135,9 +124,9 @@ class RunningJob:
         """Whether a round waits to be folded and judged."""
         return bool(self._to_close) and self.exit_code is None
 
-    def work(self, now_s: float) -> list[Command]:
-        """Folds and judges the round that waits; takes as long as it takes."""
-        return self._close_round(self._to_close.pop(0), now_s)
+    def work(self, clock: Callable[[], float]) -> list[Command]:
+        """Folds and judges the round that waits; takes as long as it takes, so it asks the clock itself."""
+        return self._close_round(self._to_close.pop(0), clock)
 
     def stopping(self) -> list[Command]:
         """The coordinator leaves: an unfinished job's tasks stay with the devices, an ended one's are withdrawn.
@@ -178,6 +167,11 @@ class RunningJob:
             for index in range(chunk_count(size_bytes))
         ]
 
+    def _clear_old_tasks(self) -> list[Command]:
+        """Takes the tasks of everybody who is asked nothing now off the broker, for the same reason."""
+        idle = sorted(self._state.fleet.keys() - set(rounds.pending(self._state)))
+        return [command for device in idle for command in self.session.clear_task(device)]
+
     # What the wire session tells.
 
     def _take_status(self, event: DeviceStatus, now_s: float) -> list[Command]:
@@ -188,7 +182,14 @@ class RunningJob:
             "lost": records.DeviceLost(event.device),
             "stopped": records.DeviceStopped(event.device),
         }
-        return self._step(news[event.state], now_s)
+        commands = self._step(news[event.state], now_s)
+        self._tell_waiting()
+        return commands
+
+    def _tell_waiting(self) -> None:
+        if self._state.phase is records.Phase.GATHERING:
+            there, needed = len(rounds.candidates(self._state)), rounds.needed(self._state)
+            self._parts.emit({"event": "waiting", "round": self._state.round, "devices": there, "needed": needed})
 
     def _take_update(self, event: UpdateReceived, now_s: float) -> list[Command]:
         number = self._state.round
@@ -219,10 +220,7 @@ class RunningJob:
 
     def _open_task(self, device: str, name: str) -> JournalTask | None:
         """The device's task of this name in the present round, unless it is done, failed or from another time."""
-        for task in self._parts.store.tasks(self._state.round):
-            if task.device == device and task.task == name:
-                return task
-        return None
+        return self._parts.store.open_task(self._state.round, device, name)
 
     def _refuse(self, event: UpdateReceived, rule: str, message: str, now_s: float) -> list[Command]:
         refused = self.session.refuse(event.device, event.uid, rule, message)
@@ -311,14 +309,14 @@ class RunningJob:
 
     # Rounds.
 
-    def _close_round(self, command: records.CloseRound, now_s: float) -> list[Command]:
+    def _close_round(self, command: records.CloseRound, clock: Callable[[], float]) -> list[Command]:
         """Folds (unless the journal says that it was done), judges, and lets the machine go on."""
-        commands = self._fold(command, now_s) if self._version.version == command.round else []
+        commands = self._fold(command, clock()) if self._version.version == command.round else []
         model = with_weights(self._parts.program.model, decode_tensors(self._version.weights)[0])
         try:
             judged = evaluate(model, self._parts.held_out)
         except EvaluationError as error:
-            return commands + self._do_fail(records.FailJob(str(error)), now_s)
+            return commands + self._do_fail(records.FailJob(str(error)), clock())
         self._parts.store.judge_round(command.round, judged.accuracy, judged.loss)
         figures = self._parts.store.figures(command.round)
         self._parts.emit(
@@ -334,7 +332,7 @@ class RunningJob:
                 "seconds": figures.seconds,
             }
         )
-        return commands + self._step(records.Evaluated(command.round, judged.accuracy), now_s)
+        return commands + self._step(records.Evaluated(command.round, judged.accuracy), clock())
 
     def _fold(self, command: records.CloseRound, now_s: float) -> list[Command]:
         old = self._version

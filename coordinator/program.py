@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from coordinator.evaluate import classes_of
 from coordinator.jobfile import Job, OnnxFile, Training
 from coordinator.methods import METHODS, Method
+from coordinator.round_records import Rules
 from coordinator.store import Version
 from edge_runtime.plan import ROLE_TRAINED, read_plan
 from edge_runtime.rng import derive_seed
@@ -119,6 +120,20 @@ def definition(program: Program) -> dict[str, str]:
         **{f"plan.{name}": plan.sha256 for name, plan in program.plans.items()},
     }
     return {key: json.dumps(value) for key, value in numbers.items()}
+
+
+def rules_of(job: Job) -> Rules:
+    """The numbers of the job file that the round machine needs."""
+    return Rules(
+        seed=job.seed,
+        rounds=job.rounds,
+        target_accuracy=job.target_accuracy,
+        devices=job.round.devices,
+        min_updates=job.round.min_updates,
+        deadline_s=job.round.deadline_s,
+        grace_s=job.round.grace_s,
+        fraction=job.round.fraction,
+    )
 
 
 def make_version(

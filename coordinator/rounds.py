@@ -93,6 +93,16 @@ def pending(state: State) -> tuple[str, ...]:
     return _members(state, Outcome.PENDING)
 
 
+def candidates(state: State) -> tuple[str, ...]:
+    """Who counts towards the start of a round: the devices that are ready, and the members that have delivered."""
+    return tuple(sorted({*fleets.ready(state.fleet), *delivered(state)}))
+
+
+def needed(state: State) -> int:
+    """How many candidates the next start of this round waits for."""
+    return state.rules.devices if state.round == 1 and state.attempt == 0 else state.rules.min_updates
+
+
 def _members(state: State, outcome: Outcome) -> tuple[str, ...]:
     return tuple(sorted(name for name, each in state.cohort.items() if each is outcome))
 
@@ -177,10 +187,7 @@ def _gather(state: State, now_s: float) -> Move:
     in_grace = now_s - state.since_s < state.rules.grace_s
     if in_grace and fleets.returning(state.fleet, now_s, state.rules.grace_s):
         return state, ()
-    rules = state.rules
-    need = rules.devices if state.round == 1 and state.attempt == 0 else rules.min_updates
-    candidates = set(fleets.ready(state.fleet)) | set(delivered(state))
-    return (_start(state, now_s)) if len(candidates) >= need else (state, ())
+    return _start(state, now_s) if len(candidates(state)) >= needed(state) else (state, ())
 
 
 def _hopeless(state: State) -> str | None:

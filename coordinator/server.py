@@ -131,7 +131,7 @@ def _serve(job: RunningJob, link: Link, emit: Emit) -> int:
             due = job.has_work
             _exchange(job, link, emit, 0.0 if due else POLL_S)
             if due:
-                _send(link, job.work(time.monotonic()))
+                _send(link, job.work(time.monotonic))
     until_s = time.monotonic() + LEAVE_S
     while not link.connected and job.exit_code is not None and time.monotonic() < until_s:
         _exchange(job, link, emit, POLL_S)  # what a finished job leaves on the broker is worth a wait

@@ -248,6 +248,14 @@ class Store:
         )
         return tuple(JournalTask(*row) for row in rows)
 
+    def open_task(self, number: int, device: str, task: str) -> JournalTask | None:
+        """The device's task of this name in this round, unless it is done or failed."""
+        row = self._one(
+            "SELECT device, task, data FROM tasks WHERE round = ? AND device = ? AND task = ? AND state = 'open'",
+            (number, device, task),
+        )
+        return None if row is None else JournalTask(*row)
+
     def journalled(self) -> Journalled:
         """Where the job stands, for coordinator.rounds."""
         fleet = {

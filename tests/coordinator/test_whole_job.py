@@ -10,7 +10,7 @@ import pytest
 
 from coordinator.aggregators import Contribution, weighted_mean
 from coordinator.evaluate import evaluate
-from coordinator.store import JournalUpdate, Store
+from coordinator.store import JournalUpdate, Store, open_store
 from edge_runtime.data import Dataset
 from edge_runtime.plan import read_plan
 from edge_runtime.task import run_task
@@ -145,6 +145,29 @@ def test_a_finished_job_leaves_no_task_and_no_blob_on_the_broker(tmp_path: Path)
     left = [topic for topic in site.broker.retained if "/b/" in topic or topic.endswith("/task")]
     assert left == []
     assert b'"stopped"' in site.broker.retained["edge/v1/test/gateway"]
+
+
+def test_a_task_left_by_a_crash_is_taken_off_the_broker_at_the_next_start(tmp_path: Path) -> None:
+    site = make_site(tmp_path)
+    start_all(site)
+    site.run(lambda: len(site.seen("round_started")) == 1)
+    site.kill()
+    stale = "edge/v1/test/d/dev-b/task"
+    assert stale in site.broker.retained
+    store = open_store(tmp_path / "state")
+    store.fail_task(1, "dev-b", "OverMemoryLimit", unfit=True)
+    store.close()
+    site.start()
+    assert stale not in site.broker.retained
+    site.kill()
+
+
+def test_while_it_waits_the_job_says_for_how_many(tmp_path: Path) -> None:
+    site = make_site(tmp_path)
+    start_all(site)
+    finished(site)
+    first = site.seen("waiting")
+    assert [(event["round"], event["devices"], event["needed"]) for event in first] == [(1, 1, 3), (1, 2, 3)]
 
 
 def test_a_superseded_coordinator_stops_without_touching_the_site(tmp_path: Path) -> None:

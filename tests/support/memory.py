@@ -262,7 +262,7 @@ class MemorySite:
             self.send(self.job.received(topic, payload, self.now_s, retain=retain))
         self.send(self.job.tick(self.now_s))
         if due:
-            self.send(self.job.work(self.now_s))
+            self.send(self.job.work(lambda: self.now_s))
 
     def run(self, until: Callable[[], bool] | None = None, turns: int = 5000) -> None:
         """Take turns until a condition holds, by default the end of the job."""
