@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import edge_runtime.plan
 import models.compiler.graph as g
 from edge_runtime import _core
 from models.compiler import CompileError, ModelError, compile_training, import_onnx, weights_of
@@ -283,3 +284,9 @@ def test_loss_of_the_first_step_is_that_of_the_model(rng: np.random.Generator) -
     engine.view("y")[...] = [0, 1, 2, 3, 0, 1]
     engine.step()
     assert 0.7 < float(engine.view("loss")) / np.log(4) < 3.0
+
+
+def test_roles_are_those_of_the_reader() -> None:
+    assert {f"ROLE_{role.name}": int(role) for role in Role} == {
+        name: value for name, value in vars(edge_runtime.plan).items() if name.startswith("ROLE_")
+    }
