@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -23,6 +23,7 @@ def test_the_mean_weighs_by_examples() -> None:
     np.testing.assert_array_equal(mean["w"], np.array([4.0, -1.0]))  # (1 + 3*5)/4, (2 - 3*2)/4
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 10_000), st.integers(0, 2**32 - 1)), min_size=1, max_size=6), st.randoms())
 def test_any_order_of_arrival_gives_the_same_bits(updates: list[tuple[int, int]], shuffle: object) -> None:
     made = [
@@ -35,6 +36,7 @@ def test_any_order_of_arrival_gives_the_same_bits(updates: list[tuple[int, int]]
     assert weighted_mean(journal)["w"].tobytes() == weighted_mean(made)["w"].tobytes()
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 2**29), min_size=1, max_size=5), st.integers(0, 2**32 - 1))
 def test_the_mean_of_equal_updates_is_that_update(examples: list[int], seed: int) -> None:
     update = np.random.default_rng(seed).normal(size=11).astype(np.float32)

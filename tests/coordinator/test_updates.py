@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -120,6 +120,7 @@ def test_infinities_of_both_signs_do_not_cancel() -> None:
     assert not all_finite(np.array([[np.inf, -np.inf]], np.float32))
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_mutated_bytes_give_an_update_or_a_named_rule(data: st.DataObject) -> None:
     good = bytearray(encode_tensors(tensors(), METADATA))
