@@ -144,6 +144,7 @@ class Link:
         self._connected = False
         self._failures = 0
         self._hopeless = False
+        self._closed = False
         self._unfinished = 0
         self._lost_because = ""
         self._next_dial = time.monotonic()
@@ -207,6 +208,8 @@ class Link:
 
     def wake(self) -> None:
         """Make a poll() that waits return now; safe from other threads and from signal handlers."""
+        if self._closed:
+            return  # the numbers of the pipe may be another file's by now
         try:
             os.write(self._wake_write, b"w")
         except BlockingIOError:
@@ -219,8 +222,14 @@ class Link:
         self._next_dial = time.monotonic()
 
     def close(self, timeout_s: float = 1.0) -> None:
-        """Send what is queued and DISCONNECT, so that the broker forgets the will; at most timeout_s."""
+        """Send what is queued and DISCONNECT, so that the broker forgets the will; at most timeout_s.
+
+        The link is of no use afterwards; closing it again does nothing.
+        """
+        if self._closed:
+            return
         self._disconnect_cleanly(timeout_s)
+        self._closed = True
         self._selector.close()
         os.close(self._wake_read)
         os.close(self._wake_write)

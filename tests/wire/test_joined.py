@@ -252,7 +252,7 @@ class Faults(RuleBasedStateMachine):
         self.world.finish(device)
 
     @rule(peer=st.sampled_from([GATEWAY, "a", "b"]), late=st.booleans())
-    def cut(self, peer: str, late: bool) -> None:
+    def cut(self, *, peer: str, late: bool) -> None:
         self.world.cut(peer, late_will=late)
 
     @rule(peer=st.sampled_from([GATEWAY, "a", "b"]))

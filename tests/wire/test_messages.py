@@ -274,12 +274,14 @@ PAYLOADS = st.one_of(
         lambda t: t[0][: t[1]] + bytes([t[2]]) + t[0][t[1] + 1 :]
     ),
 )
+Arrived = list[tuple[str, bytes, bool]]
+ARRIVED = st.lists(st.tuples(TOPICS | st.text(), PAYLOADS, st.booleans()), max_size=8)
 
 
 @settings(max_examples=600)
-@given(st.lists(st.tuples(TOPICS | st.text(), PAYLOADS, st.booleans()), max_size=8))
+@given(ARRIVED)
 def test_garbage_gives_the_gateway_commands_or_warnings_and_nothing_else(
-    arrived: list[tuple[str, bytes, bool]],
+    arrived: Arrived,
 ) -> None:
     session = GatewaySession(SITE, 1, judge=lambda *_: None)
     session.connected(0.0)
@@ -289,10 +291,8 @@ def test_garbage_gives_the_gateway_commands_or_warnings_and_nothing_else(
 
 
 @settings(max_examples=600)
-@given(st.lists(st.tuples(TOPICS | st.text(), PAYLOADS, st.booleans()), max_size=8), st.booleans())
-def test_garbage_gives_a_device_commands_or_warnings_and_nothing_else(
-    arrived: list[tuple[str, bytes, bool]], offering: bool
-) -> None:
+@given(arrived=ARRIVED, offering=st.booleans())
+def test_garbage_gives_a_device_commands_or_warnings_and_nothing_else(*, arrived: Arrived, offering: bool) -> None:
     key = sha256(format_task(replace(TASK, device="a")))
     session = DeviceSession(SITE, "a", boot="b", outbox=Outbox(key, TASK.task, b"update") if offering else None)
     session.connected(0.0)

@@ -150,8 +150,8 @@ def test_flipped_bytes_give_arrays_or_a_tensor_file_error(flips: list[tuple[int,
     assert sum(array.nbytes for array in tensors.values()) <= len(VALID)
 
 
-@given(st.binary(max_size=200), st.booleans())
-def test_garbage_gives_a_tensor_file_error(data: bytes, framed: bool) -> None:
+@given(data=st.binary(max_size=200), framed=st.booleans())
+def test_garbage_gives_a_tensor_file_error(*, data: bytes, framed: bool) -> None:
     try:
         tf.decode_tensors(pack(data) if framed else data)
     except tf.TensorFileError:
