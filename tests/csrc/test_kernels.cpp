@@ -1,0 +1,242 @@
+// Kernels at the edges of their memory: every tail, misaligned operands that end where an
+// allocation ends (so that AddressSanitizer sees one float too many), on every instruction set,
+// against plain loops.
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "check.h"
+#include "core/cpu.h"
+#include "kernels/kernels.h"
+
+namespace {
+
+using edge::Index;
+using edge::Kernels;
+
+// Floats at an address that is 4 modulo 64, ending with the allocation.
+class Floats {
+ public:
+  explicit Floats(Index size, unsigned seed = 0) : memory_(static_cast<std::size_t>(size) + 1) {
+    for (float& value : memory_) {
+      seed = seed * 1664525U + 1013904223U;
+      value = static_cast<float>(seed >> 8) / 8388608.0F - 1.0F;
+    }
+  }
+  float* data() { return memory_.data() + 1; }
+  float operator[](Index i) const { return memory_[static_cast<std::size_t>(i) + 1]; }
+
+ private:
+  std::vector<float> memory_;
+};
+
+bool close(float a, double b, Index terms) {
+  return std::fabs(static_cast<double>(a) - b) <= 1e-6 * static_cast<double>(terms + 4);
+}
+
+void run(void (*kernel)(const edge::GemmArgs&, const edge::Worker&), const edge::GemmArgs& args,
+         Index workers) {
+  std::vector<float> scratch(static_cast<std::size_t>(edge::gemm_scratch_floats(args.k)));
+  for (Index w = 0; w < workers; ++w) kernel(args, {w, workers, scratch.data()});
+}
+
+void gemm_case(const Kernels& kernels, Index m, Index n, Index k, bool trans_a, bool trans_b) {
+  Floats a(m * k, 1), b(k * n, 2), bias(n, 3), c(m * n);
+  const bool relu = (m + n + k) % 2 == 0;
+  run(kernels.gemm, {a.data(), b.data(), bias.data(), c.data(), m, n, k, trans_a, trans_b, relu},
+      1 + n % 3);
+  for (Index i = 0; i < m; ++i) {
+    for (Index j = 0; j < n; ++j) {
+      double sum = static_cast<double>(bias[j]);
+      for (Index l = 0; l < k; ++l) {
+        sum += static_cast<double>(a[trans_a ? l * m + i : i * k + l]) *
+               static_cast<double>(b[trans_b ? j * k + l : l * n + j]);
+      }
+      CHECK(close(c[i * n + j], relu && sum < 0.0 ? 0.0 : sum, k));
+    }
+  }
+}
+
+void gemm_handles_every_tail(const Kernels& kernels) {
+  for (const Index m : {1, 2, 5, 6, 7, 12, 13, 97}) {
+    for (const Index n : {1, 3, 4, 8, 9, 16, 17, 31, 32, 33})
+      gemm_case(kernels, m, n, 1 + m % 5, m % 2 == 0, n % 2 == 0);
+  }
+  gemm_case(kernels, 5, 7, 1030, false, true);
+  gemm_case(kernels, 7, 33, 513, true, false);
+}
+
+struct ConvCase {
+  Index images, groups, channels, filters, height, width, kernel_h, kernel_w, stride, pad, dilation;
+};
+
+edge::ConvArgs args_of(const ConvCase& c) {
+  edge::ConvArgs a;
+  a.images = c.images, a.groups = c.groups, a.channels = c.channels, a.filters = c.filters;
+  a.height = c.height, a.width = c.width, a.kernel_h = c.kernel_h, a.kernel_w = c.kernel_w;
+  a.stride_h = a.stride_w = c.stride, a.pad_top = a.pad_left = c.pad,
+  a.dilation_h = a.dilation_w = c.dilation;
+  a.out_height = (c.height + 2 * c.pad - (c.kernel_h - 1) * c.dilation - 1) / c.stride + 1;
+  a.out_width = (c.width + 2 * c.pad - (c.kernel_w - 1) * c.dilation - 1) / c.stride + 1;
+  return a;
+}
+
+// Calls visit(x offset, w offset, y offset) for every product of a convolution.
+template <class Visit>
+void each_product(const edge::ConvArgs& a, Visit visit) {
+  const Index filters = a.groups * a.filters, channels = a.groups * a.channels,
+              taps = a.kernel_h * a.kernel_w;
+  for (Index y = 0; y < a.images * filters * a.out_height * a.out_width; ++y) {
+    const Index j = y % a.out_width, i = y / a.out_width % a.out_height;
+    const Index o = y / (a.out_width * a.out_height) % filters,
+                n = y / (a.out_width * a.out_height * filters);
+    for (Index w = 0; w < a.channels * taps; ++w) {
+      const Index row = i * a.stride_h - a.pad_top + w % taps / a.kernel_w * a.dilation_h;
+      const Index column = j * a.stride_w - a.pad_left + w % a.kernel_w * a.dilation_w;
+      if (row < 0 || row >= a.height || column < 0 || column >= a.width) continue;
+      const Index channel = o / a.filters * a.channels + w / taps;
+      visit(((n * channels + channel) * a.height + row) * a.width + column,
+            o * a.channels * taps + w, y);
+    }
+  }
+}
+
+std::vector<float> scratch_of(std::uint64_t floats) { return std::vector<float>(floats, NAN); }
+
+void conv_case(const Kernels& kernels, const ConvCase& c, Index workers) {
+  edge::ConvArgs a = args_of(c);
+  const Index x_size = a.images * a.groups * a.channels * a.height * a.width;
+  const Index w_size = a.groups * a.filters * a.channels * a.kernel_h * a.kernel_w;
+  const Index y_size = a.images * a.groups * a.filters * a.out_height * a.out_width;
+  Floats x(x_size, 1), w(w_size, 2), d_y(y_size, 3), y(y_size), d_x(x_size), d_w(w_size);
+  auto scratch = scratch_of(edge::conv_scratch_floats(a));
+  a.x = x.data(), a.w = w.data(), a.out = y.data();
+  for (Index i = 0; i < workers; ++i) kernels.conv(a, {i, workers, scratch.data()});
+  scratch = scratch_of(edge::conv_grad_x_scratch_floats(a));
+  a.x = d_y.data(), a.out = d_x.data();
+  for (Index i = 0; i < workers; ++i) kernels.conv_grad_x(a, {i, workers, scratch.data()});
+  scratch = scratch_of(edge::conv_grad_w_scratch_floats(a));
+  a.x = x.data(), a.w = d_y.data(), a.out = d_w.data();
+  for (Index i = 0; i < workers; ++i) kernels.conv_grad_w(a, {i, workers, scratch.data()});
+
+  std::vector<double> y_sum(static_cast<std::size_t>(y_size)),
+      x_sum(static_cast<std::size_t>(x_size));
+  std::vector<double> w_sum(static_cast<std::size_t>(w_size));
+  each_product(a, [&](Index xi, Index wi, Index yi) {
+    y_sum[static_cast<std::size_t>(yi)] += static_cast<double>(x[xi]) * static_cast<double>(w[wi]);
+    x_sum[static_cast<std::size_t>(xi)] +=
+        static_cast<double>(d_y[yi]) * static_cast<double>(w[wi]);
+    w_sum[static_cast<std::size_t>(wi)] +=
+        static_cast<double>(d_y[yi]) * static_cast<double>(x[xi]);
+  });
+  for (Index i = 0; i < y_size; ++i) CHECK(close(y[i], y_sum[static_cast<std::size_t>(i)], 200));
+  for (Index i = 0; i < x_size; ++i) CHECK(close(d_x[i], x_sum[static_cast<std::size_t>(i)], 200));
+  for (Index i = 0; i < w_size; ++i) CHECK(close(d_w[i], w_sum[static_cast<std::size_t>(i)], 2000));
+}
+
+void convolutions_stay_inside_their_memory(const Kernels& kernels) {
+  for (const ConvCase& c : {
+           ConvCase{1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 1},
+           ConvCase{2, 1, 1, 6, 28, 28, 5, 5, 1, 2, 1},
+           ConvCase{3, 1, 6, 16, 14, 14, 5, 5, 1, 0, 1},
+           ConvCase{2, 3, 2, 2, 9, 11, 3, 2, 2, 1, 2},
+           ConvCase{2, 5, 1, 1, 7, 7, 3, 3, 1, 1, 1},
+           ConvCase{9, 1, 13, 7, 1, 1, 1, 1, 1, 0, 1},
+           ConvCase{5, 1, 3, 4, 4, 5, 3, 3, 3, 4, 1},
+           ConvCase{1, 1, 2, 3, 17, 70, 1, 7, 4, 3, 3},
+           ConvCase{11, 1, 4, 5, 2, 2, 2, 2, 2, 1, 1},
+       }) {
+    conv_case(kernels, c, 1);
+    conv_case(kernels, c, 4);
+  }
+}
+
+void one_large_convolution_needs_blocks(const Kernels& kernels) {
+  conv_case(kernels, {1, 1, 70, 3, 40, 60, 3, 3, 1, 1, 1}, 2);
+}
+
+void pooling_handles_every_width(const Kernels& kernels) {
+  for (Index width = 2; width <= 40; ++width) {
+    edge::PoolArgs a;
+    a.planes = 2, a.height = 5, a.width = width, a.out_height = 2, a.out_width = width / 2;
+    a.kernel_h = a.kernel_w = a.stride_h = a.stride_w = 2;
+    const Index places = a.planes * a.out_height * a.out_width;
+    Floats x(2 * 5 * width, 7), y(places), d_x(2 * 5 * width);
+    std::vector<std::uint8_t> index(static_cast<std::size_t>(places));
+    a.in = x.data(), a.out = y.data(), a.index8 = index.data();
+    kernels.maxpool(a, {});
+    a.in = y.data(), a.out = d_x.data();
+    kernels.maxpool_grad(a, {});
+    double sum = 0.0, back = 0.0;
+    for (Index i = 0; i < places; ++i) sum += static_cast<double>(y[i]);
+    for (Index i = 0; i < 2 * 5 * width; ++i) back += static_cast<double>(d_x[i]);
+    CHECK(std::fabs(sum - back) < 1e-9);  // every maximum went back to one place, nothing else did
+    for (const std::uint8_t i : index) CHECK(i < 4);
+  }
+}
+
+void a_wrong_pooling_index_writes_nothing(const Kernels& kernels) {
+  edge::PoolArgs a;
+  a.planes = 1, a.height = 3, a.width = 3, a.out_height = 2, a.out_width = 2;
+  a.kernel_h = a.kernel_w = 3, a.stride_h = a.stride_w = 2, a.pad_top = a.pad_left = 1;
+  Floats d_y(4, 1), d_x(9);
+  for (const std::int32_t wrong : {0, -1, 9, 2147483647, -2147483647}) {
+    std::vector<std::int32_t> index(4, wrong);
+    a.in = d_y.data(), a.out = d_x.data(), a.index32 = index.data();
+    kernels.maxpool_grad(a, {});
+    CHECK(std::isfinite(d_x[0]));
+  }
+}
+
+void sums_handle_every_length(const Kernels& kernels) {
+  for (const Index n : {1, 3, 4, 15, 16, 17, 63, 64, 65, 130, 4097}) {
+    Floats x(3 * n, 5), y(n);
+    edge::ReduceArgs rows;
+    rows.x = x.data(), rows.y = y.data(), rows.reduced_ndim = 1, rows.reduced_dims[0] = n,
+    rows.reduced_strides[0] = 1;
+    double sum = 0.0;
+    for (Index i = 0; i < n; ++i) sum += static_cast<double>(x[i]);
+    kernels.reduce_sum(rows, {});
+    CHECK(close(y[0], sum, n));
+    edge::ReduceArgs columns;
+    columns.x = x.data(), columns.y = y.data(), columns.kept_ndim = columns.reduced_ndim = 1;
+    columns.kept_dims[0] = n, columns.kept_strides[0] = 1, columns.reduced_dims[0] = 3,
+    columns.reduced_strides[0] = n;
+    kernels.reduce_sum(columns, {});
+    CHECK(close(y[n - 1],
+                static_cast<double>(x[n - 1]) + static_cast<double>(x[2 * n - 1]) +
+                    static_cast<double>(x[3 * n - 1]),
+                3));
+  }
+}
+
+void sgd_in_place_handles_every_length(const Kernels& kernels) {
+  for (Index n = 1; n < 70; ++n) {
+    Floats param(n, 1), before(n, 1), grad(n, 2), velocity(n, 3), old(n, 3);
+    const float lr = 0.1F;
+    edge::SgdArgs args{param.data(), grad.data(), &lr, velocity.data(), n, 0.9F, 0.01F, n % 2 == 0};
+    for (Index w = 0; w < 3; ++w) kernels.sgd(args, {w, 3, nullptr});
+    for (Index i = 0; i < n; ++i) {
+      const double g = static_cast<double>(grad[i]) + 0.01 * static_cast<double>(before[i]);
+      const double v = 0.9 * static_cast<double>(old[i]) + g;
+      CHECK(close(velocity[i], v, 1));
+      CHECK(close(param[i], static_cast<double>(before[i]) - 0.1 * (n % 2 == 0 ? g + 0.9 * v : v),
+                  1));
+    }
+  }
+}
+
+}  // namespace
+
+int main() {
+  for (const Kernels* kernels : edge::available_kernels()) {
+    gemm_handles_every_tail(*kernels);
+    convolutions_stay_inside_their_memory(*kernels);
+    one_large_convolution_needs_blocks(*kernels);
+    pooling_handles_every_width(*kernels);
+    a_wrong_pooling_index_writes_nothing(*kernels);
+    sums_handle_every_length(*kernels);
+    sgd_in_place_handles_every_length(*kernels);
+  }
+  return check::finish();
+}
