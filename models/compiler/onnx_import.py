@@ -117,6 +117,8 @@ def read_model(data: bytes) -> onnx.ModelProto:
     except (DecodeError, ValueError) as error:
         raise ModelError(f"not an ONNX model: {error}") from error
     for tensor in proto.graph.initializer:
+        if not isinstance(tensor.name, str):  # protobuf hands out bytes where a text field is not UTF-8
+            raise ModelError(f"initializer {tensor.name!r} has a name that is not UTF-8")
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise ModelError(f"initializer {tensor.name!r} lies in another file; save the model as one file")
     try:
@@ -141,10 +143,15 @@ def _single_input(proto: onnx.ModelProto) -> onnx.ValueInfoProto:
         raise ModelError(f"the model must have one input, it has {len(inputs)}: {[i.name for i in inputs]}")
     tensor = inputs[0].type.tensor_type
     if tensor.elem_type != onnx.TensorProto.FLOAT or not tensor.HasField("shape") or not tensor.shape.dim:
-        kind = onnx.TensorProto.DataType.Name(tensor.elem_type) if tensor.elem_type else "no tensor"
+        kind = _dtype_name(tensor.elem_type) if tensor.elem_type else "no tensor"
         raise ModelError(f"input {inputs[0].name!r} must be a float32 tensor (batch, ...) of known rank, it is {kind}")
     info: onnx.ValueInfoProto = inputs[0]
     return info
+
+
+def _dtype_name(number: int) -> str:
+    names = {v: k for k, v in onnx.TensorProto.DataType.items()}
+    return str(names.get(number, f"of the unknown type {number}"))
 
 
 def _input_leaf(info: onnx.ValueInfoProto, batch: int) -> Value:
@@ -220,7 +227,7 @@ def _term(name: str, reading: Reading, terms: dict[str, Term], notes: list[str])
 
 def _initializer(name: str, tensor: onnx.TensorProto, notes: list[str]) -> Term:
     if tensor.data_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE):
-        kind = onnx.TensorProto.DataType.Name(tensor.data_type)
+        kind = _dtype_name(tensor.data_type)
         raise ModelError(f"initializer {name!r} is {kind}; training is in float32, convert the model first")
     if tensor.data_type != onnx.TensorProto.FLOAT:
         return _array(tensor)

@@ -1,6 +1,6 @@
 """Every operation of the compiler, one row each: types, gradient, kernel, cost.
 
-To add one: a rule in shapes.py, a gradient in gradients.py, a twin in edge_runtime/kernels/reference.py, and a row here.
+To add one: a rule in shapes.py, a gradient in gradients.py, a twin in edge_runtime/kernels/reference.py, a row here.
 """
 
 import math

@@ -314,6 +314,19 @@ def test_several_inputs_are_refused() -> None:
         import_onnx(proto.SerializeToString(), batch=2)
 
 
+def test_an_unknown_element_type_is_refused() -> None:
+    proto = onnx.load_model_from_string(model(LINEAR, {"w": weights(4, 3)}, ["N", 4]))
+    proto.graph.input[0].type.tensor_type.elem_type = 127
+    with pytest.raises(ModelError, match=r"unknown type 127|checker"):
+        import_onnx(proto.SerializeToString(), batch=2)
+
+
+def test_a_name_that_is_not_text_is_refused() -> None:
+    data = model([oh.make_node("MatMul", ["in", "www"], ["out"])], {"www": weights(4, 3)}, ["N", 4])
+    with pytest.raises(ModelError, match=r"UTF-8|checker"):
+        import_onnx(data.replace(b"www", b"w\xffw"), batch=2)
+
+
 def test_initializers_listed_as_inputs_are_no_inputs() -> None:
     proto = onnx.load_model_from_string(model(LINEAR, {"w": weights(4, 3)}, ["N", 4]))
     proto.graph.input.append(oh.make_tensor_value_info("w", FLOAT, [4, 3]))
