@@ -128,9 +128,13 @@ def _har(name: str, path: Path) -> Split:
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{path}: not the smartphone recordings this reader knows: {error}") from error
     rows = windows[:, 0, None] + np.arange(HAR_WINDOW)
-    # (N, 128, 6) sensor counts -> (N, 6, 128) in g and rad/s, which are of like size: no further scaling.
-    x = np.ascontiguousarray((signal[rows] * scale.astype(np.float32)).transpose(0, 2, 1), dtype=np.float32)
-    y = (windows[:, 1] - 1).astype(np.int32)
     held_out = np.isin(windows[:, 2], test_users)
+    # (N, 128, 6) sensor counts -> (N, 6, 128) in g and rad/s, then each channel by the training people's mean and
+    # spread: twelve numbers that a fleet would ship with its boards' settings.
+    physical = (signal[rows] * scale.astype(np.float32)).transpose(0, 2, 1)
+    mean = physical[~held_out].mean(axis=(0, 2), keepdims=True)
+    spread = physical[~held_out].std(axis=(0, 2), keepdims=True)
+    x = np.ascontiguousarray((physical - mean) / spread, dtype=np.float32)
+    y = (windows[:, 1] - 1).astype(np.int32)
     owner = np.char.add("subject-", windows[~held_out, 2].astype(np.str_))
     return Split(name, x[~held_out], y[~held_out], x[held_out], y[held_out], owner)

@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
+from queue import Empty, Queue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 STOP_TIMEOUT_S = 10.0
 LOG_TAIL_LINES = 15
+WATCH_S = 1.0  # how often the device processes are looked at while nothing happens
 
 
 class ProcessDied(RuntimeError):
@@ -99,23 +102,50 @@ def start_coordinator(job: Path, state: Path, broker_url: str, site: str, log: P
         )
 
 
+class EventReader(threading.Thread):
+    """Reads a coordinator's events into a queue, None at the end, and closes its pipe."""
+
+    def __init__(self, coordinator: subprocess.Popen[bytes]) -> None:
+        super().__init__(name="events")
+        self.queue: Queue[dict[str, Any] | None] = Queue()
+        self._coordinator = coordinator
+        self.start()
+
+    def run(self) -> None:
+        """Read until the coordinator closes its standard output."""
+        assert self._coordinator.stdout is not None
+        with self._coordinator.stdout:
+            for line in self._coordinator.stdout:
+                self.queue.put(json.loads(line))
+        self.queue.put(None)
+
+
 def events(coordinator: subprocess.Popen[bytes], log: Path, devices: list[Device]) -> Iterator[dict[str, Any]]:
     """Yield the coordinator's events until it ends.
 
     Raises:
         ProcessDied: The coordinator failed, or a device process ended while the job ran.
     """
-    assert coordinator.stdout is not None
-    for line in coordinator.stdout:
-        yield json.loads(line)
-        for device in devices:
-            if device.process.poll() is not None:
-                raise ProcessDied(
-                    f"device {device.name} ended with code {device.process.returncode}:\n{tail(device.log)}"
-                )
+    reader = EventReader(coordinator)
+    while True:
+        try:
+            event = reader.queue.get(timeout=WATCH_S)
+        except Empty:
+            _check_alive(devices)
+            continue
+        if event is None:
+            break
+        yield event
     code = coordinator.wait()
     if code != 0:
         raise ProcessDied(f"the coordinator ended with code {code}:\n{tail(log)}")
+
+
+def _check_alive(devices: list[Device]) -> None:
+    for device in devices:
+        if device.process.poll() is not None:
+            code = device.process.returncode
+            raise ProcessDied(f"device {device.name} ended with code {code}:\n{tail(device.log)}")
 
 
 def stop(processes: list[subprocess.Popen[bytes]]) -> None:

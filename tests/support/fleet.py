@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
-import threading
 from dataclasses import dataclass, field
-from queue import Empty, Queue
+from queue import Empty
 from typing import TYPE_CHECKING, Any
 
 from coordinator.broker import start_broker
@@ -28,14 +27,14 @@ DEADLINE_S = 120.0
 
 @dataclass
 class Federation:
-    """Processes of one job. A coordinator's events arrive in `queue`, read by a thread a coordinator process."""
+    """Processes of one job, and the events its coordinator has told so far."""
 
     root: Path
     broker: RunningBroker
     names: list[str]
     devices: dict[str, fleet.Device] = field(default_factory=dict)
     coordinator: subprocess.Popen[bytes] | None = None
-    queue: Queue[dict[str, Any] | None] = field(default_factory=Queue)
+    reader: fleet.EventReader | None = None
     seen: list[dict[str, Any]] = field(default_factory=list)
 
     def start_coordinator(self) -> None:
@@ -43,8 +42,7 @@ class Federation:
         self.coordinator = fleet.start_coordinator(
             self.root / "job.toml", self.root / "coordinator", self.broker.url, SITE, self.root / "coordinator.log"
         )
-        self.queue = Queue()
-        threading.Thread(target=_pump, args=(self.coordinator, self.queue), daemon=True).start()
+        self.reader = fleet.EventReader(self.coordinator)
 
     def start_device(self, name: str) -> None:
         """Start, or start again, one device on its own folder."""
@@ -66,12 +64,15 @@ class Federation:
         assert self.coordinator is not None
         self.coordinator.send_signal(signal.SIGKILL)
         self.coordinator.wait()
+        assert self.reader is not None
+        self.reader.join()
 
     def until(self, wanted: Callable[[dict[str, Any]], bool], what: str) -> dict[str, Any]:
         """Wait for an event; fails with the logs when the coordinator ends or two minutes pass without any event."""
+        assert self.reader is not None
         while True:
             try:
-                event = self.queue.get(timeout=DEADLINE_S)
+                event = self.reader.queue.get(timeout=DEADLINE_S)
             except Empty:
                 event = None
             if event is None:
@@ -96,14 +97,9 @@ class Federation:
         """Stop every process, the broker last."""
         running = [device.process for device in self.devices.values()]
         fleet.stop([*running, *([self.coordinator] if self.coordinator else [])])
+        if self.reader is not None:
+            self.reader.join()
         self.broker.stop()
-
-
-def _pump(process: subprocess.Popen[bytes], queue: Queue[dict[str, Any] | None]) -> None:
-    assert process.stdout is not None
-    for line in process.stdout:
-        queue.put(json.loads(line))
-    queue.put(None)
 
 
 def digits_federation(root: Path, *, kind: str, devices: int = 4, **job: object) -> Federation:
