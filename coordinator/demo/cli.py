@@ -261,7 +261,7 @@ def _round(event: Mapping[str, float]) -> Round:
 
 
 def _board(device: fleet.Device, examples: int) -> Board:
-    last = fleet.last_run(device)
+    last = fleet.last_run(device.folder)
     return Board(
         name=device.name,
         examples=examples,

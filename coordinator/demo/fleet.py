@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -55,18 +54,25 @@ def write_shards(split: Split, shards: Mapping[str, NDArray[np.int64]], root: Pa
     np.savez(root / "test" / "test.npz", x=split.x_test, y=split.y_test)
 
 
-def start_device(name: str, root: Path, broker_url: str, site: str, *, python: Path | None = None) -> Device:
-    """Start `edge-runtime client` on the device's folder, with this interpreter or the one of another environment."""
+def write_config(name: str, root: Path, broker_url: str, site: str) -> Path:
+    """Write ROOT/<device>/client.toml and return its path."""
     folder = root / name
-    config = folder / "client.toml"
-    lines = {
+    values = {
         "broker": broker_url,
         "device": name,
         "site": site,
         "data": str(folder / "data"),
         "state": str(folder / "state"),
     }
-    config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in lines.items()))
+    config = folder / "client.toml"
+    config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
+    return config
+
+
+def start_device(name: str, root: Path, broker_url: str, site: str, *, python: Path | None = None) -> Device:
+    """Start `edge-runtime client` on the device's folder, with this interpreter or the one of another environment."""
+    config = write_config(name, root, broker_url, site)
+    folder = config.parent
     with (folder / "client.log").open("ab") as log:
         process = subprocess.Popen(
             [str(python or sys.executable), "-m", "edge_runtime", "client", "--config", str(config)],
@@ -74,8 +80,6 @@ def start_device(name: str, root: Path, broker_url: str, site: str, *, python: P
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            # One heap instead of one a thread: what a board's service file sets too.
-            env={**os.environ, "MALLOC_ARENA_MAX": "1"},
         )
     return Device(name, folder, process)
 
@@ -161,15 +165,15 @@ def stop(processes: list[subprocess.Popen[bytes]]) -> None:
             process.wait()
 
 
-def last_run(device: Device) -> dict[str, float]:
-    """What a stopped client wrote about its run: peak memory, import time, bytes, tasks.
+def last_run(folder: Path) -> dict[str, float]:
+    """What the stopped client of a device's folder wrote about its run: peak memory, import time, bytes, tasks.
 
     Raises:
         ProcessDied: The client did not get as far as a clean stop.
     """
-    path = device.folder / "state" / "last-run.json"
+    path = folder / "state" / "last-run.json"
     if not path.exists():
-        raise ProcessDied(f"device {device.name} did not stop cleanly:\n{tail(device.log)}")
+        raise ProcessDied(f"device {folder.name} did not stop cleanly:\n{tail(folder / 'client.log')}")
     found: dict[str, float] = json.loads(path.read_text())
     return found
 

@@ -121,7 +121,7 @@ def _our_job(environment: CleanEnvironment, split: Split, root: Path) -> dict[st
         federation.until_done()
         used_s = cpu_s(device.process.pid)
         fleet.stop([device.process])
-        return {**fleet.last_run(device), "cpu_s": used_s}
+        return {**fleet.last_run(device.folder), "cpu_s": used_s}
     finally:
         federation.stop()
 

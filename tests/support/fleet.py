@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import signal
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from queue import Empty
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from coordinator.broker import start_broker
 from coordinator.demo import fleet
-from coordinator.demo.datasets import load_split
+from coordinator.demo.datasets import Split, load_split
 from coordinator.demo.partition import dirichlet
 from models.zoo import MODELS
 
@@ -102,15 +104,26 @@ class Federation:
         self.broker.stop()
 
 
-def digits_federation(root: Path, *, kind: str, devices: int = 4, **job: object) -> Federation:
-    """Real digits on `devices` devices, LeNet; the job file's numbers can be overridden by name."""
-    split = load_split("digits", None, seed=1)
+def digits_federation(
+    root: Path, *, kind: Literal["mosquitto", "embedded"], devices: int = 4, side: int = 8, **job: object
+) -> Federation:
+    """Real digits on `devices` devices, LeNet; the job file's numbers can be overridden by name.
+
+    `side` enlarges the 8x8 images by repeating and cutting pixels, for a LeNet of the classic size.
+    """
+    split = _enlarged(load_split("digits", None, seed=1), side)
     shards = dirichlet(split.y_train, devices, alpha=0.5, seed=1, min_examples=16)
     names = [f"dev-{i}" for i in range(devices)]
     fleet.write_shards(split, dict(zip(names, shards, strict=True)), root)
     (root / "model.onnx").write_bytes(MODELS["lenet"](split.input_shape, split.classes, 1))
     write_job(root, devices=devices, **job)
     return Federation(root, start_broker(None, root / "broker", kind=kind), names)
+
+
+def _enlarged(split: Split, side: int) -> Split:
+    rows = np.arange(side) * split.x_train.shape[-1] // side
+    x_train, x_test = (x[..., rows[:, None], rows] for x in (split.x_train, split.x_test))
+    return replace(split, x_train=x_train, x_test=x_test)
 
 
 def write_job(root: Path, **overrides: object) -> None:
