@@ -185,7 +185,7 @@ def check_row_shape(dataset: Dataset, batch_shape: tuple[int, ...]) -> None:
 def _read_arrays(directory: Path, split: str) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None]:
     archive = directory / f"{split}.npz"
     if archive.exists():
-        with np.load(archive, allow_pickle=False) as arrays:
+        with archive.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             missing = {"x", "y"} - set(arrays.files)
             if missing:
                 raise ValueError(f"{archive.name} has no array named {' or '.join(sorted(missing))}")

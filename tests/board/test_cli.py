@@ -1,0 +1,58 @@
+"""The command line: verbs, help, and what is missing."""
+
+import importlib
+import json
+
+import pytest
+
+from edge_runtime import __version__, cli
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"edge-runtime {__version__}\n"
+
+
+def test_help_lists_every_verb_and_no_verb_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"  {verb} " in said for verb in cli.VERBS)
+    assert cli.main([]) == 2
+    assert cli.main(["clinet"]) == 2
+    assert "'clinet'" in capsys.readouterr().err
+
+
+def test_info_tells_what_this_machine_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["info", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["isa"] in facts["isa_available"]
+    assert facts["version"] == __version__
+    assert facts["cores"] >= 1
+    assert cli.main(["info"]) == 0
+    assert "numpy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", [verb for verb, (_, extra, _) in cli.VERBS.items() if extra])
+def test_a_verb_without_its_extra_says_which_to_install(
+    verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(name: str) -> object:
+        raise ModuleNotFoundError(name, name="onnx")
+
+    monkeypatch.setattr(importlib, "import_module", absent)
+    assert cli.main([verb]) == 2
+    assert f"pip install 'edge-runtime[{cli.VERBS[verb][1]}]'" in capsys.readouterr().err
+
+
+def test_a_hole_in_our_own_package_is_not_explained_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> object:
+        raise ModuleNotFoundError(name, name="models.compiler.cli")
+
+    monkeypatch.setattr(importlib, "import_module", absent)
+    with pytest.raises(ModuleNotFoundError):
+        cli.main(["plan"])
+
+
+@pytest.mark.parametrize("verb", sorted(set(cli.VERBS) - {"bench"}))
+def test_every_verb_has_a_main(verb: str) -> None:
+    assert callable(importlib.import_module(cli.VERBS[verb][0]).main)

@@ -1,0 +1,88 @@
+"""What a client keeps on disk: nothing damaged is believed, nothing grows without end, one client each."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edge_runtime.state_directory import StateDirectory, StateInUse, StateUnusable
+from edge_runtime.wire import Outbox
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[StateDirectory]:
+    state = StateDirectory(tmp_path / "s", 1000)
+    yield state
+    state.close()
+
+
+def name(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_a_second_client_is_kept_out_until_the_first_is_gone(tmp_path: Path) -> None:
+    first = StateDirectory(tmp_path / "s", 1)
+    with pytest.raises(StateInUse, match="its own"):
+        StateDirectory(tmp_path / "s", 1)
+    first.close()
+    StateDirectory(tmp_path / "s", 1).close()
+
+
+def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StateUnusable, match="file/s"):
+        StateDirectory(tmp_path / "file" / "s", 1)
+
+
+def test_the_generation_is_kept_and_a_damaged_one_begins_again(state: StateDirectory, tmp_path: Path) -> None:
+    assert state.gen() == 0
+    state.keep_gen(41)
+    assert state.gen() == 41
+    (tmp_path / "s" / "gen").write_bytes(b"\xff?")
+    assert state.gen() == 0
+
+
+def test_a_damaged_plan_is_removed_and_fetched_again(state: StateDirectory, tmp_path: Path) -> None:
+    plan = bytes(range(100))
+    state.keep_plan(name(plan), plan)
+    assert state.plan(name(plan)) == plan
+    (tmp_path / "s" / "plans" / name(plan)).write_bytes(plan[:-1])
+    assert not state.has_plan(name(plan))
+    assert not (tmp_path / "s" / "plans" / name(plan)).exists()
+
+
+def test_the_plans_used_longest_ago_make_room(state: StateDirectory, tmp_path: Path) -> None:
+    plans = [bytes([i]) * 400 for i in range(4)]
+    for order, plan in enumerate(plans[:2]):
+        state.keep_plan(name(plan), plan)
+        os.utime(tmp_path / "s" / "plans" / name(plan), (order, order))
+    assert state.plan(name(plans[0])) is not None
+    state.keep_plan(name(plans[2]), plans[2])
+    assert [state.has_plan(name(plan)) for plan in plans] == [True, False, True, False]
+
+
+def test_a_plan_larger_than_the_cache_is_kept_while_it_is_the_newest(state: StateDirectory) -> None:
+    state.keep_plan(name(b"x" * 5000), b"x" * 5000)
+    assert state.has_plan(name(b"x" * 5000))
+    state.keep_plan(name(b"y" * 900), b"y" * 900)
+    assert not state.has_plan(name(b"x" * 5000))
+
+
+def test_an_update_outlives_the_process_and_a_damaged_one_does_not(state: StateDirectory, tmp_path: Path) -> None:
+    assert state.outbox() is None
+    state.keep_update("k", "t", b"line\nline\n")
+    assert state.outbox() == Outbox("k", "t", b"line\nline\n")
+    path = tmp_path / "s" / "outbox"
+    for damage in (path.read_bytes()[:-1], b"{}", b"", b"\xff\n", b'{"sha256":"' + name(b"").encode() + b'"}\n'):
+        path.write_bytes(damage)
+        assert state.outbox() is None
+        assert not path.exists()
+
+
+def test_a_forgotten_update_is_gone(state: StateDirectory) -> None:
+    state.keep_update("k", "t", b"1")
+    state.drop_update()
+    state.drop_update()
+    assert state.outbox() is None

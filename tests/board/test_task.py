@@ -1,0 +1,199 @@
+"""Running a task: against a slow twin of its own, exact repetition, and every refusal."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from edge_runtime.codecs import CODECS, UnknownCodec, find_codec
+from edge_runtime.data import Dataset, NoExamples, ShapeMismatch, batch_indices
+from edge_runtime.engine import EngineMemoryError
+from edge_runtime.plan import read_plan
+from edge_runtime.task import (
+    LabelOutOfRange,
+    NonFiniteUpdate,
+    PlanMissing,
+    ScalarMismatch,
+    Task,
+    TaskStopped,
+    Update,
+    WeightMismatch,
+    run_task,
+)
+from edge_runtime.tensors import decode_tensors, encode_tensors
+from edge_runtime.wire import Phase, Upload
+from support.boards import Compiled, compile_model, task_for
+
+RNG = np.random.default_rng(17)
+DATA = Dataset(RNG.random((21, 6)).astype(np.float32), RNG.integers(0, 4, 21).astype(np.int32))
+
+
+@pytest.fixture(scope="module")
+def mlp() -> Compiled:
+    return compile_model("mlp", (6,), batch=8, classes=4)
+
+
+def run(model: Compiled, task: Task | None = None, dataset: Dataset = DATA, **options: object) -> Update:
+    task = task or make_task(model)
+    return run_task(task, {model.sha256: read_plan(model.plan)}, model.weights, dataset, **options)  # type: ignore[arg-type]
+
+
+def make_task(model: Compiled, **changes: object) -> Task:
+    phases = (Phase(model.sha256, 2, {"lr": 0.05}),)
+    return task_for("a", "t", model, encode_tensors(model.weights), **{"phases": phases, "classes": 4, **changes})
+
+
+def sgd_twin(model: Compiled, task: Task) -> tuple[dict[str, np.ndarray], float]:
+    """The same epochs in float64 NumPy: the zoo's perceptron is relu(x W1 + b1) W2 + b2 (any depth)."""
+    names = sorted(model.weights, key=list(model.weights).index)
+    layers = [(names[i], names[i + 1]) for i in range(0, len(names), 2)]
+    w = {name: model.weights[name].astype(np.float64) for name in names}
+    velocity = {name: np.zeros_like(value) for name, value in w.items()}
+    losses = []
+    for epoch in range(task.phases[0].epochs):
+        for rows in batch_indices(len(DATA), 8, task.seed, epoch):
+            acts = [DATA.x[rows].astype(np.float64)]
+            for depth, (weight, bias) in enumerate(layers):
+                out = acts[-1] @ oriented(w[weight], acts[-1].shape[1]) + w[bias]
+                acts.append(np.maximum(out, 0) if depth < len(layers) - 1 else out)
+            p = np.exp(acts[-1] - acts[-1].max(1, keepdims=True))
+            p /= p.sum(1, keepdims=True)
+            picked = p[np.arange(len(rows)), DATA.y[rows]]
+            losses.append(-np.log(picked).mean())
+            d = p.copy()
+            d[np.arange(len(rows)), DATA.y[rows]] -= 1
+            d /= len(rows)
+            grads = {}
+            for depth in reversed(range(len(layers))):
+                weight, bias = layers[depth]
+                flat = acts[depth].T @ d
+                grads[weight] = flat if w[weight].shape == flat.shape else flat.T
+                grads[bias] = d.sum(0)
+                d = (d @ oriented(w[weight], acts[depth].shape[1]).T) * (acts[depth] > 0)
+            for name in names:
+                velocity[name] = 0.9 * velocity[name] + grads[name]
+                w[name] -= task.phases[0].scalars["lr"] * velocity[name]
+    return {name: w[name] - model.weights[name] for name in names}, float(np.mean(losses))
+
+
+def oriented(weight: np.ndarray, inputs: int) -> np.ndarray:
+    return weight if weight.shape[0] == inputs else weight.T
+
+
+def test_an_update_is_trained_minus_received_of_the_slow_twin(mlp: Compiled) -> None:
+    update = run(mlp)
+    tensors, metadata = decode_tensors(update.data)
+    expected, loss = sgd_twin(mlp, make_task(mlp))
+    assert tensors.keys() == expected.keys()
+    for name, delta in expected.items():
+        np.testing.assert_allclose(tensors[name], delta, rtol=1e-4, atol=2e-6)
+    assert update.loss == pytest.approx(loss, rel=1e-5)
+    assert metadata == {
+        "task": "t",
+        "job": "job",
+        "round": "1",
+        "version": "1",
+        "device": "a",
+        "examples": "21",
+        "steps": "6",
+        "loss": repr(update.loss),
+    }
+    assert (update.steps, update.examples) == (6, 21)
+
+
+def test_the_same_task_gives_the_same_bytes_with_any_number_of_threads(mlp: Compiled) -> None:
+    assert run(mlp).sha256 == run(mlp).sha256 == run(mlp, threads=3).sha256
+
+
+def test_another_seed_gives_another_update(mlp: Compiled) -> None:
+    assert run(mlp, make_task(mlp, seed=12)).sha256 != run(mlp).sha256
+
+
+def test_phases_go_on_from_each_other(mlp: Compiled) -> None:
+    one = Phase(mlp.sha256, 1, {"lr": 0.05})
+    first = decode_tensors(run(mlp, make_task(mlp, phases=(one,))).data)[0]
+    both = run(mlp, make_task(mlp, phases=(one, one)))
+    assert both.steps == 6
+    assert any(not np.array_equal(first[name], delta) for name, delta in decode_tensors(both.data)[0].items())
+
+
+def test_the_received_weights_are_not_touched(mlp: Compiled) -> None:
+    before = {name: value.copy() for name, value in mlp.weights.items()}
+    run(mlp)
+    assert all(np.array_equal(before[name], value) for name, value in mlp.weights.items())
+
+
+def test_a_stop_comes_between_two_steps(mlp: Compiled) -> None:
+    asked = iter([False, False, True])
+    with pytest.raises(TaskStopped, match="after 2 steps"):
+        run(mlp, should_stop=lambda: next(asked))
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule", "said"),
+    [
+        ({"classes": 3}, LabelOutOfRange, "0 .. 2"),
+        ({"phases": (Phase("0" * 64, 1, {"lr": 0.1}),)}, PlanMissing, "0" * 64),
+        ({"upload": Upload(codec=("topk",))}, UnknownCodec, "known are dense"),
+        ({"upload": Upload(codec=("dense", "dense"))}, UnknownCodec, "known are dense"),
+    ],
+)
+def test_a_task_that_does_not_fit_is_refused(
+    mlp: Compiled, changes: dict[str, object], rule: type[Exception], said: str
+) -> None:
+    with pytest.raises(rule, match=said):
+        run(mlp, make_task(mlp, **changes))
+
+
+@pytest.mark.parametrize("scalars", [{}, {"lr": 0.1, "mu": 1.0}, {"mu": 1.0}])
+def test_scalars_must_be_the_plans(mlp: Compiled, scalars: dict[str, float]) -> None:
+    with pytest.raises(ScalarMismatch, match="lr"):
+        run(mlp, make_task(mlp, phases=(Phase(mlp.sha256, 1, scalars),)))
+
+
+def test_data_that_do_not_fit_are_refused_before_training(mlp: Compiled) -> None:
+    with pytest.raises(NoExamples):
+        run(mlp, dataset=Dataset(DATA.x[:0], DATA.y[:0]))
+    with pytest.raises(ShapeMismatch, match=r"\(5,\)"):
+        run(mlp, dataset=Dataset(DATA.x[:, :5], DATA.y))
+    with pytest.raises(LabelOutOfRange, match="row 0"):
+        run(mlp, dataset=Dataset(DATA.x, DATA.y - 5))
+
+
+def test_weights_that_lack_a_tensor_or_have_another_shape_are_refused(mlp: Compiled) -> None:
+    name = next(iter(mlp.weights))
+    without = replace(mlp, weights={k: v for k, v in mlp.weights.items() if k != name})
+    with pytest.raises(WeightMismatch, match="have not"):
+        run(without)
+    other = replace(mlp, weights={**mlp.weights, name: np.zeros((1, 1), np.float32)})
+    with pytest.raises(WeightMismatch, match=r"\(1, 1\)"):
+        run(other)
+
+
+def test_a_plan_over_the_memory_limit_is_refused(mlp: Compiled) -> None:
+    with pytest.raises(EngineMemoryError, match="limit is 100"):
+        run(mlp, memory_limit_bytes=100)
+
+
+def test_diverging_training_is_not_uploaded(mlp: Compiled) -> None:
+    with pytest.raises(NonFiniteUpdate, match="learning rate"):
+        run(mlp, make_task(mlp, phases=(Phase(mlp.sha256, 40, {"lr": 1e30}),)))
+
+
+def test_weights_that_are_not_finite_give_no_update(mlp: Compiled) -> None:
+    name = next(iter(mlp.weights))
+    broken = mlp.weights[name].copy()
+    broken.flat[0] = np.inf
+    with pytest.raises(NonFiniteUpdate):
+        run(replace(mlp, weights={**mlp.weights, name: broken}))
+
+
+def test_every_codec_gives_back_what_it_took() -> None:
+    tensors = {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    for name, codec in CODECS.items():
+        assert find_codec([name]) is codec
+        data, state = codec.encode(tensors, {"task": "t"}, None)
+        again, metadata = codec.decode(data)
+        assert state is None
+        assert metadata == {"task": "t"}
+        assert np.array_equal(again["w"], tensors["w"])
