@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 ALIGNMENT = 64  # a cache line, and the widest vector register
 REPAIRS = 64  # tries to move the buffer that sticks out to the front; each costs one placement
+COMPARISONS = 2_000_000  # of two buffers, in the repairs of one order: about a second; large programs get fewer tries
 
 
 def aligned(nbytes: int) -> int:
@@ -80,7 +81,7 @@ def _repaired(buffers: Sequence[Buffer], order: list[int], bound: int) -> Placem
     """Place in order; while the peak is above the bound, place the buffer that makes it first, and try again."""
     best = _best_fit(buffers, order)
     current = best
-    for _ in range(REPAIRS):
+    for _ in range(min(REPAIRS, COMPARISONS // max(1, len(buffers) ** 2))):
         if best.peak_bytes <= bound:
             break
         top = max(order, key=lambda i: current.offsets[i] + aligned(buffers[i].nbytes))

@@ -1,4 +1,4 @@
-"""Whole models, exported by torch: twenty compiled steps follow torch.optim.SGD."""
+"""Against torch: gradients of operations, and twenty compiled steps of whole exported models."""
 
 import importlib.util
 import io
@@ -10,8 +10,12 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
+import models.compiler.graph as g
 from edge_runtime import _core
 from models.compiler import compile_training, import_onnx, weights_of, with_weights
+from models.compiler.autodiff import gradients
+from models.compiler.evaluate import evaluate
+from models.compiler.ir import Value, Window
 
 torch = pytest.importorskip("torch")
 nn, functional = torch.nn, torch.nn.functional
@@ -174,6 +178,57 @@ def prepared(name: str) -> tuple["nn.Module", tuple[int, ...]]:
     model = build()
     model(torch.zeros(2, *shape))  # lazy layers find their size
     return model, shape
+
+
+OPERATIONS: dict[str, tuple[Callable[..., Value], Callable[..., "torch.Tensor"], list[tuple[int, ...]]]] = {
+    "add": (lambda a, b: a + b, lambda a, b: a + b, [(3, 1, 5), (2, 1)]),
+    "sub": (lambda a, b: a - b, lambda a, b: a - b, [(), (2, 3)]),
+    "mul": (lambda a, b: a * b, lambda a, b: a * b, [(1, 4, 1), (3, 1, 2)]),
+    "matmul": (lambda a, b: g.matmul(a, b, trans_b=True), lambda a, b: a @ b.T, [(3, 4), (5, 4)]),
+    "relu": (g.relu, torch.relu, [(4, 5)]),
+    "mean": (lambda a: g.mean(a, [0, 2]), lambda a: a.mean(dim=(0, 2)), [(2, 3, 4)]),  # 1/8 is exact in float32
+    "conv": (
+        lambda x, w: g.conv(x, w, Window((2, 3), (1, 2, 1, 2), (2, 1)), groups=2),
+        lambda x, w: functional.conv2d(x, w, stride=(2, 3), padding=(1, 2), dilation=(2, 1), groups=2),
+        [(2, 4, 7, 8), (6, 2, 3, 2)],
+    ),
+    "max_pool": (
+        lambda x: g.max_pool(x, (3, 2), Window((2, 1), (1, 1, 1, 1), (1, 2))),
+        lambda x: functional.max_pool2d(x, (3, 2), stride=(2, 1), padding=(1, 1), dilation=(1, 2)),
+        [(2, 3, 7, 8)],
+    ),
+    "avg_pool": (
+        lambda x: g.avg_pool(x, (3, 2), Window((2, 1), (1, 1, 1, 1)), count_include_pad=True),
+        lambda x: functional.avg_pool2d(x, (3, 2), stride=(2, 1), padding=1),
+        [(2, 3, 7, 8)],
+    ),
+    "avg_pool_inside": (
+        lambda x: g.avg_pool(x, (3, 2), Window((2, 1), (1, 1, 1, 1))),
+        lambda x: functional.avg_pool2d(x, (3, 2), stride=(2, 1), padding=1, count_include_pad=False),
+        [(2, 3, 7, 8)],
+    ),
+    "cross_entropy": (
+        lambda x: g.softmax_cross_entropy(x, g.leaf("y", "int32", (4,))),
+        lambda x: functional.cross_entropy(x, torch.tensor([2, -1, 0, 4]), ignore_index=-1),
+        [(4, 5)],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OPERATIONS)
+def test_gradient_of_an_operation_equals_torch_in_float64(case: str, rng: np.random.Generator) -> None:
+    ours, theirs, shapes = OPERATIONS[case]
+    leaves = [g.leaf(f"v{i}", "float32", shape) for i, shape in enumerate(shapes)]
+    given = {v.name: rng.normal(size=v.shape) for v in leaves}
+    tensors = [torch.from_numpy(given[v.name]).requires_grad_() for v in leaves]
+    loss = g.sum(g.square(ours(*leaves)))
+    expected = theirs(*tensors).square().sum()
+    expected.backward()
+    labels = {"y": np.array([2, -1, 0, 4], np.int32)}
+    value, *grads = evaluate([loss, *gradients(loss, leaves)], given | labels)
+    np.testing.assert_allclose(value, expected.detach().numpy(), rtol=1e-12)
+    for grad, tensor in zip(grads, tensors, strict=True):
+        np.testing.assert_allclose(grad, tensor.grad.numpy(), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", MODELS)
