@@ -15,7 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from models.compiler import ModelError, UnsupportedOp, compile_training, import_onnx, weights_of, with_weights
+from models.compiler import (
+    ModelError,
+    UnsupportedOp,
+    compile_training,
+    import_onnx,
+    onnx_import,
+    weights_of,
+    with_weights,
+)
 from models.compiler.evaluate import evaluate
 from models.compiler.simplify import simplify
 from models.zoo import build
@@ -344,6 +352,15 @@ def test_external_data_are_refused() -> None:
 def test_logits_must_have_a_row_for_each_example() -> None:
     with pytest.raises(ModelError, match=r"logits \(2, classes\), got \[2, 3, 4\]"):
         compile_training(import_onnx(model([oh.make_node("Relu", ["in"], ["out"])], {}, ["N", 3, 4]), batch=2))
+
+
+def test_a_model_over_the_cap_is_refused_before_it_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = model(LINEAR, {"w": weights(4, 3)}, ["N", 4])
+    monkeypatch.setattr(onnx_import, "MAX_MODEL_BYTES", len(data))
+    assert import_onnx(data, batch=2).outputs[0].shape == (2, 3)
+    monkeypatch.setattr(onnx_import, "MAX_MODEL_BYTES", len(data) - 1)
+    with pytest.raises(ModelError, match=f"takes {len(data)} bytes, at most {len(data) - 1}"):
+        import_onnx(data, batch=2)
 
 
 def test_folding_is_capped() -> None:
