@@ -9,9 +9,14 @@ namespace EDGE_ISA {
 
 namespace {
 
-// Writes one row of probabilities; returns log(sum of exp) + max, the part of the loss that all
-// labels share.
-double softmax_row(const float* logits, Index classes, float* probs) {
+struct RowSum {
+  double log_sum;  // of exp(logit - peak)
+  double peak;
+};
+
+// Writes one row of probabilities. log_sum and peak stay apart: their sum would drown log_sum in a
+// large peak.
+RowSum softmax_row(const float* logits, Index classes, float* probs) {
   float peak = logits[0];
   for (Index c = 1; c < classes; ++c) peak = logits[c] > peak ? logits[c] : peak;
   double sum = 0.0;
@@ -22,7 +27,7 @@ double softmax_row(const float* logits, Index classes, float* probs) {
   }
   const auto scale = static_cast<float>(1.0 / sum);
   for (Index c = 0; c < classes; ++c) probs[c] *= scale;
-  return ::log(sum) + static_cast<double>(peak);
+  return {::log(sum), static_cast<double>(peak)};
 }
 
 bool counts(std::int32_t label, Index classes) { return label >= 0 && label < classes; }
@@ -35,10 +40,10 @@ void softmax_xent(const SoftmaxXentArgs& args, const Worker& worker) {
   Index labelled = 0;
   for (Index row = 0; row < args.rows; ++row) {
     const float* logits = args.in + row * args.classes;
-    const double shared = softmax_row(logits, args.classes, args.out + row * args.classes);
+    const RowSum row_sum = softmax_row(logits, args.classes, args.out + row * args.classes);
     const std::int32_t label = args.labels[row];
     if (!counts(label, args.classes)) continue;
-    total += shared - static_cast<double>(logits[label]);
+    total += row_sum.log_sum + (row_sum.peak - static_cast<double>(logits[label]));
     ++labelled;
   }
   *args.loss = labelled == 0 ? 0.0F : static_cast<float>(total / static_cast<double>(labelled));

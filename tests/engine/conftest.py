@@ -1,0 +1,17 @@
+"""What the engine's tests share."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # planwriter, beside the tests that use it
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Random numbers from a fixed seed."""
+    return np.random.default_rng(20240817)
