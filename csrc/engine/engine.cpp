@@ -69,7 +69,7 @@ Engine::Engine(Span<const std::uint8_t> plan_bytes, int threads, const std::stri
       pool_(threads) {
   if (plan_.constants_bytes > 0) {
     std::memcpy(block_.data() + constants_at_, plan_bytes.data() + plan_.constants_begin,
-                plan_.constants_bytes);
+                static_cast<std::size_t>(plan_.constants_bytes));
   }
   for (const Tensor& tensor : plan_.tensors) {
     if (tensor.role != Role::temporary && !tensor.name.empty())
@@ -138,13 +138,16 @@ void Engine::poison() {
   }
   std::sort(slots.begin(), slots.end(),
             [](const Tensor* a, const Tensor* b) { return a->offset < b->offset; });
+  const auto fill = [](std::uint8_t* from, std::uint64_t bytes) {
+    std::memset(from, 0xFF, static_cast<std::size_t>(bytes));
+  };
   std::uint64_t at = 0;
   for (const Tensor* slot : slots) {
-    std::memset(block_.data() + at, 0xFF, slot->offset - at);
+    fill(block_.data() + at, slot->offset - at);
     at = slot->offset + slot->bytes;
   }
-  std::memset(block_.data() + at, 0xFF, plan_.arena_bytes - at);
-  std::memset(scratch(0), 0xFF, scratch_step_ * static_cast<std::uint64_t>(pool_.threads()));
+  fill(block_.data() + at, plan_.arena_bytes - at);
+  fill(scratch(0), scratch_step_ * static_cast<std::uint64_t>(pool_.threads()));
 }
 
 }  // namespace edge

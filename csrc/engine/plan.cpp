@@ -83,7 +83,8 @@ Header read_header(Span<const std::uint8_t> bytes) {
   require(sum == file_bytes, "SectionsMismatch",
           "the sections take " + text(sum) + " bytes, the file has " + text(file_bytes));
   for (std::uint64_t at = h.names + h.names_bytes; at < h.constants; ++at) {
-    require(bytes[at] == 0, "BadPadding", "the padding after the names is not zero");
+    require(bytes[static_cast<std::size_t>(at)] == 0, "BadPadding",
+            "the padding after the names is not zero");
   }
   return h;
 }
@@ -120,7 +121,8 @@ std::string read_name(Span<const std::uint8_t> bytes, const Header& h, std::uint
   const std::uint64_t length = read_at<std::uint32_t>(bytes, record + 8);
   require(begin + length <= h.names_bytes, "BadName",
           who + ": its name lies outside the names section");
-  std::string name(reinterpret_cast<const char*>(bytes.data() + h.names + begin), length);
+  std::string name(reinterpret_cast<const char*>(bytes.data() + h.names + begin),
+                   static_cast<std::size_t>(length));
   require(is_utf8(name), "BadName", who + ": its name is not UTF-8");
   require(name.find('\0') == std::string::npos, "BadName", who + ": its name holds a zero byte");
   return name;

@@ -101,7 +101,9 @@ void each_product(const edge::ConvArgs& a, Visit visit) {
   }
 }
 
-std::vector<float> scratch_of(std::uint64_t floats) { return std::vector<float>(floats, NAN); }
+std::vector<float> scratch_of(std::uint64_t floats) {
+  return std::vector<float>(static_cast<std::size_t>(floats), NAN);
+}
 
 void conv_case(const Kernels& kernels, const ConvCase& c, Index workers) {
   edge::ConvArgs a = args_of(c);
