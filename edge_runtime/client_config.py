@@ -1,7 +1,5 @@
 """The client's configuration: a TOML file, flags that override it, and every problem listed at once."""
 
-import difflib
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +90,8 @@ def read_config(path: Path | None, flags: Mapping[str, Any]) -> ClientConfig:
 
 
 def _read_file(path: Path) -> dict[str, Any]:
+    import tomllib  # noqa: PLC0415 flags alone are enough
+
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -102,6 +102,8 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 def _problems(key: str, value: Any) -> list[str]:
     if key not in _KEYS:
+        import difflib  # noqa: PLC0415 a board that is set up right never needs it
+
         near = difflib.get_close_matches(key, _KEYS, 1)
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(_KEYS)}"
         return [f"{key} is not a key; {hint}"]

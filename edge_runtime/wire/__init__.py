@@ -1,6 +1,7 @@
 """The protocol without sockets (docs/protocol.md): bytes and the time in, commands and events out.
 
-The records a shell meets are exported here; each message, topic and chunk rule lives in the module named after it.
+Exported here is what a device's shell meets. The gateway's end is wire.gateway and wire.intake, which a board does not
+import: they would cost it memory. Each message, topic and chunk rule lives in the module named after it.
 """
 
 from edge_runtime.wire.device import DeviceSession
@@ -8,11 +9,7 @@ from edge_runtime.wire.events import (
     AbandonTask,
     Command,
     DeviceCommand,
-    DeviceStatus,
-    Event,
-    GatewaySuperseded,
     KeepGen,
-    Outcome,
     Publish,
     RenewWill,
     RunTask,
@@ -20,15 +17,10 @@ from edge_runtime.wire.events import (
     StoreBlob,
     StoreUpdate,
     Subscribe,
-    TaskFailed,
-    Telemetry,
     Unsubscribe,
-    UpdateReceived,
     UpdateSettled,
     Warned,
 )
-from edge_runtime.wire.gateway import GatewaySession
-from edge_runtime.wire.intake import NotOffered, Refusal
 from edge_runtime.wire.tasks import Phase, Task, Upload, format_task, parse_task
 from edge_runtime.wire.work import Outbox
 
@@ -37,17 +29,10 @@ __all__ = [
     "Command",
     "DeviceCommand",
     "DeviceSession",
-    "DeviceStatus",
-    "Event",
-    "GatewaySession",
-    "GatewaySuperseded",
     "KeepGen",
-    "NotOffered",
     "Outbox",
-    "Outcome",
     "Phase",
     "Publish",
-    "Refusal",
     "RenewWill",
     "RunTask",
     "Stop",
@@ -55,10 +40,7 @@ __all__ = [
     "StoreUpdate",
     "Subscribe",
     "Task",
-    "TaskFailed",
-    "Telemetry",
     "Unsubscribe",
-    "UpdateReceived",
     "UpdateSettled",
     "Upload",
     "Warned",

@@ -14,7 +14,8 @@ from coordinator.broker import RunningBroker
 from edge_runtime.data import load_dataset
 from edge_runtime.plan import read_plan
 from edge_runtime.task import run_task
-from edge_runtime.wire import DeviceStatus, Phase, TaskFailed, Telemetry
+from edge_runtime.wire import Phase
+from edge_runtime.wire.events import DeviceStatus, TaskFailed, Telemetry
 from support.boards import ClientProcess, Compiled, Gateway, compile_model, start_client
 
 Start = Callable[..., ClientProcess]

@@ -16,16 +16,15 @@ from numpy.typing import NDArray
 from edge_runtime.link import Connected, Disconnected, Link, LinkEvent, Message
 from edge_runtime.tensors import encode_tensors
 from edge_runtime.wire import (
-    GatewaySession,
-    Outcome,
     Phase,
     Publish,
     Subscribe,
     Task,
     Unsubscribe,
-    UpdateReceived,
     Upload,
 )
+from edge_runtime.wire.events import Outcome, UpdateReceived
+from edge_runtime.wire.gateway import GatewaySession
 from models.compiler import compile_training, import_onnx, weights_of
 from models.zoo import MODELS
 

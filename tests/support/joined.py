@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 from edge_runtime.wire import (
     DeviceSession,
-    GatewaySession,
     KeepGen,
     Outbox,
     Phase,
@@ -19,11 +18,12 @@ from edge_runtime.wire import (
     Subscribe,
     Task,
     Unsubscribe,
-    UpdateReceived,
     UpdateSettled,
     Upload,
     Warned,
 )
+from edge_runtime.wire.events import UpdateReceived
+from edge_runtime.wire.gateway import GatewaySession
 
 SITE = "lab"
 GATEWAY = "(gateway)"
@@ -205,8 +205,6 @@ class World:
             self.journal[event.device, event.task] = event.sha256
             self.taken.append((event.device, event.task))
             self.all_do(GATEWAY, self.gateway.accept(event.device, event.uid))
-            if event.device in self.tasks and self.tasks[event.device][0].task == event.task:
-                self.all_do(GATEWAY, self.gateway.clear_task(event.device))
 
     def _board_command(self, board: Board, command: object) -> None:
         match command:
@@ -240,6 +238,12 @@ class World:
         self.tasks[device] = (task, blobs)
         self.all_do(GATEWAY, self.gateway.send_task(device, task, blobs))
         return task
+
+    def clear_done(self) -> None:
+        """What a coordinator does sooner or later: withdraw the tasks whose updates it has."""
+        for device, (task, _) in self.tasks.items():
+            if (device, task.task) in self.journal:
+                self.all_do(GATEWAY, self.gateway.clear_task(device))
 
     def finish(self, device: str) -> None:
         board = self.boards[device]
@@ -276,10 +280,7 @@ class World:
         self.epoch += 1
         self.gateway = self._new_gateway()
         for device, (task, blobs) in self.tasks.items():
-            if (device, task.task) in self.journal:
-                self.gateway.clear_task(device)
-            else:
-                self.gateway.send_task(device, task, blobs)
+            self.gateway.send_task(device, task, blobs)
 
     def restart_broker(self) -> None:
         peers = list(self.filters)

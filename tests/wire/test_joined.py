@@ -4,7 +4,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from edge_runtime.wire import DeviceStatus, TaskFailed
+from edge_runtime.wire.events import DeviceStatus, TaskFailed
 from support.joined import GATEWAY, World, blob
 
 
@@ -262,6 +262,10 @@ class Faults(RuleBasedStateMachine):
     @rule(device=st.sampled_from(["a", "b"]))
     def kill_device(self, device: str) -> None:
         self.world.restart_device(device)
+
+    @rule()
+    def clear_done(self) -> None:
+        self.world.clear_done()
 
     @rule()
     def kill_gateway(self) -> None:

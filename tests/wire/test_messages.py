@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from edge_runtime.errors import RemoteError
 from edge_runtime.wire import (
     DeviceSession,
-    GatewaySession,
     Outbox,
     Phase,
     Warned,
@@ -24,6 +23,7 @@ from edge_runtime.wire import (
 )
 from edge_runtime.wire import chunks as ck
 from edge_runtime.wire import fields as fd
+from edge_runtime.wire.gateway import GatewaySession
 from edge_runtime.wire.tasks import BlobNotListed, UnknownForm
 from support.joined import SITE, blob, make_task, sha256
 

@@ -1,0 +1,296 @@
+"""Single rules of the sessions, each seen from one end."""
+
+import pytest
+
+from edge_runtime.errors import LocalError
+from edge_runtime.wire import AbandonTask, Publish, Task, Warned, messages, topics
+from edge_runtime.wire.chunks import cut_chunk
+from edge_runtime.wire.events import GatewaySuperseded, UpdateReceived
+from edge_runtime.wire.gateway import BlobUnknown, GatewaySession
+from edge_runtime.wire.intake import MAX_ATTEMPTS, NotOffered, Refusal
+from edge_runtime.wire.offer import Offer
+from edge_runtime.wire.topics import BadId
+from support.joined import GATEWAY, SITE, World, blob, make_task, sha256
+
+UPDATE = blob("update", 600_000)
+DIGEST = sha256(UPDATE)
+UID = DIGEST[:16]
+
+
+def offer() -> Offer:
+    return Offer(SITE, "a", "t", DIGEST, UPDATE)
+
+
+def have(bits: str, window: int = 4) -> messages.Have:
+    return messages.Have(UID, bits, window)
+
+
+def indexes(commands: list[object]) -> list[str]:
+    return [c.topic.rsplit("/", 1)[1] for c in commands if isinstance(c, Publish)]
+
+
+def gateway(**options: object) -> GatewaySession:
+    session = GatewaySession(SITE, 3, judge=lambda *_: None, **options)  # type: ignore[arg-type]
+    session.connected(0.0)
+    return session
+
+
+def begin(
+    session: GatewaySession, device: str = "a", task: str = "t", data: bytes = UPDATE, now: float = 0.0
+) -> messages.Down:
+    payload = messages.format_begin(messages.Begin(task, sha256(data), len(data)))
+    (answer,) = session.received(now, topics.upload(SITE, device, sha256(data)[:16], "begin"), payload)
+    assert isinstance(answer, Publish), answer
+    assert answer.topic == topics.down(SITE, device)
+    return messages.parse_down(answer.payload)
+
+
+def chunk(session: GatewaySession, index: int, data: bytes = UPDATE, uid: str = UID) -> list[object]:
+    return session.received(0.0, topics.upload(SITE, "a", uid, index), cut_chunk(data, index))
+
+
+# The device's offer.
+
+
+def test_silence_is_answered_after_2_4_8_16_and_then_every_30_seconds() -> None:
+    said = [round(now / 10, 1) for one in [offer()] for now in range(1, 1300) if one.tick(now / 10)]
+    assert said == [2.0, 6.0, 14.0, 30.0, 60.0, 90.0, 120.0]
+
+
+def test_the_second_answer_to_one_question_sends_nothing() -> None:
+    one = offer()
+    one.start(0.0)
+    assert indexes(one.have(0.1, have("0000"))) == ["0", "1", "2", "3"]
+    assert one.have(0.2, have("0000")) == []
+    assert indexes(one.have(0.3, have("0f00"))) == ["4", "5", "6", "7"]
+
+
+def test_an_answer_after_asking_again_sends_what_was_lost() -> None:
+    one = offer()
+    one.start(0.0)
+    one.have(0.1, have("0000"))
+    assert indexes(one.tick(2.2)) == ["begin"]
+    assert indexes(one.have(2.3, have("0000"))) == ["0", "1", "2", "3"]
+
+
+def test_patience_stays_on_a_slow_link_and_falls_back_after_a_loss() -> None:
+    slow, lossy = offer(), offer()
+    for one, bits in ((slow, "0f00"), (lossy, "0700")):
+        one.start(0.0)
+        one.have(0.1, have("0000"))
+        assert indexes(one.tick(2.2)) == ["begin"]
+        one.have(2.3, have(bits))
+    assert slow.tick(6.2) == []
+    assert indexes(slow.tick(6.4)) == ["begin"]
+    assert indexes(lossy.tick(4.4)) == ["begin"]
+
+
+def test_a_complete_bitmap_is_waited_on() -> None:
+    one = offer()
+    one.start(0.0)
+    assert one.have(0.1, have("ff03")) == []
+    assert indexes(one.tick(2.2)) == ["begin"]
+
+
+# The gateway's intake.
+
+
+def test_an_answer_comes_after_four_new_chunks_and_repeated_ones_earn_none() -> None:
+    session = gateway()
+    assert begin(session) == have("0000")
+    for index in (0, 1, 2, 0, 1, 2, 2):
+        assert chunk(session, index) == []
+    (answer,) = chunk(session, 9)
+    assert messages.parse_down(answer.payload) == have("0702")
+
+
+def test_the_last_chunk_gives_the_update_and_no_answer_before_it_is_accepted() -> None:
+    session = gateway()
+    begin(session)
+    outcomes = [outcome for index in range(10) for outcome in chunk(session, index)]
+    assert outcomes[-1] == UpdateReceived("a", "t", UID, DIGEST, UPDATE)
+    assert chunk(session, 0) == []
+    assert begin(session) == have("ff03")
+    (accepted,) = session.accept("a", UID)
+    assert messages.parse_down(accepted.payload) == messages.Done(UID, DIGEST)
+    assert session.open_bytes == 0
+    with pytest.raises(NotOffered):
+        session.accept("a", UID)
+
+
+def test_an_update_that_is_done_is_answered_so_at_once_whatever_is_offered() -> None:
+    session = gateway(already_done=lambda device, task: "cd" * 32 if (device, task) == ("a", "t") else None)
+    assert begin(session) == messages.Done(UID, "cd" * 32)
+    assert session.open_bytes == 0
+    assert isinstance(begin(session, device="b"), messages.Have)
+
+
+def test_a_refusal_carries_its_rule_and_when_to_come_again() -> None:
+    session = gateway()
+    begin(session)
+    for index in range(10):
+        chunk(session, index)
+    (refused,) = session.refuse("a", UID, "DiskFull", "no space", retry_s=9.0)
+    assert messages.parse_down(refused.payload) == messages.Refuse(UID, "DiskFull", "no space", 9.0)
+
+
+def test_a_task_that_is_not_the_present_one_is_the_callers_to_judge() -> None:
+    session = GatewaySession(SITE, 1)
+    session.connected(0.0)
+    assert begin(session).rule == "UnknownTask"
+    late = gateway()
+    late._judge = lambda device, task: Refusal("LateUpdate", f"{device} {task}")
+    assert begin(late) == messages.Refuse(UID, "LateUpdate", "a t", None)
+
+
+def test_a_device_has_one_partial_upload() -> None:
+    session = gateway()
+    begin(session)
+    begin(session, data=UPDATE[:-1])
+    assert session.open_bytes == len(UPDATE) - 1
+    begin(session, device="b")
+    assert session.open_bytes == 2 * len(UPDATE) - 1
+
+
+def test_the_budget_counts_all_devices_and_holds_at_its_edge() -> None:
+    session = gateway(budget_bytes=2 * len(UPDATE))
+    for device in ("a", "b"):
+        assert isinstance(begin(session, device=device), messages.Have)
+    assert begin(session, device="c") == messages.Refuse(
+        UID, "GatewayBusy", "too many uploads are open; come back later", 5.0
+    )
+    assert isinstance(begin(session, device="a", data=UPDATE[:-1]), messages.Have)
+
+
+def test_chunks_that_do_not_give_the_sha256_are_asked_for_again_and_then_refused() -> None:
+    session = gateway()
+    other = blob("other", len(UPDATE))
+    begin(session)
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        (answer,) = [outcome for index in range(10) for outcome in chunk(session, index, other)][-1:]
+        down = messages.parse_down(answer.payload)
+        assert down == have("0000") if attempt < MAX_ATTEMPTS else down.rule == "ChecksumMismatch"
+    assert session.open_bytes == 0
+
+
+def test_a_chunk_with_a_wrong_sum_is_a_warning_and_not_stored() -> None:
+    session = gateway()
+    begin(session)
+    payload = cut_chunk(UPDATE, 0)[:-1] + b"?"
+    (warning,) = session.received(0.0, topics.upload(SITE, "a", UID, 0), payload)
+    assert isinstance(warning, Warned)
+    assert warning.rule == "BadChunk"
+    assert begin(session) == have("0000")
+
+
+def test_an_upload_id_belongs_to_one_offer() -> None:
+    session = gateway()
+    begin(session)
+    payload = messages.format_begin(messages.Begin("another", DIGEST, len(UPDATE)))
+    (warning,) = session.received(0.0, topics.upload(SITE, "a", UID, "begin"), payload)
+    assert warning.rule == "BadUid"
+    (warning,) = session.received(0.0, topics.upload(SITE, "a", "0" * 16, "begin"), payload)
+    assert warning.rule == "BadUid"
+
+
+# Presence and tasks.
+
+
+def test_a_late_will_of_the_gateway_is_overwritten() -> None:
+    session = gateway()
+    lost = messages.format_gateway(messages.GatewayState(2, "lost"))
+    for payload in (lost, b""):
+        (again,) = session.received(1.0, topics.gateway(SITE), payload, retain=True)
+        assert again.retain
+        assert messages.parse_gateway(again.payload) == messages.GatewayState(3, "up")
+    assert session.received(1.0, topics.gateway(SITE), again.payload) == []
+
+
+def test_a_later_coordinator_stops_this_one_only_when_it_is_alive() -> None:
+    session = gateway()
+    later = messages.format_gateway(messages.GatewayState(4, "up"))
+    (again,) = session.received(1.0, topics.gateway(SITE), later, retain=True)
+    assert isinstance(again, Publish)
+    assert session.received(1.0, topics.gateway(SITE), later) == [GatewaySuperseded(4)]
+
+
+def test_a_task_needs_its_blobs_and_a_sound_device_id() -> None:
+    session = gateway()
+    task = make_task("t", "a", b"plan", b"weights")
+    with pytest.raises(BlobUnknown, match=r"blob [0-9a-f]{64}"):
+        session.send_task("a", task)
+    with pytest.raises(BadId):
+        session.send_task("a/b", task)
+    assert issubclass(BlobUnknown, LocalError)
+
+
+def test_a_dropped_blob_is_taken_off_the_broker() -> None:
+    world = World("a")
+    world.connect_all()
+    task = world.send("a", "t")
+    assert any(task.weights in topic for topic in world.retained)
+    world.all_do(GATEWAY, world.gateway.drop_blob(task.weights))
+    world.all_do(GATEWAY, world.gateway.drop_blob(task.weights))
+    assert not any(task.weights in topic for topic in world.retained)
+
+
+def running(world: World) -> Task:
+    world.connect_all()
+    task = world.send("a", "t")
+    while not world.boards["a"].running:
+        while world.deliveries:
+            world.deliver()
+        world.tick()
+    return task
+
+
+def test_a_task_that_comes_again_while_it_runs_does_not_begin_again() -> None:
+    world = World("a")
+    running(world)
+    for _ in range(2):
+        world.cut("a")
+        world.connect("a")
+        for _ in range(10):
+            while world.deliveries:
+                world.deliver()
+            world.tick()
+    assert world.boards["a"].runs == 1
+    world.run(lambda: bool(world.journal))
+
+
+def test_a_failed_task_that_comes_again_is_answered_with_the_same_failure() -> None:
+    world = World("a")
+    running(world)
+    session = world.boards["a"].session
+    key = world.boards["a"].running[0].key
+    (fail,) = session.failed(world.now, key, "NoExamples", "empty")
+    payload = world.retained[topics.task(SITE, "a")]
+    assert session.received(world.now, topics.task(SITE, "a"), payload) == [fail]
+
+
+def test_a_task_for_another_device_is_ignored_with_a_warning() -> None:
+    world = World("a")
+    task = running(world)
+    payload = world.retained[topics.task(SITE, "a")].replace(b'"device":"a"', b'"device":"b"')
+    (warning,) = world.boards["a"].session.received(world.now, topics.task(SITE, "a"), payload)
+    assert warning.rule == "NotMyTask"
+    assert world.boards["a"].running[0].task == task
+
+
+def test_the_same_name_with_other_bytes_is_another_task() -> None:
+    world = World("a")
+    running(world)
+    payload = world.retained[topics.task(SITE, "a")].replace(b'"seed":7', b'"seed":8')
+    commands = world.boards["a"].session.received(world.now, topics.task(SITE, "a"), payload)
+    assert isinstance(commands[0], AbandonTask)
+    old = world.boards["a"].running[0].key
+    assert world.boards["a"].session.finished(world.now, old, b"late") == []
+
+
+def test_a_blob_over_the_devices_cap_is_refused_before_it_is_fetched() -> None:
+    world = World("a")
+    world.boards["a"].session._work._cap_bytes = 99_999
+    world.connect_all()
+    world.send("a", "t", size=100_000)
+    world.run(lambda: any(getattr(event, "rule", "") == "BlobTooLarge" for event in world.events))
+    assert world.boards["a"].runs == 0
