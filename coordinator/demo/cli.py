@@ -46,7 +46,7 @@ class Recipe:
 
 
 RECIPES = {
-    "lenet": Recipe(rounds=15, epochs=1, batch=32, lr=0.05, momentum=0.9, weight_decay=1e-4),
+    "lenet": Recipe(rounds=15, epochs=2, batch=32, lr=0.03, momentum=0.9, weight_decay=1e-4),
     "cnn1d": Recipe(rounds=20, epochs=2, batch=32, lr=0.05, momentum=0.9, weight_decay=1e-4),
     "mlp": Recipe(rounds=20, epochs=1, batch=32, lr=0.02, momentum=0.9, weight_decay=1e-4),
 }

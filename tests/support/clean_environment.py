@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ def build_wheel(folder: Path) -> Path:
 def make(folder: Path) -> CleanEnvironment:
     """Build the wheel and install it, with numpy and paho-mqtt, into a new environment under `folder`.
 
-    An environment made before from the same wheel is used again.
+    An environment made before from the same wheel is used again; older ones are removed.
     """
     wheels = folder / "wheels"
     wheels.mkdir(parents=True, exist_ok=True)
@@ -51,6 +52,8 @@ def make(folder: Path) -> CleanEnvironment:
     venv = folder / f"venv-{hashlib.sha256(wheel.read_bytes()).hexdigest()[:12]}"
     python = venv / "bin" / "python"
     if not (venv / "complete").exists():
+        for old in folder.glob("venv-*"):
+            shutil.rmtree(old)
         subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
         subprocess.run([str(python), "-m", "pip", "install", "-q", str(wheel)], check=True)
         (venv / "complete").touch()
