@@ -96,7 +96,10 @@ class Client:
         stopped = self._trainer.finish(STOP_S)
         self._do(self._session.stopping())
         self._link.close()
-        self._state.keep_summary(self._measured() | {"tasks": self._tasks, "train_s": self._train_s})
+        try:
+            self._state.keep_summary(self._measured() | {"tasks": self._tasks, "train_s": self._train_s})
+        except OSError as error:
+            self._log("warning", source="disk", rule="StateUnusable", message=str(error))
         self._log("stopped", code=code, tasks=self._tasks)
         if not stopped:
             # A daemon thread inside the engine cannot be unwound when the interpreter goes down; nothing is lost, for

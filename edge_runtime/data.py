@@ -100,8 +100,6 @@ def read_labelled(directory: Path, split: str) -> Labelled:
     Raises:
         NoExamples, DataError: As load_dataset.
     """
-    if not directory.is_dir():
-        raise DataError(f"{directory} is not a directory that can be read; {_WHAT_TO_DO}")
     try:
         x, y, client = _read_arrays(directory, split)
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
@@ -183,6 +181,8 @@ def check_row_shape(dataset: Dataset, batch_shape: tuple[int, ...]) -> None:
 
 
 def _read_arrays(directory: Path, split: str) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None]:
+    if not directory.is_dir():
+        raise NotADirectoryError("no such directory")
     archive = directory / f"{split}.npz"
     if archive.exists():
         with archive.open("rb") as file, np.load(file, allow_pickle=False) as arrays:

@@ -82,8 +82,8 @@ class StateDirectory:
         path = self._plans / sha256
         try:
             data = path.read_bytes()
-        except FileNotFoundError:
-            return None
+        except OSError:
+            return None  # not there, or on a part of the disk that fails: either way it must be fetched
         if hashlib.sha256(data).hexdigest() != sha256:
             path.unlink()
             return None
