@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge_runtime.data import DataError, load_dataset
+from edge_runtime.data import DataError, read_labelled
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -76,26 +76,13 @@ def load_split(name: str, data_dir: Path | None, seed: int) -> Split:
 
 
 def _folder(name: str, folder: Path) -> Split:
-    train, test = load_dataset(folder, "train"), load_dataset(folder, "test")
+    train, test = read_labelled(folder, "train"), read_labelled(folder, "test")
     if train.x.shape[1:] != test.x.shape[1:]:
         raise DataError(
             f"{folder}: training examples have shape {train.x.shape[1:]} but test examples {test.x.shape[1:]}"
         )
-    owner = _owner(folder / "train.npz", len(train))
+    owner = None if train.client is None else train.client.astype(np.str_)
     return Split(name, _channels_first(train.x), train.y, _channels_first(test.x), test.y, owner)
-
-
-def _owner(path: Path, examples: int) -> NDArray[np.str_] | None:
-    """The `client` array beside x and y, as text."""
-    if not path.exists():
-        return None
-    with np.load(path, allow_pickle=False) as arrays:
-        if "client" not in arrays.files:
-            return None
-        client: NDArray[Any] = arrays["client"]
-    if client.shape != (examples,):
-        raise DataError(f"{path}: client has shape {client.shape}; it must name the owner of each of {examples} rows")
-    return client.astype(np.str_)
 
 
 def _channels_first(x: NDArray[Any]) -> NDArray[Any]:
