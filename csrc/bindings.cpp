@@ -83,7 +83,10 @@ Dtype dtype_of_operand(Opcode code, std::size_t operand,
                        const std::vector<std::int32_t>& attributes) {
   const bool labels =
       (code == Opcode::softmax_xent || code == Opcode::softmax_xent_grad) && operand == 1;
-  if (labels) return Dtype::int32;
+  const bool places =
+      (code == Opcode::gather || code == Opcode::scatter_add || code == Opcode::argminmax) &&
+      operand == 1;
+  if (labels || places || (code == Opcode::topk && operand == 2)) return Dtype::int32;
   const bool index =
       (code == Opcode::maxpool && operand == 2) || (code == Opcode::maxpool_grad && operand == 1);
   if (!index) return Dtype::float32;
@@ -114,9 +117,11 @@ std::uint64_t workspace_bytes(std::uint16_t opcode, const Shapes& shapes,
     Operand& operand = input ? operands.in[i] : operands.out[i - info.n_inputs];
     operand.tensor = &tensors[i];
   }
-  if (code == Opcode::sgd) {  // in place by nature
+  if (code == Opcode::sgd || code == Opcode::adamw ||
+      code == Opcode::blend) {  // in place by nature
     operands.out[0] = operands.in[0];
     operands.out[1] = operands.in[3];
+    operands.out[2] = operands.in[4];
   }
   operands.attributes = {attributes.data(), attributes.size()};
   return prepare(code, operands, *available_kernels().front()).scratch_bytes;
@@ -175,10 +180,13 @@ void step(PyEngine& engine) {
   }
   engine.stepping.clear();
   if (!wrong) return;
-  throw py::value_error("LabelOutOfRange: row " + std::to_string(wrong->row) + " of '" +
-                        wrong->tensor + "' is " + std::to_string(wrong->label) +
-                        "; labels are classes 0.." + std::to_string(wrong->classes - 1) +
-                        ", or -1 for a row to leave out");
+  const std::string where = "row " + std::to_string(wrong->row) + " of '" + wrong->tensor +
+                            "' is " + std::to_string(wrong->label) + "; ";
+  const std::string last = std::to_string(wrong->classes - 1);
+  throw py::value_error(wrong->index ? "IndexOutOfRange: " + where + "indices are 0.." + last +
+                                           ", or -1 for zeros"
+                                     : "LabelOutOfRange: " + where + "labels are classes 0.." +
+                                           last + ", or -1 for a row to leave out");
 }
 
 // PlanError(rule, message), a ValueError, so that a program reads args[0] and a person the whole.

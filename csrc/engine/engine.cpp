@@ -92,7 +92,16 @@ void Engine::bind(const Op& op) {
   const auto code = static_cast<Opcode>(op.code);
   calls_.push_back(prepare(code, operands, kernels_));
   if (code == Opcode::softmax_xent || code == Opcode::softmax_xent_grad) {
-    label_checks_.push_back({operands.in[1].tensor, operands.in[0].tensor->dims[1]});
+    label_checks_.push_back({operands.in[1].tensor, operands.in[0].tensor->dims[1], false});
+  }
+  // Indices that a step makes itself cannot be checked before it: the kernel skips those out of
+  // range.
+  if (code == Opcode::gather || code == Opcode::scatter_add) {
+    const Tensor *index = operands.in[1].tensor,
+                 *indexed = (code == Opcode::gather ? operands.in[0] : operands.out[0]).tensor;
+    if (index->role == Role::batch || index->role == Role::frozen || index->role == Role::constant)
+      label_checks_.push_back(
+          {index, indexed->dims[static_cast<std::size_t>(op.attributes[0])], true});
   }
 }
 
@@ -116,7 +125,7 @@ std::optional<LabelOutOfRange> Engine::step() {
       const std::int32_t label = labels[row];
       if (label >= -1 && label < check.classes) continue;
       return LabelOutOfRange{check.labels->name.c_str(), static_cast<std::int64_t>(row), label,
-                             check.classes};
+                             check.classes, check.index};
     }
   }
   for (const Call& call : calls_) {

@@ -14,12 +14,13 @@
 
 namespace edge {
 
-// A label that is no class: the step did nothing.
+// A label that is no class, or an index that names no row: the step did nothing.
 struct LabelOutOfRange {
   const char* tensor;  // its name; lives as long as the engine
   std::int64_t row;
   std::int64_t label;
   std::int64_t classes;
+  bool index;
 };
 
 // Anonymous zero pages: 64-byte aligned, and pages that are never touched cost no memory.
@@ -62,6 +63,7 @@ class Engine {
   struct LabelCheck {
     const Tensor* labels;
     std::int64_t classes;
+    bool index;
   };
 
   void bind(const Op& op);

@@ -7,28 +7,43 @@ namespace edge {
 namespace {
 
 constexpr int kWindow = 10, kMaxAxes = kAnyNumber;
+constexpr unsigned kAnyInput = ~0U;
 
 // In the order of the opcodes, from 1.
 constexpr OpInfo kOps[] = {
-    {"gemm", 3, 1, 0b100, 0, 3, false},
-    {"conv", 3, 1, 0b100, 0, kWindow, false},
-    {"conv_grad_x", 2, 1, 0, 0, kWindow, false},
-    {"conv_grad_w", 2, 1, 0, 0, kWindow, false},
-    {"relu", 1, 1, 0, 0, 0, true},
-    {"relu_grad", 2, 1, 0, 0, 0, true},
-    {"maxpool", 1, 2, 0, 0, kWindow, false},
-    {"maxpool_grad", 2, 1, 0, 0, kWindow, false},
-    {"avgpool", 1, 1, 0, 0, kWindow + 1, false},
-    {"avgpool_grad", 1, 1, 0, 0, kWindow + 1, false},
-    {"add", 2, 1, 0, 0, 0, true},
-    {"sub", 2, 1, 0, 0, 0, true},
-    {"mul", 2, 1, 0, 0, 0, true},
-    {"reduce_sum", 1, 1, 0, 0, 2, false},
-    {"transpose", 1, 1, 0, 0, kMaxAxes, false},
-    {"softmax_xent", 2, 2, 0, 0, 0, false},
-    {"softmax_xent_grad", 3, 1, 0, 0, 0, false},
-    {"sgd", 4, 2, 0b1000, 0b10, 3, true},
-    {"copy", 1, 1, 0, 0, 0, true},
+    {"gemm", 3, 1, 0b100, 0, 3, 0},
+    {"conv", 3, 1, 0b100, 0, kWindow, 0},
+    {"conv_grad_x", 2, 1, 0, 0, kWindow, 0},
+    {"conv_grad_w", 2, 1, 0, 0, kWindow, 0},
+    {"relu", 1, 1, 0, 0, 0, kAnyInput},
+    {"relu_grad", 2, 1, 0, 0, 0, kAnyInput},
+    {"maxpool", 1, 2, 0, 0, kWindow, 0},
+    {"maxpool_grad", 2, 1, 0, 0, kWindow, 0},
+    {"avgpool", 1, 1, 0, 0, kWindow + 1, 0},
+    {"avgpool_grad", 1, 1, 0, 0, kWindow + 1, 0},
+    {"add", 2, 1, 0, 0, 0, kAnyInput},
+    {"sub", 2, 1, 0, 0, 0, kAnyInput},
+    {"mul", 2, 1, 0, 0, 0, kAnyInput},
+    {"reduce_sum", 1, 1, 0, 0, 2, 0},
+    {"transpose", 1, 1, 0, 0, kMaxAxes, 0},
+    {"softmax_xent", 2, 2, 0, 0, 0, 0},
+    {"softmax_xent_grad", 3, 1, 0, 0, 0, 0},
+    {"sgd", 4, 2, 0b1000, 0b10, 3, kAnyInput},
+    {"copy", 1, 1, 0, 0, 0, kAnyInput},
+    {"unary", 1, 1, 0, 0, 1, kAnyInput},
+    {"binary", 2, 1, 0, 0, 1, kAnyInput},
+    {"where", 3, 1, 0, 0, 0, kAnyInput},
+    {"minmax", 1, 1, 0, 0, 2, 0},
+    {"argminmax", 1, 1, 0, 0, 2, 0},
+    {"strided_copy", 2, 1, 0b10, 0, kAnyNumber, 0b10},
+    {"gather", 2, 1, 0, 0, 2, 0},
+    {"scatter_add", 2, 1, 0, 0, 2, 0},
+    {"cast", 1, 1, 0, 0, 0, 0},
+    {"matmul", 2, 1, 0, 0, 2, 0},
+    {"cumsum", 1, 1, 0, 0, 3, 0},
+    {"topk", 1, 2, 0, 0, 3, 0},
+    {"adamw", 6, 3, 0, 0, 4, kAnyInput},
+    {"blend", 2, 1, 0, 0, 1, kAnyInput},
 };
 constexpr std::size_t kOpCount = sizeof kOps / sizeof kOps[0];
 
@@ -64,10 +79,12 @@ void check_writes(const OpInfo& info, const Operands& operands) {
     require(writable, "WritesReadOnly",
             "writes '" + out->name + "' of role " + std::to_string(static_cast<int>(out->role)) +
                 ", which is read-only");
-    for (const Operand& in : operands.in) {
-      if (in.tensor == nullptr || !overlap(*in.tensor, *out)) continue;
-      const bool same = in.tensor->offset == out->offset && in.tensor->bytes == out->bytes;
-      require(info.may_alias && same, "Overlap", "an output shares bytes with an input");
+    for (std::size_t i = 0; i < kMaxInputs; ++i) {
+      const Tensor* in = operands.in[i].tensor;
+      if (in == nullptr || !overlap(*in, *out)) continue;
+      const bool same = in->offset == out->offset && in->bytes == out->bytes;
+      require((info.may_alias >> i & 1U) != 0 && same, "Overlap",
+              "an output shares bytes with an input");
     }
     for (std::size_t other = 0; other < o; ++other) {
       const Tensor* earlier = operands.out[other].tensor;

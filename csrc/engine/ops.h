@@ -31,9 +31,23 @@ enum class Opcode : std::uint16_t {
   softmax_xent_grad,
   sgd,
   copy,
+  unary,
+  binary,
+  where,
+  minmax,
+  argminmax,
+  strided_copy,
+  gather,
+  scatter_add,
+  cast,
+  matmul,
+  cumsum,
+  topk,
+  adamw,
+  blend,
 };
 
-constexpr std::size_t kMaxInputs = 4, kMaxOutputs = 2;
+constexpr std::size_t kMaxInputs = 6, kMaxOutputs = 3;
 constexpr int kAnyNumber = -1;  // of attributes
 
 struct OpInfo {
@@ -41,7 +55,7 @@ struct OpInfo {
   std::size_t n_inputs, n_outputs;
   unsigned optional_inputs, optional_outputs;  // bit masks
   int n_attributes;
-  bool may_alias;  // an output may be exactly an input
+  unsigned may_alias;  // inputs that an output may be exactly, a bit mask
 };
 
 // Throws PlanError (BadOpcode).

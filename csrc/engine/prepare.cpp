@@ -1,82 +1,13 @@
 // Checks of one use of each operation, and the kernel call it becomes.
 #include <algorithm>
-#include <cmath>
-#include <cstring>
 #include <limits>
 
-#include "engine/ops.h"
+#include "engine/operands.h"
 #include "engine/window.h"
 
 namespace edge {
 
 namespace {
-
-using Dims = std::vector<std::int64_t>;
-
-std::string text(const Dims& dims) {
-  std::string out = "(";
-  for (std::size_t i = 0; i < dims.size(); ++i)
-    out += (i == 0 ? "" : ", ") + std::to_string(dims[i]);
-  return out + ")";
-}
-
-const float* floats_in(const Operand& operand) {
-  return reinterpret_cast<const float*>(operand.data);
-}
-float* floats_out(const Operand& operand) { return reinterpret_cast<float*>(operand.data); }
-
-void require_dtype(const Operand& operand, Dtype dtype, const char* name) {
-  require(operand.tensor->dtype == dtype, "BadDtype",
-          std::string(name) + " must be " + dtype_name(dtype) + ", is " +
-              dtype_name(operand.tensor->dtype));
-}
-
-void require_dims(const Operand& operand, const Dims& wanted, const char* name) {
-  require(operand.tensor->dims == wanted, "BadShape",
-          std::string(name) + " must have shape " + text(wanted) + ", has " +
-              text(operand.tensor->dims));
-}
-
-void require_ndim(const Operand& operand, std::size_t ndim, const char* name) {
-  require(operand.tensor->dims.size() == ndim, "BadShape",
-          std::string(name) + " must have " + std::to_string(ndim) + " dimensions, has shape " +
-              text(operand.tensor->dims));
-}
-
-void require_floats(std::initializer_list<const Operand*> operands) {
-  for (const Operand* operand : operands) {
-    if (operand->tensor != nullptr) require_dtype(*operand, Dtype::float32, "every operand");
-  }
-}
-
-bool flag(std::int32_t value, const char* name) {
-  require(value == 0 || value == 1, "BadAttribute",
-          std::string(name) + " must be 0 or 1, is " + std::to_string(value));
-  return value == 1;
-}
-
-float finite(std::int32_t bits, const char* name) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  require(std::isfinite(value), "BadAttribute", std::string(name) + " must be finite");
-  return value;
-}
-
-std::uint64_t bytes_of_floats(std::uint64_t floats) { return checked_mul(floats, 4, "BadShape"); }
-
-double count(std::initializer_list<std::int64_t> dims) {
-  double product = 1.0;
-  for (const std::int64_t dim : dims) product *= static_cast<double>(dim);
-  return product;
-}
-
-Index elements(const Operand& operand) { return static_cast<Index>(operand.tensor->elements); }
-
-template <class Args>
-Call call_of(void (*kernel)(const Args&, const Worker&), const Args& args, double work,
-             std::uint64_t scratch_bytes = 0) {
-  return {[kernel, args](const Worker& worker) { kernel(args, worker); }, scratch_bytes, work};
-}
 
 Call prepare_gemm(const Operands& o, const Kernels& kernels) {
   const Operand &a = o.in[0], &b = o.in[1], &bias = o.in[2], &c = o.out[0];
@@ -144,7 +75,7 @@ Call prepare_conv_grad_w(const Operands& o, const Kernels& kernels) {
                  bytes_of_floats(conv_grad_w_scratch_floats(args)));
 }
 
-Call prepare_unary(const Operands& o, bool grad, const Kernels& kernels) {
+Call prepare_relu(const Operands& o, bool grad, const Kernels& kernels) {
   const Operand &x = o.in[0], &y = o.in[1], &out = o.out[0];
   require_floats({&x, &y, &out});
   require_dims(out, x.tensor->dims, "the output");
@@ -241,7 +172,7 @@ BinaryArgs broadcast_args(const Dims& a, const Dims& b, const Dims& c) {
   return args;
 }
 
-Call prepare_binary(const Operands& o, void (*kernel)(const BinaryArgs&, const Worker&)) {
+Call prepare_arithmetic(const Operands& o, void (*kernel)(const BinaryArgs&, const Worker&)) {
   const Operand &a = o.in[0], &b = o.in[1], &c = o.out[0];
   require_floats({&a, &b, &c});
   require(a.tensor->dims.size() <= c.tensor->dims.size() &&
@@ -290,23 +221,8 @@ ReduceArgs reduce_args(const Dims& x, unsigned axes) {
 
 Call prepare_reduce_sum(const Operands& o, const Kernels& kernels) {
   const Operand &x = o.in[0], &y = o.out[0];
-  require_floats({&x, &y});
-  const Dims& dims = x.tensor->dims;
-  const std::int32_t axes = o.attributes[0];
-  require(axes >= 0 && (axes >> dims.size()) == 0, "BadAttribute",
-          "axes mask " + std::to_string(axes) + " names an axis that x " + text(dims) +
-              " does not have");
-  Dims dropped, kept;
-  for (std::size_t d = 0; d < dims.size(); ++d) {
-    const bool reduced = (axes >> d & 1) != 0;
-    kept.push_back(reduced ? 1 : dims[d]);
-    if (!reduced) dropped.push_back(dims[d]);
-  }
-  if (y.tensor->dims != kept) require_dims(y, dropped, "y");
-  ReduceArgs args = reduce_args(dims, static_cast<unsigned>(axes));
+  ReduceArgs args = checked_reduction(x, y, o.attributes[0]);
   args.scale = finite(o.attributes[1], "scale");
-  args.x = floats_in(x);
-  args.y = floats_out(y);
   return call_of(kernels.reduce_sum, args, static_cast<double>(x.tensor->elements));
 }
 
@@ -411,6 +327,25 @@ Call prepare_copy(const Operands& o, const Kernels& kernels) {
 
 }  // namespace
 
+ReduceArgs checked_reduction(const Operand& x, const Operand& y, std::int32_t axes) {
+  require_floats({&x, &y});
+  const Dims& dims = x.tensor->dims;
+  require(axes >= 0 && (axes >> dims.size()) == 0, "BadAttribute",
+          "axes mask " + std::to_string(axes) + " names an axis that x " + text(dims) +
+              " does not have");
+  Dims dropped, kept;
+  for (std::size_t d = 0; d < dims.size(); ++d) {
+    const bool reduced = (axes >> d & 1) != 0;
+    kept.push_back(reduced ? 1 : dims[d]);
+    if (!reduced) dropped.push_back(dims[d]);
+  }
+  if (y.tensor->dims != kept) require_dims(y, dropped, "y");
+  ReduceArgs args = reduce_args(dims, static_cast<unsigned>(axes));
+  args.x = floats_in(x);
+  args.y = floats_out(y);
+  return args;
+}
+
 Call prepare(Opcode code, const Operands& o, const Kernels& kernels) {
   const OpInfo& info = op_info(static_cast<std::uint16_t>(code));
   require(info.n_attributes == kAnyNumber ||
@@ -428,9 +363,9 @@ Call prepare(Opcode code, const Operands& o, const Kernels& kernels) {
     case Opcode::conv_grad_w:
       return prepare_conv_grad_w(o, kernels);
     case Opcode::relu:
-      return prepare_unary(o, false, kernels);
+      return prepare_relu(o, false, kernels);
     case Opcode::relu_grad:
-      return prepare_unary(o, true, kernels);
+      return prepare_relu(o, true, kernels);
     case Opcode::maxpool:
       return prepare_maxpool(o, kernels);
     case Opcode::maxpool_grad:
@@ -440,11 +375,11 @@ Call prepare(Opcode code, const Operands& o, const Kernels& kernels) {
     case Opcode::avgpool_grad:
       return prepare_avgpool(o, true, kernels);
     case Opcode::add:
-      return prepare_binary(o, kernels.add);
+      return prepare_arithmetic(o, kernels.add);
     case Opcode::sub:
-      return prepare_binary(o, kernels.sub);
+      return prepare_arithmetic(o, kernels.sub);
     case Opcode::mul:
-      return prepare_binary(o, kernels.mul);
+      return prepare_arithmetic(o, kernels.mul);
     case Opcode::reduce_sum:
       return prepare_reduce_sum(o, kernels);
     case Opcode::transpose:
@@ -457,6 +392,34 @@ Call prepare(Opcode code, const Operands& o, const Kernels& kernels) {
       return prepare_sgd(o, kernels);
     case Opcode::copy:
       return prepare_copy(o, kernels);
+    case Opcode::unary:
+      return prepare_unary(o, kernels);
+    case Opcode::binary:
+      return prepare_binary(o, kernels);
+    case Opcode::where:
+      return prepare_where(o, kernels);
+    case Opcode::minmax:
+      return prepare_minmax(o, kernels);
+    case Opcode::argminmax:
+      return prepare_argminmax(o, kernels);
+    case Opcode::strided_copy:
+      return prepare_strided_copy(o, kernels);
+    case Opcode::gather:
+      return prepare_gather(o, kernels);
+    case Opcode::scatter_add:
+      return prepare_scatter_add(o, kernels);
+    case Opcode::cast:
+      return prepare_cast(o, kernels);
+    case Opcode::matmul:
+      return prepare_matmul(o, kernels);
+    case Opcode::cumsum:
+      return prepare_cumsum(o, kernels);
+    case Opcode::topk:
+      return prepare_topk(o, kernels);
+    case Opcode::adamw:
+      return prepare_adamw(o, kernels);
+    case Opcode::blend:
+      return prepare_blend(o, kernels);
   }
   refuse("BadOpcode", "unknown opcode");
 }

@@ -29,6 +29,20 @@ void softmax_xent(const SoftmaxXentArgs& args, const Worker& worker);
 void softmax_xent_grad(const SoftmaxXentArgs& args, const Worker& worker);
 void sgd(const SgdArgs& args, const Worker& worker);
 void copy(const CopyArgs& args, const Worker& worker);
+void unary(const MapArgs& args, const Worker& worker);
+void binary(const BroadcastArgs& args, const Worker& worker);
+void where(const BroadcastArgs& args, const Worker& worker);
+void minmax(const MinmaxArgs& args, const Worker& worker);
+void argminmax(const ArgminmaxArgs& args, const Worker& worker);
+void strided_copy(const StridedCopyArgs& args, const Worker& worker);
+void gather(const GatherArgs& args, const Worker& worker);
+void scatter_add(const GatherArgs& args, const Worker& worker);
+void cast(const CastArgs& args, const Worker& worker);
+void matmul(const MatmulArgs& args, const Worker& worker);
+void cumsum(const CumsumArgs& args, const Worker& worker);
+void topk(const TopkArgs& args, const Worker& worker);
+void adamw(const AdamwArgs& args, const Worker& worker);
+void blend(const BlendArgs& args, const Worker& worker);
 
 }  // namespace EDGE_ISA
 }  // namespace edge

@@ -4,14 +4,20 @@
 // older machine.
 #pragma once
 
+#include "kernels/adamw.h"
+#include "kernels/binary.h"
 #include "kernels/conv.h"
 #include "kernels/elementwise.h"
 #include "kernels/gemm.h"
+#include "kernels/indexing.h"
+#include "kernels/matmul.h"
+#include "kernels/minmax.h"
 #include "kernels/pool.h"
 #include "kernels/reduce.h"
 #include "kernels/sgd.h"
 #include "kernels/softmax_xent.h"
 #include "kernels/transpose.h"
+#include "kernels/unary.h"
 
 namespace edge {
 
@@ -36,6 +42,20 @@ struct Kernels {
   void (*softmax_xent_grad)(const SoftmaxXentArgs&, const Worker&);
   void (*sgd)(const SgdArgs&, const Worker&);
   void (*copy)(const CopyArgs&, const Worker&);
+  void (*unary)(const MapArgs&, const Worker&);
+  void (*binary)(const BroadcastArgs&, const Worker&);
+  void (*where)(const BroadcastArgs&, const Worker&);
+  void (*minmax)(const MinmaxArgs&, const Worker&);
+  void (*argminmax)(const ArgminmaxArgs&, const Worker&);
+  void (*strided_copy)(const StridedCopyArgs&, const Worker&);
+  void (*gather)(const GatherArgs&, const Worker&);
+  void (*scatter_add)(const GatherArgs&, const Worker&);
+  void (*cast)(const CastArgs&, const Worker&);
+  void (*matmul)(const MatmulArgs&, const Worker&);
+  void (*cumsum)(const CumsumArgs&, const Worker&);
+  void (*topk)(const TopkArgs&, const Worker&);
+  void (*adamw)(const AdamwArgs&, const Worker&);
+  void (*blend)(const BlendArgs&, const Worker&);
 };
 
 namespace portable {

@@ -28,6 +28,20 @@ const Kernels kTable = {
     softmax_xent_grad,
     sgd,
     copy,
+    unary,
+    binary,
+    where,
+    minmax,
+    argminmax,
+    strided_copy,
+    gather,
+    scatter_add,
+    cast,
+    matmul,
+    cumsum,
+    topk,
+    adamw,
+    blend,
 };
 }  // namespace
 

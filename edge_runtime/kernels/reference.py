@@ -14,14 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_runtime.kernels import reference_tensor
+from edge_runtime.kernels.reference_tensor import float_attribute
+
 Array = NDArray[Any]
 Attributes = Sequence[int | float]
 Output = tuple[tuple[int, ...], Any]  # shape, dtype
-
-
-def float_attribute(value: float) -> float:
-    """The float that an attribute stands for: a float itself, or an int that holds the bits of a float32."""
-    return value if isinstance(value, float) else float(np.array(value, np.int32).view(np.float32))
 
 
 @dataclass(frozen=True)
@@ -232,6 +230,7 @@ TWINS: dict[str, Twin] = {
     "softmax_xent_grad": softmax_xent_grad,
     "sgd": sgd,
     "copy": copy,
+    **reference_tensor.TWINS,
 }
 
 

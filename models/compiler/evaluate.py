@@ -39,9 +39,10 @@ def evaluate(outputs: Sequence[Value], given: Mapping[str, Array]) -> list[Array
 
 
 def run_node(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
-    """The outputs of one operation; its float outputs have the type of its first input."""
+    """The outputs of one operation; its float outputs have the type of its widest float input."""
     op = OPS[node.op]
-    floating = next(a.dtype for a in inputs if a is not None)
+    present = [a.dtype for a in inputs if a is not None and a.dtype.kind == "f"]
+    floating = max(present, key=lambda t: t.itemsize) if present else np.dtype(np.float32)
     wanted = [(t.shape, floating if t.dtype == "float32" else np.dtype(t.dtype)) for t in node.types]
     if op.opcode is None:  # a view: of the same elements, or of repeated ones
         x = next(a for a in inputs if a is not None)

@@ -4,188 +4,196 @@
     loss = g.softmax_cross_entropy(g.relu(x @ w1 + b1) @ w2 + b2, labels)
 
 Every function checks types at once and raises CompileError naming the operation and the shapes. Data of convolutions
-and pools are (N, C, H, W).
+and pools are (N, C, H, W). Truth values are float32 (1 where true, else 0), indices int32.
 """
 
-import math
-from collections.abc import Sequence
-
-from models.compiler import shapes
-from models.compiler.ir import Operand, Value, Window, apply, binary, constant, leaf
+from models.compiler.elementary import (
+    BINARY,
+    UNARY,
+    Box,
+    abs,  # noqa: A004 - the language reads like NumPy
+    argmax,
+    cast,
+    concat,
+    cumsum,
+    detach,
+    div,
+    equal,
+    exp,
+    flip,
+    gather,
+    less,
+    less_equal,
+    log,
+    max,  # noqa: A004 - the language reads like NumPy
+    maximum,
+    min,  # noqa: A004 - the language reads like NumPy
+    minimum,
+    over,
+    pad,
+    pow,  # noqa: A004 - the language reads like NumPy
+    prod,
+    scatter_add,
+    sigmoid,
+    slice,  # noqa: A004 - the language reads like NumPy
+    softplus,
+    split,
+    sqrt,
+    stack,
+    strided_copy,
+    strides,
+    tanh,
+    topk,
+    unary,
+    where,
+)
+from models.compiler.ir import constant, leaf
+from models.compiler.layers import (
+    BatchNorm,
+    attention,
+    batch_norm,
+    batch_norm_fixed,
+    clip,
+    elu,
+    gelu,
+    group_norm,
+    hard_sigmoid,
+    hard_swish,
+    info_nce,
+    kl_divergence,
+    l2_normalize,
+    labelled_rows,
+    layer_norm,
+    leaky_relu,
+    log_softmax,
+    mean_squared_error,
+    normalize,
+    one_hot,
+    per_channel,
+    silu,
+    soft_cross_entropy,
+    softmax,
+    variance,
+)
+from models.compiler.primitives import (
+    adamw,
+    add,
+    avg_pool,
+    avg_pool_grad,
+    blend,
+    broadcast_to,
+    conv,
+    conv_grad_w,
+    conv_grad_x,
+    copy,
+    matmul,
+    max_pool,
+    max_pool_grad,
+    mean,
+    mul,
+    relu,
+    relu_grad,
+    reshape,
+    sgd,
+    softmax_cross_entropy,
+    softmax_xent,
+    softmax_xent_grad,
+    square,
+    sub,
+    sum,  # noqa: A004 - the language reads like NumPy
+    transpose,
+)
 
 __all__ = [
+    "BINARY",
+    "UNARY",
+    "BatchNorm",
+    "Box",
+    "abs",
+    "adamw",
     "add",
+    "argmax",
+    "attention",
     "avg_pool",
     "avg_pool_grad",
+    "batch_norm",
+    "batch_norm_fixed",
+    "blend",
     "broadcast_to",
+    "cast",
+    "clip",
+    "concat",
     "constant",
     "conv",
     "conv_grad_w",
     "conv_grad_x",
     "copy",
+    "cumsum",
+    "detach",
+    "div",
+    "elu",
+    "equal",
+    "exp",
+    "flip",
+    "gather",
+    "gelu",
+    "group_norm",
+    "hard_sigmoid",
+    "hard_swish",
+    "info_nce",
+    "kl_divergence",
+    "l2_normalize",
+    "labelled_rows",
+    "layer_norm",
     "leaf",
+    "leaky_relu",
+    "less",
+    "less_equal",
+    "log",
+    "log_softmax",
     "matmul",
+    "max",
     "max_pool",
     "max_pool_grad",
+    "maximum",
     "mean",
+    "mean_squared_error",
+    "min",
+    "minimum",
     "mul",
+    "normalize",
+    "one_hot",
+    "over",
+    "pad",
+    "per_channel",
+    "pow",
+    "prod",
     "relu",
     "relu_grad",
     "reshape",
+    "scatter_add",
     "sgd",
+    "sigmoid",
+    "silu",
+    "slice",
+    "soft_cross_entropy",
+    "softmax",
     "softmax_cross_entropy",
     "softmax_xent",
     "softmax_xent_grad",
+    "softplus",
+    "split",
+    "sqrt",
     "square",
+    "stack",
+    "strided_copy",
+    "strides",
     "sub",
     "sum",
+    "tanh",
+    "topk",
     "transpose",
+    "unary",
+    "variance",
+    "where",
 ]
-
-
-def add(a: Operand, b: Operand) -> Value:
-    """Sum of a and b with NumPy broadcasting."""
-    return binary("add", a, b)
-
-
-def sub(a: Operand, b: Operand) -> Value:
-    """Difference of a and b with NumPy broadcasting."""
-    return binary("sub", a, b)
-
-
-def mul(a: Operand, b: Operand) -> Value:
-    """Product of a and b with NumPy broadcasting."""
-    return binary("mul", a, b)
-
-
-def square(x: Value) -> Value:
-    """Product of x with itself."""
-    return mul(x, x)
-
-
-def matmul(a: Value, b: Value, *, trans_a: bool = False, trans_b: bool = False) -> Value:
-    """op(a) @ op(b) of two matrices, where op transposes if its flag is set."""
-    return apply("gemm", shapes.gemm, (a, b), {"trans_a": trans_a, "trans_b": trans_b, "relu": False})[0]
-
-
-def conv(x: Value, w: Value, window: Window | None = None, groups: int = 1) -> Value:
-    """Cross-correlation of x (N, C, H, W) with w (O, C / groups, KH, KW)."""
-    attrs = {"window": window or Window(), "groups": groups, "relu": False}
-    return apply("conv", shapes.conv, (x, w), attrs)[0]
-
-
-def conv_grad_x(d_y: Value, w: Value, shape: tuple[int, ...], window: Window, groups: int) -> Value:
-    """The x-gradient of conv, for an x of `shape`; linear in d_y and in w."""
-    attrs = {"window": window, "groups": groups, "shape": shape}
-    return apply("conv_grad_x", shapes.conv_grad_x, (d_y, w), attrs)[0]
-
-
-def conv_grad_w(d_y: Value, x: Value, shape: tuple[int, ...], window: Window, groups: int) -> Value:
-    """The w-gradient of conv, for a w of `shape`; linear in d_y and in x."""
-    attrs = {"window": window, "groups": groups, "shape": shape}
-    return apply("conv_grad_w", shapes.conv_grad_w, (d_y, x), attrs)[0]
-
-
-def relu(x: Value) -> Value:
-    """max(x, 0)."""
-    return apply("relu", shapes.same("relu"), (x,), {})[0]
-
-
-def relu_grad(d_y: Value, y: Value) -> Value:
-    """d_y where y > 0, else 0."""
-    return apply("relu_grad", shapes.same("relu_grad"), (d_y, y), {})[0]
-
-
-def max_pool(x: Value, kernel: tuple[int, int], window: Window) -> Value:
-    """Maximum over each window; padding never wins."""
-    return apply("maxpool", shapes.maxpool, (x,), {"window": window, "kernel": kernel})[0]
-
-
-def max_pool_grad(d_y: Value, index: Value, shape: tuple[int, ...], kernel: tuple[int, int], window: Window) -> Value:
-    """The gradient of max_pool, for an x of `shape`: d_y goes to the place its maximum came from."""
-    attrs = {"window": window, "kernel": kernel, "shape": shape}
-    return apply("maxpool_grad", shapes.maxpool_grad, (d_y, index), attrs)[0]
-
-
-def avg_pool(x: Value, kernel: tuple[int, int], window: Window, *, count_include_pad: bool = False) -> Value:
-    """Mean over each window, of its elements inside x, or of all its places with count_include_pad."""
-    attrs = {"window": window, "kernel": kernel, "count_include_pad": count_include_pad}
-    return apply("avgpool", shapes.avgpool, (x,), attrs)[0]
-
-
-def avg_pool_grad(
-    d_y: Value, shape: tuple[int, ...], kernel: tuple[int, int], window: Window, *, count_include_pad: bool
-) -> Value:
-    """The gradient of avg_pool, for an x of `shape`."""
-    attrs = {"window": window, "kernel": kernel, "count_include_pad": count_include_pad, "shape": shape}
-    return apply("avgpool_grad", shapes.avgpool_grad, (d_y,), attrs)[0]
-
-
-def reshape(x: Value, shape: Sequence[int]) -> Value:
-    """The same elements in another shape; one dimension may be -1."""
-    known = math.prod(d for d in shape if d != -1)
-    whole = tuple(x.type.size // max(known, 1) if d == -1 else int(d) for d in shape)
-    return apply("reshape", shapes.reshape, (x,), {"shape": whole})[0]
-
-
-def copy(x: Value, shape: Sequence[int]) -> Value:
-    """As reshape, but with bytes of its own."""
-    return apply("copy", shapes.reshape, (x,), {"shape": tuple(shape)})[0]
-
-
-def transpose(x: Value, axes: Sequence[int] | None = None) -> Value:
-    """Axes in the given order, or reversed."""
-    order = tuple(axes) if axes is not None else tuple(reversed(range(len(x.shape))))
-    return apply("transpose", shapes.transpose, (x,), {"axes": order})[0]
-
-
-def broadcast_to(x: Value, shape: Sequence[int]) -> Value:
-    """Repeat x to `shape` by NumPy's rule."""
-    return apply("broadcast", shapes.broadcast, (x,), {"shape": tuple(shape)})[0]
-
-
-def sum(  # noqa: A001 - the language reads like NumPy
-    x: Value, axes: Sequence[int] | None = None, *, keepdims: bool = False, scale: float = 1.0
-) -> Value:
-    """Sum, times `scale`, over `axes` (all of them by default); negative axes count from the end."""
-    rank = len(x.shape)
-    over = tuple(sorted({a + rank if a < 0 else a for a in (range(rank) if axes is None else axes)}))
-    attrs = {"axes": over, "keepdims": keepdims, "scale": scale}
-    return apply("reduce_sum", shapes.reduce_sum, (x,), attrs)[0]
-
-
-def mean(x: Value, axes: Sequence[int] | None = None, *, keepdims: bool = False) -> Value:
-    """The mean over `axes` (all of them by default)."""
-    total = sum(x, axes, keepdims=keepdims)
-    return sum(x, axes, keepdims=keepdims, scale=total.type.size / x.type.size)
-
-
-def softmax_xent(logits: Value, labels: Value) -> tuple[Value, Value]:
-    """Mean cross-entropy over the labels that are not -1, and the probabilities (batch, classes)."""
-    loss, probs = apply("softmax_xent", shapes.softmax_xent, (logits, labels), {})
-    return loss, probs
-
-
-def softmax_cross_entropy(logits: Value, labels: Value) -> Value:
-    """Mean cross-entropy of logits (batch, classes) with int32 labels (batch); label -1 is left out."""
-    return softmax_xent(logits, labels)[0]
-
-
-def softmax_xent_grad(probs: Value, labels: Value, d_loss: Value) -> Value:
-    """The logits-gradient of softmax_xent: d_loss * (probs - onehot) / number of labels that are not -1."""
-    return apply("softmax_xent_grad", shapes.softmax_xent_grad, (probs, labels, d_loss), {})[0]
-
-
-def sgd(  # noqa: PLR0913 - the operands and settings of one update rule
-    param: Value,
-    grad: Value,
-    lr: Value,
-    velocity: Value | None = None,
-    *,
-    momentum: float,
-    weight_decay: float,
-    nesterov: bool,
-) -> tuple[Value, ...]:
-    """One step of stochastic gradient descent: the new parameter, then the new velocity where one is given."""
-    attrs = {"momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
-    return apply("sgd", shapes.sgd, (param, grad, lr, velocity), attrs)

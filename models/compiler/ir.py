@@ -9,12 +9,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from models.compiler import shapes
+from models.compiler import shapes, tensor_shapes
 from models.compiler.shapes import Attrs, Infer, Type, Window
 
 __all__ = ["Graph", "Node", "Role", "Type", "Value", "Window", "apply", "constant", "leaf", "rewrite", "topological"]
@@ -90,11 +91,17 @@ class Value:
     def __rmul__(self, other: "Value | float") -> "Value":
         return binary("mul", other, self)
 
+    def __truediv__(self, other: "Value | float") -> "Value":
+        return binary("binary", self, other, {"function": "div"})
+
+    def __rtruediv__(self, other: "Value | float") -> "Value":
+        return binary("binary", other, self, {"function": "div"})
+
     def __neg__(self) -> "Value":
         return binary("mul", self, -1.0)
 
     def __matmul__(self, other: "Value") -> "Value":
-        return apply("gemm", shapes.gemm, (self, other), {"trans_a": False, "trans_b": False, "relu": False})[0]
+        return product(self, other, trans_a=False, trans_b=False)
 
 
 Operand = Value | float
@@ -139,11 +146,28 @@ def constant(value: ArrayLike | NDArray[Any]) -> Value:
     return Value(Node("constant", (), (shapes.checked("constant", (), str(kept.dtype), kept.shape),), {"value": kept}))
 
 
-def binary(op: str, a: Operand, b: Operand) -> Value:
+def binary(op: str, a: Operand, b: Operand, attrs: Attrs = MappingProxyType({})) -> Value:
     """An elementwise operation of two operands; a Python number becomes a constant."""
     left = a if isinstance(a, Value) else constant(a)
     right = b if isinstance(b, Value) else constant(b)
-    return apply(op, shapes.elementwise(op), (left, right), {})[0]
+    return apply(op, shapes.elementwise(op), (left, right), attrs)[0]
+
+
+def product(a: Value, b: Value, *, trans_a: bool, trans_b: bool) -> Value:
+    """op(a) @ op(b) over the last two axes; one matrix for a whole batch of rows is one large product."""
+    flags = {"trans_a": trans_a, "trans_b": trans_b}
+    if len(a.shape) == len(b.shape) == 2:
+        return apply("gemm", shapes.gemm, (a, b), {**flags, "relu": False})[0]
+    if len(b.shape) == 2 and len(a.shape) > 2 and not trans_a:
+        rows = product(_reshaped(a, (a.type.size // a.shape[-1], a.shape[-1])), b, trans_a=False, trans_b=trans_b)
+        return _reshaped(rows, (*a.shape[:-1], rows.shape[1]))
+    rank = max(len(a.shape), len(b.shape))
+    left, right = (_reshaped(v, (1,) * (rank - len(v.shape)) + v.shape) for v in (a, b))
+    return apply("matmul", tensor_shapes.matmul, (left, right), flags)[0]
+
+
+def _reshaped(x: Value, shape: tuple[int, ...]) -> Value:
+    return x if x.shape == shape else apply("reshape", shapes.reshape, (x,), {"shape": shape})[0]
 
 
 def topological(outputs: Iterable[Value]) -> list[Node]:
@@ -188,6 +212,17 @@ def rewrite(outputs: Sequence[Value], rule: Rule) -> tuple[Value, ...]:
             replaced = [Value(kept, i) for i in range(len(node.types))]
         new.update((Value(node, i), v) for i, v in enumerate(replaced))
     return tuple(new[v] for v in outputs)
+
+
+def substitute(outputs: Sequence[Value], replacements: Mapping[Value, Value]) -> tuple[Value, ...]:
+    """The same graph with some of its leaves replaced by values of their type."""
+    new: dict[Value, Value] = dict(replacements)
+    for node in topological(outputs):
+        inputs = tuple(None if v is None else new.get(v, v) for v in node.inputs)
+        if inputs != node.inputs:
+            made = Node(node.op, inputs, node.types, node.attrs)
+            new.update((Value(node, i), Value(made, i)) for i in range(len(node.types)))
+    return tuple(new.get(v, v) for v in outputs)
 
 
 def with_attrs(node: Node, inputs: tuple[Value | None, ...], changes: Mapping[str, Any]) -> Node:

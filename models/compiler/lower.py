@@ -17,11 +17,14 @@ def lower(outputs: Sequence[Value]) -> tuple[Value, ...]:
 
 def _lower(node: Node, inputs: tuple[Value | None, ...]) -> Sequence[Value] | None:
     x = inputs[0]
-    assert x is not None
+    if x is None or OPS[node.op].opcode is not None:
+        return None
     if node.op == "broadcast":
         return [_repeated(x, node.types[0].shape)]
+    if node.op == "detach":
+        return [x]
     # A slot owns its bytes: the plan format lets no other tensor show them, not even under another shape.
-    if node.op == "reshape" and x.node.op in ("leaf", "sgd"):
+    if node.op == "reshape" and (x.node.op == "leaf" or (x.node.op in OPS and OPS[x.node.op].overwrites)):
         return [g.copy(x, node.types[0].shape)]
     return None
 

@@ -8,7 +8,8 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from models.compiler import gradients, shapes
+from models.compiler import gradients, shapes, tensor_gradients, tensor_shapes
+from models.compiler.elementary import BINARY, UNARY
 from models.compiler.gradients import Gradient
 from models.compiler.ir import Node
 from models.compiler.shapes import Infer
@@ -39,6 +40,7 @@ class Op:
         encode: the node's attributes as the plan format wants them.
         in_place: inputs whose bytes output 0 may overwrite when nobody reads them later.
         multiply_adds: their number in one run of the node.
+        overwrites: for each output, the input in whose bytes it is written: an update in place.
         operands: inputs and outputs of the kernel, the optional ones counted; None where the node has them all.
     """
 
@@ -49,6 +51,7 @@ class Op:
     in_place: tuple[int, ...] = ()
     multiply_adds: Callable[[Node], int] = no_products
     operands: tuple[int, int] | None = None
+    overwrites: tuple[int, ...] = ()
 
 
 def float_bits(value: float) -> int:
@@ -88,6 +91,35 @@ def _transpose(node: Node) -> list[int]:
 def _sgd(node: Node) -> list[int]:
     attrs = node.attrs
     return [float_bits(attrs["momentum"]), float_bits(attrs["weight_decay"]), int(attrs["nesterov"])]
+
+
+def _function(names: tuple[str, ...]) -> Encode:
+    return lambda node: [names.index(node.attrs["function"])]
+
+
+def _minmax(node: Node) -> list[int]:
+    return [int(node.attrs["smallest"]), sum(1 << a for a in node.attrs["axes"])]
+
+
+def _numbers(*names: str) -> Encode:
+    """Attributes that are whole numbers already, in this order."""
+    return lambda node: [int(node.attrs[name]) for name in names]
+
+
+def _floats(*names: str) -> Encode:
+    return lambda node: [float_bits(node.attrs[name]) for name in names]
+
+
+def _strided_copy(node: Node) -> list[int]:
+    box, fill = node.attrs["box"], node.attrs["fill"]
+    bits = float_bits(fill) if node.types[0].dtype == "float32" else int(fill)
+    return [bits, box.x_offset, box.y_offset, *(number for axis in box.axes for number in axis)]
+
+
+def _matmul_products(node: Node) -> int:
+    a = node.inputs[0]
+    assert a is not None
+    return node.types[0].size * a.shape[-2 if node.attrs["trans_a"] else -1]
 
 
 def _gemm_products(node: Node) -> int:
@@ -137,8 +169,32 @@ OPS: dict[str, Op] = {
     "transpose": Op(shapes.transpose, gradients.transpose, 15, _transpose),
     "softmax_xent": Op(shapes.softmax_xent, gradients.softmax_xent, 16),
     "softmax_xent_grad": Op(shapes.softmax_xent_grad, gradients.unavailable, 17),
-    "sgd": Op(shapes.sgd, gradients.unavailable, 18, _sgd, operands=(4, 2)),
+    "sgd": Op(shapes.sgd, gradients.unavailable, 18, _sgd, operands=(4, 2), overwrites=(0, 3)),
     "copy": Op(shapes.reshape, gradients.reshape, 19),
+    "unary": Op(shapes.elementwise("unary"), tensor_gradients.unary_function, 20, _function(UNARY), (0,)),
+    "binary": Op(shapes.elementwise("binary"), tensor_gradients.binary_function, 21, _function(BINARY), (0, 1)),
+    "where": Op(shapes.elementwise("where"), tensor_gradients.where, 22, no_attrs, (0, 1, 2)),
+    "minmax": Op(tensor_shapes.minmax, tensor_gradients.minmax, 23, _minmax),
+    "argminmax": Op(tensor_shapes.argminmax, tensor_gradients.flat, 24, _numbers("smallest", "axis")),
+    "strided_copy": Op(tensor_shapes.strided_copy, tensor_gradients.strided_copy, 25, _strided_copy, (1,)),
+    "gather": Op(tensor_shapes.gather, tensor_gradients.gather, 26, _numbers("axis", "elements")),
+    "scatter_add": Op(tensor_shapes.scatter_add, tensor_gradients.scatter_add, 27, _numbers("axis", "elements")),
+    "cast": Op(tensor_shapes.cast, tensor_gradients.flat, 28),
+    "matmul": Op(
+        tensor_shapes.matmul, tensor_gradients.matmul, 29, _numbers("trans_a", "trans_b"), (), _matmul_products
+    ),
+    "cumsum": Op(tensor_shapes.cumsum, tensor_gradients.cumsum, 30, _numbers("axis", "exclusive", "reverse")),
+    "topk": Op(tensor_shapes.topk, tensor_gradients.topk, 31, _numbers("smallest", "axis", "k")),
+    "adamw": Op(
+        shapes.adamw,
+        gradients.unavailable,
+        32,
+        _floats("beta1", "beta2", "epsilon", "weight_decay"),
+        overwrites=(0, 3, 4),
+    ),
+    "blend": Op(shapes.blend, gradients.unavailable, 33, _floats("rate"), overwrites=(0,)),
+    # What gradients take as a constant is the value itself.
+    "detach": Op(tensor_shapes.detach, tensor_gradients.flat, None),
     # A reshape names the same bytes again, and a broadcast is a multiplication by ones: neither has a kernel.
     "reshape": Op(shapes.reshape, gradients.reshape, None),
     "broadcast": Op(shapes.broadcast, gradients.broadcast, None),

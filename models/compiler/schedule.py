@@ -26,6 +26,12 @@ def read_by(node: Node) -> list[Value]:
     return [base(v) for v in node.inputs if v is not None]
 
 
+def overwritten(node: Node) -> list[Value]:
+    """The slots that an update writes in place, one for each of its outputs; none for any other kernel."""
+    slots = [node.inputs[j] for j in OPS[node.op].overwrites[: len(node.types)]]
+    return [base(v) for v in slots if v is not None]
+
+
 def is_kernel(node: Node) -> bool:
     """Whether the node becomes an operation of the plan."""
     return node.op in OPS and OPS[node.op].opcode is not None
@@ -36,7 +42,7 @@ def orders(outputs: Sequence[Value]) -> Iterator[Order]:
     nodes = [n for n in topological(outputs) if is_kernel(n)]
     after = _dependencies(nodes)
     place = {n: i for i, n in enumerate(nodes)}
-    yield _by_priority(nodes, after, lambda n: (n.op != "sgd", place[n]))
+    yield _by_priority(nodes, after, lambda n: (not OPS[n.op].overwrites, place[n]))
     yield _freeing_first(nodes, after, place)
     yield _freeing_first(nodes, after, {n: -i for n, i in place.items()})
 
@@ -47,9 +53,7 @@ def _dependencies(nodes: Sequence[Node]) -> dict[Node, set[Node]]:
     after: dict[Node, set[Node]] = {n: {v.node for v in read_by(n)} & kernels for n in nodes}
     readers = _readers(nodes)
     for node in nodes:
-        if node.op == "sgd":
-            overwritten = [read_by(node)[0], *read_by(node)[3:]]
-            after[node] |= {r for v in overwritten for r in readers[v]} - {node}
+        after[node] |= {r for v in overwritten(node) for r in readers[v]} - {node}
     return after
 
 
@@ -110,6 +114,6 @@ def _freeing_first(nodes: Sequence[Node], after: Mapping[Node, set[Node]], place
 
 def _growth(node: Node, readers_left: Mapping[Value, int]) -> int:
     """Bytes that come alive by running a node, less those that die; leaves and constants never die."""
-    born = 0 if node.op == "sgd" else sum(t.nbytes for t in node.types)
+    born = 0 if OPS[node.op].overwrites else sum(t.nbytes for t in node.types)
     read = {v for v in read_by(node) if is_kernel(v.node)}
     return born - sum(v.type.nbytes for v in read if readers_left[v] == 1)

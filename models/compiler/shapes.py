@@ -279,3 +279,22 @@ def sgd(types: Types, attrs: Attrs) -> tuple[Type, ...]:
     if grad != param or lr != Type("float32", ()) or any(v not in (None, param) for v in velocity):
         fail("sgd", types, "gradient and velocity must have the parameter's type, lr must be a scalar")
     return (param,) * (2 if any(v is not None for v in velocity) else 1)
+
+
+def adamw(types: Types, attrs: Attrs) -> tuple[Type, ...]:
+    """New parameter and moments; inputs param, grad, lr, m, v, t."""
+    del attrs
+    param, grad, lr, m, v, t = types
+    assert param is not None
+    if not grad == m == v == param or not lr == t == Type("float32", ()) or param.dtype != "float32":
+        fail("adamw", types, "gradient and moments must have the parameter's type, lr and t must be scalars")
+    return (param,) * 3
+
+
+def blend(types: Types, attrs: Attrs) -> tuple[Type, ...]:
+    """The new value of a slot; inputs slot, value."""
+    del attrs
+    slot, value = floats("blend", types, [None, None])
+    if slot != value:
+        fail("blend", types, "the value must have the slot's type")
+    return (slot,)

@@ -11,12 +11,14 @@ import numpy as np
 
 import models.compiler.graph as g
 from models.compiler.evaluate import run_node
-from models.compiler.ir import Node, Value, rewrite
+from models.compiler.ir import Node, Value, apply, rewrite
+from models.compiler.ops import OPS
 from models.compiler.shapes import broadcast_shape
 
 Inputs = tuple[Value | None, ...]
 Local = Callable[[Node, Inputs], Value | None]
 MAX_ROUNDS = 16  # each round shortens a chain; real graphs settle in two or three
+MAX_FOLDED_BYTES = 4096  # constants that grow beyond their operands are computed on the board instead
 ELEMENTWISE = ("add", "sub", "mul")
 
 
@@ -156,6 +158,15 @@ def _elementwise_of_reshapes(node: Node, a: Value, b: Value) -> Value | None:
     return g.reshape(LANGUAGE[node.op](p, q), node.types[0].shape)
 
 
+def _map_of_broadcast(node: Node, inputs: Inputs) -> Value | None:
+    """A function of several operands repeats them itself, as long as one has the shape of the result."""
+    small = tuple(v.node.inputs[0] if v is not None and v.node.op == "broadcast" else v for v in inputs)
+    present = [v for v in small if v is not None]
+    if small == inputs or broadcast_shape(node.op, [v.type for v in present]) != node.types[0].shape:
+        return None
+    return apply(node.op, OPS[node.op].infer, small, node.attrs)[0]
+
+
 LANGUAGE: dict[str, Callable[[Value, Value], Value]] = {"add": g.add, "sub": g.sub, "mul": g.mul}
 RULES: dict[str, Local] = {
     "reshape": _reshape_of_reshape,
@@ -165,6 +176,8 @@ RULES: dict[str, Local] = {
     "gemm": _gemm_of_transpose,
     "reduce_sum": _trivial_sum,
     "broadcast": _trivial_broadcast,
+    "binary": _map_of_broadcast,
+    "where": _map_of_broadcast,
     **dict.fromkeys(ELEMENTWISE, _elementwise),
 }
 
@@ -181,11 +194,19 @@ def simplify(outputs: Sequence[Value]) -> tuple[Value, ...]:
 
 
 def _apply_rule(node: Node, inputs: Inputs) -> Sequence[Value] | None:
-    if all(v is not None and v.node.op == "constant" for v in inputs) and node.op != "broadcast":
-        return [g.constant(a) for a in run_node(node, [v.node.attrs["value"] for v in inputs if v is not None])]
+    if _foldable(node, inputs):
+        given = [None if v is None else v.node.attrs["value"] for v in inputs]
+        return [g.constant(a) for a in run_node(node, given)]
     rule = RULES.get(node.op)
     replaced = rule(node, inputs) if rule else None
     return None if replaced is None else [replaced]
+
+
+def _foldable(node: Node, inputs: Inputs) -> bool:
+    present = [v for v in inputs if v is not None]
+    if node.op == "broadcast" or any(v.node.op != "constant" for v in present):
+        return False
+    return sum(t.nbytes for t in node.types) <= max(MAX_FOLDED_BYTES, *(v.type.nbytes for v in present))
 
 
 def _same(a: Sequence[Value], b: Sequence[Value]) -> bool:

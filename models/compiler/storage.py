@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from models.compiler.ir import Node, Role, Value
 from models.compiler.memory import Buffer, aligned, lower_bound, place
 from models.compiler.ops import OPS
-from models.compiler.schedule import Order, base, orders, read_by
+from models.compiler.schedule import Order, base, orders, overwritten, read_by
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,9 @@ def _shared_root(  # noqa: PLR0913 - one step of the walk above, with its state
     dying: Sequence[Value],
 ) -> Value | None:
     """The bytes output k of a node is written into, if they are another value's."""
-    if node.op == "sgd":
-        overwritten = node.inputs[0 if k == 0 else 3]
-        assert overwritten is not None
-        return shares.get(base(overwritten), base(overwritten))
+    if OPS[node.op].overwrites:
+        slot = overwritten(node)[k]
+        return shares.get(slot, slot)
     if k or node.out() in owners:
         return None
     for j in OPS[node.op].in_place:

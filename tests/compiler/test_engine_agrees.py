@@ -83,6 +83,48 @@ CASES = {
 }
 
 
+INDEX = np.array([[3, 0, 3], [-1, 2, 0]], np.int32)
+PLACES = np.array([[[1, 0], [3, 3]], [[2, 2], [-1, 0]], [[0, 1], [1, 1]]], np.int32)
+ROWS = np.array([1.0, 0.0, 1.0], np.float32)
+
+
+def positive(value: Value) -> Value:
+    return g.square(value) + 0.2
+
+
+CASES |= {
+    **{f"unary-{f}": (lambda a, f=f: g.unary(f, positive(a * 0.5)), [(3, 7)]) for f in g.UNARY},
+    "div": (lambda a, b: a / positive(b), [(3, 1, 5), (2, 1)]),
+    "pow": (lambda a, b: g.pow(positive(a * 0.5), g.sigmoid(b)), [(3, 1), (4,)]),
+    "minimum": (lambda a, b: g.maximum(a, 0.1) - g.minimum(a, b), [(3, 1), (4,)]),
+    "where": (lambda a, b, c: g.where(g.less(c, 0.1), a, b), [(3, 1), (4,), (2, 1, 1)]),
+    "max": (lambda a: g.max(a, [0, -1]) - g.min(a, [0, 2]), [(3, 2, 4)]),
+    "argmax": (lambda a: g.cast(g.argmax(a, 1), "float32") * g.max(a, [1]), [(3, 5)]),
+    "cumsum": (lambda a: g.cumsum(a, 1, exclusive=True), [(2, 5, 3)]),
+    "topk": (lambda a: g.topk(a, 3, 1)[0], [(3, 7, 2)]),
+    "gather": (lambda a: g.gather(a, g.constant(INDEX), 1), [(3, 4, 2)]),
+    "gather-elements": (lambda a: g.gather(a, g.constant(PLACES), 1, elements=True), [(3, 4, 2)]),
+    "slice": (lambda a: g.slice(a, [2, 0, 4], [2, 2, 2], [-1, 1, -3]), [(3, 2, 5)]),
+    "pad": (lambda a: g.pad(a, [1, 0, 2], [0, 0, 1], 0.7), [(2, 1, 3)]),
+    "concat": (lambda a, b, c: g.concat([a, b, a, c], 1), [(2, 1, 3), (2, 4, 3), (2, 2, 3)]),
+    "split": (lambda a: g.concat(g.split(a, [1, 3, 2], -1)[::-1], 1), [(3, 6)]),
+    "matmul": (lambda a, b: a @ b, [(2, 1, 3, 4), (5, 4, 2)]),
+    "matmul-ta-tb": (lambda a, b: g.matmul(a, b, trans_a=True, trans_b=True), [(2, 4, 3), (1, 5, 4)]),
+    "softmax": (g.softmax, [(3, 5)]),
+    "log_softmax": (lambda a: g.log_softmax(a, 0), [(3, 5)]),
+    "gelu": (g.gelu, [(3, 5)]),
+    "hard_swish": (lambda a: g.hard_swish(a * 4.0), [(3, 5)]),
+    "layer_norm": (lambda a, w, b: g.layer_norm(a, w, b, -2, 0.03), [(3, 2, 4), (2, 4), (2, 4)]),
+    "group_norm": (lambda a: g.group_norm(a, 2, 0.03), [(2, 4, 3)]),
+    "batch_norm": (
+        lambda x, w, b: g.batch_norm(x, w, b, (w, b), g.constant(ROWS), epsilon=0.1).y,
+        [(3, 2, 2, 3), (2,), (2,)],
+    ),
+    "attention": (g.attention, [(2, 3, 4), (2, 5, 4), (2, 5, 3)]),
+    "kl_divergence": (lambda a, b: g.kl_divergence(g.log_softmax(a), g.softmax(b)), [(3, 4), (3, 4)]),
+}
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_step_through_each_operation_descends_its_gradient(case: str, rng: np.random.Generator) -> None:
     function, shapes = CASES[case]

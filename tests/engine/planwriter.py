@@ -30,6 +30,20 @@ OPCODES = {
     "softmax_xent_grad": 17,
     "sgd": 18,
     "copy": 19,
+    "unary": 20,
+    "binary": 21,
+    "where": 22,
+    "minmax": 23,
+    "argminmax": 24,
+    "strided_copy": 25,
+    "gather": 26,
+    "scatter_add": 27,
+    "cast": 28,
+    "matmul": 29,
+    "cumsum": 30,
+    "topk": 31,
+    "adamw": 32,
+    "blend": 33,
 }
 ABSENT = 0xFFFFFFFF
 HEADER = struct.Struct("<8sIIIIIIQQQQ")

@@ -103,7 +103,7 @@ TENSOR_PATCHES = [
 ]
 OP_PATCHES = [
     ("BadOpcode", op_field(0, 0), b"\0\0"),
-    ("BadOpcode", op_field(0, 0), b"\x14\0"),
+    ("BadOpcode", op_field(0, 0), b"\x22\0"),
     ("BadOpcode", op_field(0, 0), b"\xff\xff"),
     ("BadOperand", op_field(0, 2), b"\xff"),
     ("BadOperand", op_field(0, 2), b"\2"),
