@@ -2,6 +2,7 @@
 // offsets and strides from outside, so every place they name is checked against the tensors here.
 #include <algorithm>
 #include <cstdlib>
+#include <numeric>
 
 #include "engine/operands.h"
 
@@ -55,8 +56,9 @@ void require_inside(const Box& box, const Index* strides, Index offset, std::uin
 // No two places of the box are one place of y: sorted by stride, each axis steps over everything
 // that the smaller ones reach.
 void require_distinct(const Box& box) {
-  std::size_t order[6] = {0, 1, 2, 3, 4, 5};
-  std::sort(order, order + box.ndim, [&](std::size_t a, std::size_t b) {
+  std::vector<std::size_t> order(box.ndim);
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
     return std::llabs(box.y_strides[a]) < std::llabs(box.y_strides[b]);
   });
   Index reach = 0;

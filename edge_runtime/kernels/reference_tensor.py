@@ -32,7 +32,7 @@ def _sigmoid(x: Array) -> Array:
 
 
 def _sign(x: Array) -> Array:
-    return np.where(x == 0, x, np.sign(x))
+    return np.asarray(np.where(x == 0, x, np.sign(x)))
 
 
 # In the order of the plan format's numbers.

@@ -26,7 +26,7 @@ def weights_of(model: bytes) -> dict[str, NDArray[np.float32]]:
 
 
 def with_weights(model: bytes, weights: Mapping[str, NDArray[np.float32]]) -> bytes:
-    """The same model with some initializers replaced; everything else stays as the user wrote it.
+    """The same model with some initializers replaced; what only training does is turned off.
 
     Raises:
         ModelError: a name the model does not have, or another dtype or shape than its initializer's.
@@ -40,4 +40,17 @@ def with_weights(model: bytes, weights: Mapping[str, NDArray[np.float32]]) -> by
         if array.dtype != np.float32 or array.shape != shape:
             raise ModelError(f"initializer {name!r} is float32 {list(shape)}, got {array.dtype} {list(array.shape)}")
         stored[name].CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(array), name))
+    for node in proto.graph.node:
+        _for_inference(node)
     return bytes(proto.SerializeToString(deterministic=True))
+
+
+def _for_inference(node: onnx.NodeProto) -> None:
+    """A model exported for training normalises by its running statistics and drops nothing out from now on."""
+    if node.op_type == "BatchNormalization":
+        del node.output[1:]
+        for attribute in node.attribute:
+            if attribute.name == "training_mode":
+                attribute.i = 0
+    elif node.op_type == "Dropout":
+        del node.input[2:]

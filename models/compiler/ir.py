@@ -117,12 +117,19 @@ class Graph:
         parameters: leaves with the names of the tensors they stand for, in order of first use.
         outputs: what the model computes.
         notes: what an import changed or left out, for people.
+        rows: a leaf (batch) that says which rows of the batch count (1) and which fill it up (0); None where the
+            model treats rows alike.
+        updates: parameters that a step moves without a gradient, as running statistics, and what they become.
+        last_op: operator that makes output 0.
     """
 
     inputs: tuple[Value, ...]
     parameters: tuple[Value, ...]
     outputs: tuple[Value, ...]
     notes: tuple[str, ...] = ()
+    rows: Value | None = None
+    updates: tuple[tuple[Value, Value], ...] = ()
+    last_op: str = ""
 
 
 def apply(op: str, infer: Infer, inputs: tuple[Value | None, ...], attrs: Attrs) -> tuple[Value, ...]:

@@ -23,7 +23,10 @@ from onnx.reference import ReferenceEvaluator
 import models.compiler.graph as g
 from models.compiler.errors import CompileError, ModelError, UnsupportedOp
 from models.compiler.ir import Graph, Value, topological
-from models.compiler.onnx_ops import CONVERTERS, ModelNode, Term
+from models.compiler.onnx_moves import CONVERTERS as MOVES
+from models.compiler.onnx_nodes import ModelNode, Term, Training
+from models.compiler.onnx_ops import CONVERTERS as LAYERS
+from models.compiler.onnx_tensor_ops import CONVERTERS as TENSOR_OPS
 
 MAX_MODEL_BYTES = 256 << 20
 MIN_OPSET = 7
@@ -31,6 +34,7 @@ MAX_FOLDED_ELEMENTS = 1024  # of all inputs together: shape arithmetic is about 
 FOLDABLE = frozenset(
     [
         "Add",
+        "And",
         "Cast",
         "Concat",
         "ConstantOfShape",
@@ -51,9 +55,18 @@ FOLDABLE = frozenset(
         "Where",
     ]
 )
+CONVERTERS = LAYERS | TENSOR_OPS | MOVES
 SUPPORTED = frozenset(CONVERTERS) | FOLDABLE
 # What the onnx package and NumPy raise on malformed attributes, tensors and shapes.
 BROKEN = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+# Integers are indices: they travel as int32.
+INPUT_TYPES: dict[int, str] = {
+    onnx.TensorProto.FLOAT: "float32",
+    onnx.TensorProto.INT32: "int32",
+    onnx.TensorProto.INT64: "int32",
+}
+ROWS = "row weights"
+KNOWN_OPERANDS = {"Resize": (1, 2)}  # float32 operands that are settings
 Array = NDArray[Any]
 
 
@@ -65,9 +78,10 @@ class Reading:
     batch: int
     fixed_batch: int | None
     initializers: Mapping[str, onnx.TensorProto]
+    training: Training
 
 
-def import_onnx(model: bytes, *, batch: int) -> Graph:
+def import_onnx(model: bytes, *, batch: int, training: bool = True) -> Graph:
     """Read a model for batches of `batch` examples.
 
     The input is named "x"; its first dimension is the batch, symbolic or of whatever size the model was
@@ -77,6 +91,8 @@ def import_onnx(model: bytes, *, batch: int) -> Graph:
     Args:
         model: a serialised ONNX ModelProto, opset 7 or later, without external data.
         batch: rows of a batch, at least 1.
+        training: whether every BatchNormalization normalises by the batch and moves its running statistics, as a
+            model does while it is trained; otherwise only those do that the model says it of.
 
     Raises:
         UnsupportedOp: an operator the compiler does not have; it names the node and lists what is supported.
@@ -89,14 +105,20 @@ def import_onnx(model: bytes, *, batch: int) -> Graph:
     info = _single_input(proto)
     fixed = info.type.tensor_type.shape.dim[0].dim_value or None
     x = _input_leaf(info, batch)
-    reading = Reading(opset, batch, fixed, {t.name: t for t in proto.graph.initializer})
+    shared = Training(training, g.leaf(ROWS, "float32", (batch,)))
+    reading = Reading(opset, batch, fixed, {t.name: t for t in proto.graph.initializer}, shared)
     terms: dict[str, Term] = {info.name: x}
     notes: list[str] = []
     for node in proto.graph.node:
         _convert_node(node, reading, terms, notes)
     output = _output(proto, terms)
-    leaves = [node.out() for node in topological([output]) if node.op == "leaf"]
-    return Graph((x,), tuple(v for v in leaves if v != x), (output,), tuple(notes))
+    # Updates nobody computes for the output are of branches that were cut off.
+    reached = set(topological([output]))
+    updates = tuple((slot, new) for slot, new in shared.updates if any(n in reached for n in topological([new])))
+    leaves = [node.out() for node in topological([output, *(v for pair in updates for v in pair)]) if node.op == "leaf"]
+    rows = shared.rows if shared.rows in leaves else None
+    parameters = tuple(v for v in leaves if v not in (x, rows))
+    return Graph((x,), parameters, (output,), tuple(notes), rows, updates, _last_op(proto))
 
 
 def own_batch(model: bytes) -> int:
@@ -142,9 +164,11 @@ def _single_input(proto: onnx.ModelProto) -> onnx.ValueInfoProto:
     if len(inputs) != 1:
         raise ModelError(f"the model must have one input, it has {len(inputs)}: {[i.name for i in inputs]}")
     tensor = inputs[0].type.tensor_type
-    if tensor.elem_type != onnx.TensorProto.FLOAT or not tensor.HasField("shape") or not tensor.shape.dim:
+    if tensor.elem_type not in INPUT_TYPES or not tensor.HasField("shape") or not tensor.shape.dim:
         kind = _dtype_name(tensor.elem_type) if tensor.elem_type else "no tensor"
-        raise ModelError(f"input {inputs[0].name!r} must be a float32 tensor (batch, ...) of known rank, it is {kind}")
+        raise ModelError(
+            f"input {inputs[0].name!r} must be float32 or integer (batch, ...) of known rank, it is {kind}"
+        )
     info: onnx.ValueInfoProto = inputs[0]
     return info
 
@@ -163,7 +187,7 @@ def _input_leaf(info: onnx.ValueInfoProto, batch: int) -> Value:
                 " vary, export the model with the other sizes fixed"
             )
     try:
-        return g.leaf("x", "float32", (batch, *(d.dim_value for d in dims[1:])))
+        return g.leaf("x", INPUT_TYPES[info.type.tensor_type.elem_type], (batch, *(d.dim_value for d in dims[1:])))
     except CompileError as error:
         raise ModelError(f"input {info.name!r}: {error}") from error
 
@@ -176,35 +200,43 @@ def _output(proto: onnx.ModelProto, terms: Mapping[str, Term]) -> Value:
     return found
 
 
+def _last_op(proto: onnx.ModelProto) -> str:
+    """Type of the node that makes output 0."""
+    makers = {name: node.op_type for node in proto.graph.node for name in node.output}
+    return str(makers.get(proto.graph.output[0].name, ""))
+
+
 def _convert_node(node: onnx.NodeProto, reading: Reading, terms: dict[str, Term], notes: list[str]) -> None:
     """Add the outputs of one node to `terms`."""
     label = node.name or (node.output[0] if node.output else "")
     op = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
     if op not in SUPPORTED:
-        raise UnsupportedOp(op, label, SUPPORTED, _ADVICE.get(op, ""))
+        raise UnsupportedOp(op, label, SUPPORTED)
     try:
-        inputs = [_term(name, reading, terms, notes) for name in node.input]
-        terms[node.output[0]] = _result(node, label, inputs, reading, notes)
+        told = KNOWN_OPERANDS.get(node.op_type, ())
+        inputs = [_operand(name, reading, terms, notes, told=i in told) for i, name in enumerate(node.input)]
+        made = _result(node, label, inputs, reading, notes)
+        terms.update(zip(node.output, made if isinstance(made, list) else [made], strict=False))
     except UnsupportedOp:
         raise
     except BROKEN as error:
         raise ModelError(f"node {label!r} ({op}): {str(error) or type(error).__name__}") from error
 
 
-_ADVICE = dict.fromkeys(
-    ("Softmax", "LogSoftmax"), " (the loss contains the softmax: let the model end with its logits)"
-)
-
-
-def _result(node: onnx.NodeProto, label: str, inputs: list[Term | None], reading: Reading, notes: list[str]) -> Term:
-    if node.op_type in FOLDABLE and inputs and all(isinstance(t, np.ndarray) for t in inputs if t is not None):
-        return _fold(node, [t for t in inputs if isinstance(t, np.ndarray)], reading.opset)
+def _result(
+    node: onnx.NodeProto, label: str, inputs: list[Term | None], reading: Reading, notes: list[str]
+) -> Term | list[Value]:
+    arrays = [t for t in inputs if isinstance(t, np.ndarray)]
     convert = CONVERTERS.get(node.op_type)
+    small = convert is None or sum(a.size for a in arrays) <= MAX_FOLDED_ELEMENTS
+    if node.op_type in FOLDABLE and arrays and len(arrays) == sum(t is not None for t in inputs) and small:
+        return _fold(node, arrays, reading.opset)
     if convert is None:
         raise UnsupportedOp(node.op_type, label, SUPPORTED, " on values that depend on the input")
     attrs = {a.name: _attribute(a) for a in node.attribute}
     outputs = sum(bool(name) for name in node.output)
-    view = ModelNode(node.op_type, label, attrs, outputs, reading.opset, reading.batch, reading.fixed_batch, notes)
+    fixed = reading.fixed_batch
+    view = ModelNode(node.op_type, label, attrs, outputs, reading.opset, reading.batch, fixed, notes, reading.training)
     return convert(view, inputs)
 
 
@@ -223,6 +255,13 @@ def _term(name: str, reading: Reading, terms: dict[str, Term], notes: list[str])
     if name not in terms:
         terms[name] = _initializer(name, reading.initializers[name], notes)
     return terms[name]
+
+
+def _operand(name: str, reading: Reading, terms: dict[str, Term], notes: list[str], *, told: bool) -> Term | None:
+    """As _term, but an initializer that tells the operator what to do is an array, not a parameter."""
+    if told and name and name not in terms:
+        return _array(reading.initializers[name])
+    return _term(name, reading, terms, notes)
 
 
 def _initializer(name: str, tensor: onnx.TensorProto, notes: list[str]) -> Term:

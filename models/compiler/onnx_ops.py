@@ -4,9 +4,7 @@ A term is a Value, or an array that is known already: shapes, axes, constants of
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,67 +12,7 @@ from numpy.typing import NDArray
 import models.compiler.graph as g
 from models.compiler.errors import ModelError
 from models.compiler.ir import Value, Window
-
-Term = Value | NDArray[Any]
-Terms = Sequence[Term | None]
-
-
-@dataclass(frozen=True)
-class ModelNode:
-    """A node of the model, its attributes as Python values.
-
-    Attributes:
-        outputs: how many of its outputs have a name.
-        fixed_batch: the batch size written into the model, None where it is symbolic.
-        notes: a converter appends what people should know.
-    """
-
-    op: str
-    name: str
-    attrs: Mapping[str, Any]
-    outputs: int
-    opset: int
-    batch: int
-    fixed_batch: int | None
-    notes: list[str]
-
-
-Convert = Callable[[ModelNode, Terms], Term]
-
-
-def value(terms: Terms, index: int) -> Value:
-    """Operand `index` as a value; a known array becomes a constant."""
-    term = terms[index]
-    if term is None:
-        raise ModelError(f"operand {index} is missing")
-    if isinstance(term, Value):
-        return term
-    if term.dtype != np.float32:
-        raise ModelError(f"operand {index} is {term.dtype}, float32 is needed")
-    return g.constant(term)
-
-
-def known(terms: Terms, index: int) -> NDArray[Any] | None:
-    """Operand `index` as an array, None where it is absent."""
-    if index >= len(terms) or terms[index] is None:
-        return None
-    term = terms[index]
-    if isinstance(term, Value):
-        raise ModelError(f"operand {index} must be constant, but it depends on the input or on a parameter")
-    return term
-
-
-def _axes(node: ModelNode, terms: Terms, rank: int) -> list[int] | None:
-    """Axes as an attribute (older opsets) or as operand 1, made non-negative; None where there are none."""
-    given = node.attrs.get("axes")
-    if given is None:
-        array = known(terms, 1)
-        given = None if array is None else array.ravel().tolist()
-    if given is None:
-        return None
-    if any(not -rank <= a < rank for a in given):
-        raise ModelError(f"axes {list(given)} are out of range for {rank} dimensions")
-    return sorted({int(a) % rank for a in given})
+from models.compiler.onnx_nodes import Convert, ModelNode, Term, Terms, axes_of, known, value
 
 
 def _binary(function: Callable[[Value, Value], Value]) -> Convert:
@@ -86,10 +24,11 @@ def _binary(function: Callable[[Value, Value], Value]) -> Convert:
 
 
 def _identity(node: ModelNode, terms: Terms) -> Term:
-    del node
     term = terms[0]
     if term is None:
         raise ModelError("operand 0 is missing")
+    if isinstance(term, Value) and term.name and node.op == "Identity":
+        node.notes.append(f"{node.name!r} is {term.name!r} under another name: both are trained as one tensor")
     return term
 
 
@@ -138,10 +77,12 @@ def _gemm(node: ModelNode, terms: Terms) -> Value:
 def _matmul(node: ModelNode, terms: Terms) -> Value:
     del node
     a, b = value(terms, 0), value(terms, 1)
-    if len(a.shape) < 2 or len(b.shape) != 2:
-        raise ModelError(f"MatMul of {list(a.shape)} and {list(b.shape)}: the second operand must be one matrix")
-    rows = g.reshape(a, (-1, a.shape[-1]))
-    return g.reshape(rows @ b, (*a.shape[:-1], b.shape[1]))
+    if not a.shape or not b.shape:
+        raise ModelError("MatMul takes no scalars")
+    left = a if len(a.shape) > 1 else g.reshape(a, (1, -1))
+    right = b if len(b.shape) > 1 else g.reshape(b, (-1, 1))
+    c = left @ right
+    return g.reshape(c, [*c.shape[:-2], *c.shape[-2:][len(a.shape) == 1 : 2 - (len(b.shape) == 1)]])
 
 
 def _conv(node: ModelNode, terms: Terms) -> Value:
@@ -288,7 +229,7 @@ def _reshape(node: ModelNode, terms: Terms) -> Value:
 
 def _squeeze(node: ModelNode, terms: Terms) -> Value:
     x = value(terms, 0)
-    axes = _axes(node, terms, len(x.shape))
+    axes = axes_of(node, terms, len(x.shape))
     gone = [a for a, n in enumerate(x.shape) if n == 1] if axes is None else axes
     if any(x.shape[a] != 1 for a in gone):
         raise ModelError(f"axes {gone} of {list(x.shape)} are not all of size 1")
@@ -298,7 +239,7 @@ def _squeeze(node: ModelNode, terms: Terms) -> Value:
 def _unsqueeze(node: ModelNode, terms: Terms) -> Value:
     x = value(terms, 0)
     count = len(node.attrs.get("axes", ())) or getattr(known(terms, 1), "size", 0)
-    axes = _axes(node, terms, len(x.shape) + count) or []
+    axes = axes_of(node, terms, len(x.shape) + count) or []
     rest = iter(x.shape)
     return g.reshape(x, [1 if a in axes else next(rest) for a in range(len(x.shape) + len(axes))])
 
@@ -311,7 +252,7 @@ def _transpose(node: ModelNode, terms: Terms) -> Value:
 def _reduce(function: Callable[..., Value]) -> Convert:
     def convert(node: ModelNode, terms: Terms) -> Value:
         x = value(terms, 0)
-        axes = _axes(node, terms, len(x.shape))
+        axes = axes_of(node, terms, len(x.shape))
         if axes is None and node.attrs.get("noop_with_empty_axes", 0):
             return x
         return function(x, axes, keepdims=bool(node.attrs.get("keepdims", 1)))
@@ -319,11 +260,54 @@ def _reduce(function: Callable[..., Value]) -> Convert:
     return convert
 
 
+def _conv_transpose(node: ModelNode, terms: Terms) -> Value:
+    """The x-gradient of a convolution, whose output is this node's input."""
+    x, w = value(terms, 0), value(terms, 1)
+    x4, w4, rank = _as_image(x), _as_image(w), len(x.shape) - 2
+    groups = int(node.attrs.get("group", 1))
+    strides, dilations = _spatial(node, "strides", rank, 1, 1), _spatial(node, "dilations", rank, 1, 1)
+    extra = _spatial(node, "output_padding", rank, 0, 0)
+    spans = [dilations[a] * (w4.shape[a + 2] - 1) + 1 for a in (0, 1)]
+    full = [strides[a] * (x4.shape[a + 2] - 1) + extra[a] + spans[a] for a in (0, 1)]
+    pads = _transposed_pads(node, full, strides, x4.shape[2:], rank)
+    height, width = (_as_told(node, a, rank) or full[a] - pads[a] - pads[a + 2] for a in (0, 1))
+    shape = (x.shape[0], w.shape[1] * groups, height, width)
+    y = g.conv_grad_x(x4, w4, shape, Window(strides, pads, dilations), groups)
+    if len(terms) > 2 and terms[2] is not None:
+        y = y + g.reshape(value(terms, 2), (shape[1], 1, 1))
+    return _like(y, x)
+
+
+def _as_told(node: ModelNode, axis: int, rank: int) -> int | None:
+    """The attribute output_shape along an axis; it may reach further than the windows do."""
+    given = node.attrs.get("output_shape")
+    return None if not given else ([1] * (2 - rank) + [int(n) for n in given][-rank:])[axis]
+
+
+def _transposed_pads(
+    node: ModelNode, full: Sequence[int], strides: Sequence[int], extents: Sequence[int], rank: int
+) -> tuple[int, int, int, int]:
+    """What to take off the whole result: given, or so that the wanted output remains."""
+    auto_pad, wanted = node.attrs.get("auto_pad", "NOTSET"), node.attrs.get("output_shape")
+    if auto_pad == "NOTSET" and wanted is None:
+        given = [int(p) for p in node.attrs.get("pads", [0] * (2 * rank))]
+        fill = [0] * (2 - rank)
+        top, left, bottom, right = [*fill, *given[:rank], *fill, *given[rank:]]
+        return top, left, bottom, right
+    size = [_as_told(node, a, rank) or extents[a] * strides[a] for a in (0, 1)]
+    if wanted is None and auto_pad == "VALID":
+        size = list(full)
+    total = [max(f - n, 0) for f, n in zip(full, size, strict=True)]
+    before = [t // 2 if auto_pad == "SAME_UPPER" else t - t // 2 for t in total]
+    return before[0], before[1], total[0] - before[0], total[1] - before[1]
+
+
 CONVERTERS: dict[str, Convert] = {
     "Add": _binary(g.add),
     "AveragePool": _average_pool,
     "Constant": _constant,
     "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
     "Dropout": _dropout,
     "Flatten": _flatten,
     "Gemm": _gemm,

@@ -7,24 +7,23 @@ Backward work for frozen tensors is never reached from an update, so it never ge
 """
 
 import hashlib
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import models.compiler.graph as g
 from edge_runtime import _core
 from models.compiler.autodiff import gradients
 from models.compiler.emit import Program, program, write
-from models.compiler.errors import CompileError, ModelError
+from models.compiler.errors import ModelError
 from models.compiler.freeze import select
 from models.compiler.fuse import fuse
-from models.compiler.ir import Graph, Role, Value, topological
+from models.compiler.ir import Graph, Role, Value, substitute, topological
 from models.compiler.lower import lower
 from models.compiler.ops import OPS
+from models.compiler.rules import Rule, Sgd
 from models.compiler.simplify import simplify
 from models.compiler.storage import Layout, Owner, Owners, lay_out
 
-LEARNING_RATE = "lr"
 LABELS = "y"
 LOSS = "loss"
 
@@ -74,23 +73,6 @@ class Compiled:
     report: Report
 
 
-@dataclass(frozen=True)
-class Sgd:
-    """Settings of stochastic gradient descent; they are fixed in the plan, the learning rate is not."""
-
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    nesterov: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.momentum < 1.0:
-            raise CompileError(f"momentum must be in [0, 1), got {self.momentum}")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0.0):
-            raise CompileError(f"weight_decay must be finite and not negative, got {self.weight_decay}")
-        if self.nesterov and not self.momentum:
-            raise CompileError("nesterov needs a momentum above 0")
-
-
 def compile_training(  # noqa: PLR0913 - the settings a user may give
     graph: Graph,
     *,
@@ -99,8 +81,9 @@ def compile_training(  # noqa: PLR0913 - the settings a user may give
     momentum: float = 0.9,
     weight_decay: float = 0.0,
     nesterov: bool = False,
+    rule: Rule | None = None,
 ) -> Compiled:
-    """Compile a classifier with softmax cross-entropy and SGD into a plan.
+    """Compile a classifier with softmax cross-entropy and an update rule (SGD by default) into a plan.
 
     Batch columns are "x" and "y" (int32 labels, -1 is left out), the learning rate is the scalar "lr", the
     mean loss the output "loss"; parameters keep their names, the velocity of NAME is "momentum/NAME".
@@ -112,6 +95,7 @@ def compile_training(  # noqa: PLR0913 - the settings a user may give
         momentum: 0 for none; then there is no velocity either.
         weight_decay: added to the gradient as weight_decay * parameter.
         nesterov: use Nesterov's look-ahead.
+        rule: another update rule; then momentum, weight_decay and nesterov are not looked at.
 
     Raises:
         CompileError: settings out of range, patterns that match nothing, an output that is no logits.
@@ -121,10 +105,19 @@ def compile_training(  # noqa: PLR0913 - the settings a user may give
     batch = graph.inputs[0].shape[0]
     if len(logits.shape) != 2 or logits.shape[0] != batch:
         raise ModelError(f"the model's first output must be logits ({batch}, classes), got {list(logits.shape)}")
+    if graph.last_op in ("Softmax", "LogSoftmax"):
+        raise ModelError(f"the model ends with {graph.last_op}, which the loss contains: let it end with its logits")
     labels = g.leaf(LABELS, "int32", (batch,))
     loss = g.softmax_cross_entropy(logits, labels)
-    rule = Sgd(momentum, weight_decay, nesterov)
-    return compile_loss(loss, (*graph.inputs, labels), trainable=trainable, frozen=frozen, rule=rule, notes=graph.notes)
+    rule = rule or Sgd(momentum, weight_decay, nesterov)
+    # Rows without a label fill up the last batch: they must not enter the statistics of a batch.
+    rows = {} if graph.rows is None else {graph.rows: g.labelled_rows(labels)}
+    loss, *moved = substitute([loss, *(new for _, new in graph.updates)], rows)
+    updates = tuple(zip((slot for slot, _ in graph.updates), moved, strict=True))
+    columns = (*graph.inputs, labels)
+    return compile_loss(
+        loss, columns, trainable=trainable, frozen=frozen, rule=rule, notes=graph.notes, updates=updates
+    )
 
 
 def compile_loss(  # noqa: PLR0913 - as above
@@ -133,14 +126,21 @@ def compile_loss(  # noqa: PLR0913 - as above
     *,
     trainable: Iterable[str] = ("*",),
     frozen: Iterable[str] = (),
-    rule: Sgd | None = None,
+    rule: Rule | None = None,
     notes: tuple[str, ...] = (),
+    updates: Sequence[tuple[Value, Value]] = (),
 ) -> Compiled:
-    """Compile any scalar loss written in the graph language; leaves that are not in `batch` are parameters."""
-    (loss,) = simplify([loss])
-    parameters = _parameters(loss, batch)
+    """Compile any scalar loss written in the graph language; leaves that are not in `batch` are parameters.
+
+    `updates` are parameters that a step moves without a gradient, and what they become; they are chosen by
+    `trainable` and `frozen` like the others.
+    """
+    loss, *moved = simplify([loss, *(new for _, new in updates)])
+    targets = dict(zip((slot for slot, _ in updates), moved, strict=True))
+    parameters = _parameters([loss, *targets, *moved], batch)
     trained = select([p.name for p in parameters], trainable, frozen)
-    outputs, owners = _step(loss, [p for p in parameters if p.name in trained], rule or Sgd())
+    learned = [p for p in parameters if p.name in trained and p not in targets]
+    outputs, owners = _step(loss, learned, {p: new for p, new in targets.items() if p.name in trained}, rule or Sgd())
     owners |= {p: Owner(Role.FROZEN, p.name) for p in parameters if p.name not in trained}
     owners |= {v: Owner(Role.BATCH, v.name) for v in batch}
     _check_names(owners)
@@ -151,34 +151,21 @@ def compile_loss(  # noqa: PLR0913 - as above
     return Compiled(plan, hashlib.sha256(plan).hexdigest(), _report(layout, outputs, owners, workspace, notes))
 
 
-def _parameters(loss: Value, batch: Sequence[Value]) -> list[Value]:
-    """Leaves the loss depends on that are not batch columns, in order of first use."""
-    leaves = (node.out() for node in topological([loss]) if node.op == "leaf")
+def _parameters(outputs: Sequence[Value], batch: Sequence[Value]) -> list[Value]:
+    """Leaves the outputs depend on that are not batch columns, in order of first use."""
+    leaves = (node.out() for node in topological(outputs) if node.op == "leaf")
     return [v for v in leaves if v not in batch]
 
 
-def _step(loss: Value, trained: Sequence[Value], rule: Sgd) -> tuple[tuple[Value, ...], dict[Value, Owner]]:
+def _step(
+    loss: Value, learned: Sequence[Value], targets: Mapping[Value, Value], rule: Rule
+) -> tuple[tuple[Value, ...], dict[Value, Owner]]:
     """Loss and updates as lowered values, and the owners among them. The deepest tensor is updated first."""
-    lr = g.leaf(LEARNING_RATE, "float32", ())
-    owners = {lr: Owner(Role.SCALAR, LEARNING_RATE)} | {p: Owner(Role.TRAINED, p.name) for p in trained}
-    updates = []
-    for parameter, gradient in zip(reversed(trained), reversed(gradients(loss, trained)), strict=True):
-        velocity = None
-        if rule.momentum:
-            name = f"momentum/{parameter.name}"
-            velocity = g.leaf(name, "float32", parameter.shape)
-            owners[velocity] = Owner(Role.STATE, name)
-        new = g.sgd(
-            parameter,
-            gradient,
-            lr,
-            velocity,
-            momentum=rule.momentum,
-            weight_decay=rule.weight_decay,
-            nesterov=rule.nesterov,
-        )
-        updates.append(new[0])
-    outputs = lower(simplify(fuse(simplify([loss, *updates]))))
+    pairs = list(zip(reversed(learned), reversed(gradients(loss, learned)), strict=True)) if learned else []
+    step = rule.updates(pairs)
+    owners = step.owners | {p: Owner(Role.TRAINED, p.name) for p in (*learned, *targets)}
+    moved = [g.blend(slot, new) for slot, new in targets.items()]
+    outputs = lower(simplify(fuse(simplify([loss, *step.outputs, *moved]))))
     owners[outputs[0]] = Owner(Role.OUTPUT, LOSS)
     return outputs, owners
 

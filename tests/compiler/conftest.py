@@ -1,7 +1,12 @@
 """Shared pieces: a seeded generator, and central differences."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # forward, beside the tests that use it
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from edge_runtime import _core
 from models.compiler.autodiff import gradients
 from models.compiler.evaluate import evaluate
 from models.compiler.ir import Value, Window
-from models.compiler.training import Sgd, compile_loss
+from models.compiler.rules import Sgd
+from models.compiler.training import compile_loss
 
 WINDOW = Window(strides=(2, 3), pads=(1, 0, 2, 1), dilations=(2, 1))
 POOL = Window(strides=(2, 3), pads=(1, 0, 0, 1))

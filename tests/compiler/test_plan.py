@@ -16,8 +16,9 @@ from models.compiler.emit import ABSENT, program
 from models.compiler.freeze import select
 from models.compiler.ir import Graph, Role, Value
 from models.compiler.memory import ALIGNMENT, Buffer, lower_bound, place
+from models.compiler.rules import Sgd
 from models.compiler.storage import Layout, Owner, Owners, lay_out
-from models.compiler.training import Sgd, _step, compile_loss
+from models.compiler.training import _step, compile_loss
 from models.zoo import build
 
 BUFFERS = st.lists(
@@ -60,7 +61,7 @@ def laid_out(graph: Graph, *, trained: int) -> tuple[Layout, Owners]:
     """The layout of a step that trains the last `trained` parameters."""
     labels = g.leaf("y", "int32", (graph.inputs[0].shape[0],))
     loss = g.softmax_cross_entropy(graph.outputs[0], labels)
-    outputs, owners = _step(loss, graph.parameters[-trained:], Sgd())
+    outputs, owners = _step(loss, graph.parameters[-trained:], {}, Sgd())
     owners |= {p: Owner(Role.FROZEN, p.name) for p in graph.parameters[:-trained]}
     owners |= {v: Owner(Role.BATCH, v.name) for v in (*graph.inputs, labels)}
     return lay_out(outputs, owners), owners

@@ -1,0 +1,124 @@
+"""The onnx package's own node tests, through the importer and the engine.
+
+Every test of an operator the compiler reads is run, or left out for a reason that is written here. `pytest -s` prints the
+table of what was run.
+"""
+
+import re
+import warnings
+from collections import Counter
+from functools import cache
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+import pytest
+from forward import run_on_engine
+from numpy.typing import NDArray
+
+from models.compiler import import_onnx
+from models.compiler.onnx_import import CONVERTERS, ROWS
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # the cases compute overflows on purpose
+    from onnx.backend.test.case.node import collect_testcases
+    from onnx.backend.test.case.test_case import TestCase
+
+Array = NDArray[Any]
+FLOATS = (onnx.TensorProto.FLOAT,)
+# Left out by name: what the compiler says no to, with its reason. A pattern that matches nothing fails.
+EXCLUDED = {
+    r"_expanded": "a function's expansion tests other operators on types of shape arithmetic",
+    r"^test_(averagepool|maxpool|lppool)_3d|_3d_|conv.*_3d|convtranspose_3d": "three-dimensional windows",
+    r"^test_shape": "a shape is known when the model is read: nothing is left to run",
+    r"averagepool_2d_ceil_last_window_starts_on_pad": "a window of padding alone has no mean",
+    r"training_dropout": "Dropout is left out of the plan",
+    r"select_last_index": "of equal extremes the first is taken",
+    r"^test_resize.*(cubic|antialias|tf_crop|not_larger|not_smaller|half_pixel_symmetric)": (
+        "Resize beyond nearest and linear"
+    ),
+}
+# Operators of which only the first output is read: masks, indices, statistics that nothing in training needs.
+FIRST_OUTPUT = ("Dropout", "LayerNormalization", "MaxPool")
+
+
+def floating(kind: onnx.TypeProto) -> bool:
+    return kind.tensor_type.elem_type in FLOATS
+
+
+def reason_to_leave_out(case: TestCase) -> str:
+    """Why a test is not run; empty where it is."""
+    graph = case.model.graph
+    inputs, outputs = case.data_sets[0]
+    for pattern, why in EXCLUDED.items():
+        if re.search(pattern, case.name):
+            return why
+    arrays = [a for a in (*inputs, *outputs) if a is not None]
+    if not all(isinstance(a, np.ndarray | np.generic) for a in arrays) or any(
+        i.type.HasField("sequence_type") for i in graph.input
+    ):
+        return "sequences, optionals, and floats of 8 bits or fewer"
+    if not graph.input or not floating(graph.input[0].type) or inputs[0] is None:
+        return "the first input is not float32"
+    if inputs[0].ndim == 0:
+        return "the first input has no batch"
+    if any(a.size == 0 for a in arrays):
+        return "empty tensors"
+    if any(a.dtype not in (np.float32, np.int64, np.int32, np.bool_) for a in outputs):
+        return "results of other types"
+    return ""
+
+
+@cache
+def cases() -> dict[str, TestCase]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = [c for c in collect_testcases(None) if c.kind == "node" and len(c.model.graph.node) == 1]
+    supported = [c for c in found if c.model.graph.node[0].op_type in CONVERTERS]
+    return {c.name: c for c in supported if c.model.graph.node[0].domain in ("", "ai.onnx")}
+
+
+def with_one_input(case: TestCase, output: int) -> bytes:
+    """The model with all inputs but the first stored in it, and one output."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(case.model)
+    values = case.data_sets[0][0]
+    for info, value in list(zip(proto.graph.input, values, strict=True))[1:]:
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value), info.name))
+    kept = [proto.graph.input[0]], [proto.graph.output[output]]
+    (node,) = proto.graph.node
+    if node.op_type in FIRST_OUTPUT:
+        del node.output[1:]
+    for field, items in zip((proto.graph.input, proto.graph.output), kept, strict=True):
+        copies = [onnx.ValueInfoProto.FromString(i.SerializeToString()) for i in items]
+        del field[:]
+        field.extend(copies)
+    return bytes(proto.SerializeToString())
+
+
+RUN = [name for name, case in cases().items() if not reason_to_leave_out(case)]
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_node_test_of_the_onnx_package(name: str) -> None:
+    case = cases()[name]
+    inputs, outputs = case.data_sets[0]
+    x = inputs[0]
+    first_alone = case.model.graph.node[0].op_type in FIRST_OUTPUT
+    for i, want in enumerate(outputs[:1] if first_alone else outputs):
+        data = with_one_input(case, i)
+        graph = import_onnx(data, batch=x.shape[0], training=False)
+        stored = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load_from_string(data).graph.initializer}
+        given = {**stored, "x": x, ROWS: np.ones(x.shape[0], np.float32)}
+        (got,) = run_on_engine(graph.outputs, given)
+        assert got.shape == np.shape(want)
+        np.testing.assert_allclose(got, want.astype(got.dtype), rtol=max(case.rtol, 1e-5), atol=max(case.atol, 2e-6))
+
+
+def test_every_reason_to_leave_a_test_out_applies_to_one() -> None:
+    reasons = Counter(reason_to_leave_out(c) or "run" for c in cases().values())
+    ran = Counter(cases()[name].model.graph.node[0].op_type for name in RUN)
+    print("".join(f"\n{count:5} {reason}" for reason, count in reasons.most_common()))
+    print(f"{len(ran)} operators: " + ", ".join(f"{op} {n}" for op, n in sorted(ran.items())))
+    assert set(EXCLUDED.values()) <= set(reasons)
