@@ -28,7 +28,7 @@ def present(array: Array | None) -> Array:
 
 def _sigmoid(x: Array) -> Array:
     e = np.exp(-np.abs(x))
-    return np.where(x < 0, e, 1) / (1 + e)
+    return np.asarray(np.where(x < 0, e, 1) / (1 + e))
 
 
 def _sign(x: Array) -> Array:
