@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <new>
 
@@ -119,16 +120,37 @@ std::optional<LabelOutOfRange> Engine::step() {
                              check.classes};
     }
   }
-  for (const Call& call : calls_) {
-    StepWork work{&call, scratch(0), scratch_step_, 1};
-    if (pool_.threads() > 1 && call.work >= kWorkWorthThreads) {
-      work.workers = pool_.threads();
-      pool_.run(run_worker, &work);
-    } else {
-      run_worker(&work, 0);
+  for (const Call& call : calls_) run(call);
+  return std::nullopt;
+}
+
+void Engine::run(const Call& call) {
+  StepWork work{&call, scratch(0), scratch_step_, 1};
+  if (pool_.threads() > 1 && call.work >= kWorkWorthThreads) {
+    work.workers = pool_.threads();
+    pool_.run(run_worker, &work);
+  } else {
+    run_worker(&work, 0);
+  }
+}
+
+std::vector<double> Engine::profile(int steps) {
+  std::vector<std::vector<double>> times_s(calls_.size());
+  for (int step = 0; step < steps; ++step) {
+    for (std::size_t i = 0; i < calls_.size(); ++i) {
+      const auto begin = std::chrono::steady_clock::now();
+      run(calls_[i]);
+      times_s[i].push_back(
+          std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
     }
   }
-  return std::nullopt;
+  std::vector<double> medians_s;
+  for (std::vector<double>& of_op : times_s) {
+    const auto middle = of_op.begin() + steps / 2;
+    std::nth_element(of_op.begin(), middle, of_op.end());
+    medians_s.push_back(*middle);
+  }
+  return medians_s;
 }
 
 void Engine::poison() {

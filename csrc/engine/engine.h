@@ -46,6 +46,10 @@ class Engine {
   // label is refused.
   std::optional<LabelOutOfRange> step();
 
+  // Seconds that each operation takes, in their order: medians over `steps` >= 1 steps, which train
+  // as step() does but do not refuse labels (the kernels ignore wrong ones). Allocates.
+  std::vector<double> profile(int steps);
+
   // Null for an unknown name.
   const Tensor* find(const std::string& name) const;
   std::uint8_t* data(const Tensor& tensor) const;
@@ -65,6 +69,7 @@ class Engine {
   };
 
   void bind(const Op& op);
+  void run(const Call& call);
   std::uint8_t* scratch(int worker) const;
 
   Plan plan_;
