@@ -1,6 +1,7 @@
 #include "engine/engine.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -51,14 +52,22 @@ void run_worker(void* context, int worker) {
 }  // namespace
 
 Block::Block(std::uint64_t bytes) {
-  if (bytes > SIZE_MAX / 2) throw std::bad_alloc();
-  bytes_ = static_cast<std::size_t>(bytes == 0 ? 1 : bytes);
-  void* block = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (block == MAP_FAILED) throw std::bad_alloc();
-  data_ = static_cast<std::uint8_t*>(block);
+  const auto page = static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
+  const std::uint64_t pages = (bytes + page - 1) / page * page;
+  if (pages > SIZE_MAX / 2) throw std::bad_alloc();
+  mapped_bytes_ = static_cast<std::size_t>(pages + page);
+  void* mapped =
+      mmap(nullptr, mapped_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED) throw std::bad_alloc();
+  mapped_ = static_cast<std::uint8_t*>(mapped);
+  if (mprotect(mapped_ + pages, static_cast<std::size_t>(page), PROT_NONE) != 0) {
+    munmap(mapped_, mapped_bytes_);
+    throw std::bad_alloc();
+  }
+  data_ = mapped_ + (pages - aligned(bytes));
 }
 
-Block::~Block() { munmap(data_, bytes_); }
+Block::~Block() { munmap(mapped_, mapped_bytes_); }
 
 Engine::Engine(Span<const std::uint8_t> plan_bytes, int threads, const std::string& isa)
     : plan_(parse_plan(plan_bytes)),

@@ -22,7 +22,8 @@ struct LabelOutOfRange {
   std::int64_t classes;
 };
 
-// Anonymous zero pages: 64-byte aligned, and pages that are never touched cost no memory.
+// Anonymous zero pages: 64-byte aligned, and pages that are never touched cost no memory. A page
+// without access stands right behind the last byte: a kernel that ran over would crash, not write.
 class Block {
  public:
   explicit Block(std::uint64_t bytes);
@@ -32,8 +33,9 @@ class Block {
   std::uint8_t* data() const { return data_; }
 
  private:
+  std::uint8_t* mapped_ = nullptr;
   std::uint8_t* data_ = nullptr;
-  std::size_t bytes_ = 0;
+  std::size_t mapped_bytes_ = 0;
 };
 
 class Engine {

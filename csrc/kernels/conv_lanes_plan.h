@@ -89,19 +89,29 @@ EDGE_STATIC Problem backward_problem(const ConvArgs& a) {
 EDGE_STATIC bool cuts_columns(const Problem& p) { return p.v.source == 1 && p.v.outputs == 1; }
 EDGE_STATIC const Axis& cut_axis(const Problem& p) { return cuts_columns(p) ? p.h : p.v; }
 
+// `count` positions from `begin` on, and what they read of the source from `from` on.
+EDGE_STATIC Axis part_of_axis(const Axis& a, Index begin, Index count, Index& from) {
+  const Index first = reach_begin(a, begin);
+  from = least(most(first, 0), a.source);
+  const Index to = least(most(first + reach(a, count), from), a.source);
+  return {count, to - from, a.taps, a.start + begin * a.step - from, a.step, a.tap_step};
+}
+
 // A part's positions, the source they read, and the axes counted from there.
 struct Part {
   Index positions_begin, source_begin;
   Axis v, h;
 };
 EDGE_STATIC Part part_of(const Problem& p, Index begin, Index count) {
-  const Axis& whole = cut_axis(p);
-  const Index first = reach_begin(whole, begin);
-  const Index from = least(most(first, 0), whole.source);
-  const Index to = least(most(first + reach(whole, count), from), whole.source);
-  const Axis axis{count,      to - from,     whole.taps, whole.start + begin * whole.step - from,
-                  whole.step, whole.tap_step};
-  return cuts_columns(p) ? Part{begin, from, p.v, axis} : Part{begin, from, axis, p.h};
+  Part part{begin, 0, p.v, p.h};
+  if (cuts_columns(p)) {
+    Index row = 0;  // of one; it may lie in the padding altogether
+    part.v = part_of_axis(p.v, 0, 1, row);
+    part.h = part_of_axis(p.h, begin, count, part.source_begin);
+  } else {
+    part.v = part_of_axis(p.v, begin, count, part.source_begin);
+  }
+  return part;
 }
 
 // Vectors of a part of `cut` positions. `gap` zeros stand before every row of the source and after

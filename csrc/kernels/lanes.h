@@ -60,6 +60,14 @@ using WidestLanes = Lanes8;
 using WidestLanes = Lanes4;
 #endif
 
+// The first `count` floats, zeros behind where that is less than a vector.
+EDGE_INLINE Vec load_part(const float* from, Index count) {
+  if (count >= kLanes) return load(from);
+  alignas(64) float part[kLanes] = {};
+  for (Index i = 0; i < count; ++i) part[i] = from[i];
+  return load(part);
+}
+
 // square[i][j] <-> square[j][i]: every round interleaves the first half of the vectors with the
 // second.
 EDGE_INLINE void transpose_square(Vec* square) {

@@ -15,14 +15,6 @@ EDGE_INLINE void zero_vectors(float* to, Index count) {
   for (Index i = 0; i < count; ++i) store(to + i * kLanes, Vec{});
 }
 
-// `count` <= kLanes floats into a vector; zeros behind.
-EDGE_INLINE Vec load_part(const float* from, Index count) {
-  if (count >= kLanes) return load(from);
-  alignas(64) float part[kLanes] = {};
-  for (Index i = 0; i < count; ++i) part[i] = from[i];
-  return load(part);
-}
-
 // to[(before + r * (columns + between) + q) vectors][image] = from[image * image_step + r * columns
 // + q]; lanes beyond `images` are zero.
 __attribute__((unused)) static void to_lanes(const float* from, Index image_step, Index images,
