@@ -268,7 +268,8 @@ class RunningJob:
 
     def _do_start(self, command: records.StartRound, now_s: float) -> list[Command]:
         program, store = self._parts.program, self._parts.store
-        asked = [make_task(program, self._version, device, command.attempt) for device in rounds.pending(self._state)]
+        # Not the whole cohort: who is still at it answers the task of an earlier attempt, by its name.
+        asked = [make_task(program, self._version, device, command.attempt) for device in command.asked]
         tasks = tuple(JournalTask(task.device, task.task, format_task(task)) for task in asked)
         store.start_round(command.round, command.attempt, tasks)
         self._round_began_s = now_s if command.attempt == 1 else self._round_began_s

@@ -416,3 +416,17 @@ def test_the_journal_keeps_digests_and_no_bytes_of_folded_updates(tmp_path: Path
     assert all(row.data is None and len(row.sha256) == 64 for row in rows)
     assert replace(rows[0], data=b"").device == "dev-a"
     site.stop()
+
+
+def test_a_device_that_is_slower_than_the_deadline_counts_in_the_next_attempt(tmp_path: Path, undisturbed: str) -> None:
+    site = make_site(tmp_path, JOB.replace("min_updates = 2", "min_updates = 3"))
+    slow, held = site.devices["dev-b"], []
+    run, slow.run = slow.run, lambda command, _now_s: held.append(command) or []  # type: ignore[method-assign, func-returns-value]
+    start_all(site)
+    site.run(lambda: len(site.seen("round_started")) == 2)
+    assert [event["attempt"] for event in site.seen("round_started")] == [1, 2]
+    slow.run = run  # type: ignore[method-assign]
+    for command in held:
+        slow.handle(run(command, site.now_s), site.now_s)
+    assert finished(site) == undisturbed
+    assert len(site.seen("round_started")) == 3
