@@ -63,9 +63,9 @@ class RunningJob:
     `exit_code` is None while the job runs.
     """
 
-    def __init__(self, parts: Parts, site: str, epoch: int, now_s: float) -> None:
+    def __init__(self, parts: Parts, site: str, epoch: int, boot: str, now_s: float) -> None:
         self._parts = parts
-        self.session = GatewaySession(site, epoch, already_done=parts.store.accepted_digest)
+        self.session = GatewaySession(site, epoch, boot, already_done=parts.store.accepted_digest)
         self._version = parts.store.latest()
         journalled = parts.store.journalled()
         self._state = rounds.resumed(rules_of(parts.program.job), journalled, now_s)
@@ -248,7 +248,7 @@ class RunningJob:
 
     def _take_superseded(self, event: GatewaySuperseded, _now_s: float) -> list[Command]:
         message = (
-            f"a coordinator with epoch {event.epoch} works on this site; this one stops. "
+            f"another coordinator, with epoch {event.epoch}, works on this site; this one stops. "
             "Give every job a --site of its own"
         )
         self._parts.emit({"event": "error", "message": message, "rule": "GatewaySuperseded"})

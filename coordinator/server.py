@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
             if parts.store.done() is not None:
                 return _already_done(parts)
             url, kind = _broker(options, stack)
-            job = RunningJob(parts, options.site, parts.store.next_epoch(), time.monotonic())
+            job = RunningJob(parts, options.site, parts.store.next_epoch(), os.urandom(8).hex(), time.monotonic())
             link = stack.enter_context(closing(_link(job, url, options.site)))
         except BAD_INPUT as error:
             return _failed(emit, error, EXIT_BAD_INPUT)

@@ -1,5 +1,6 @@
 """The command: what it prints, what it returns, and that it can be stopped and started again."""
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -210,3 +211,20 @@ def test_a_broker_that_is_down_is_told_of_and_waited_for(job: Path, tmp_path: Pa
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0
+
+
+def test_of_two_coordinators_on_one_site_one_stops_even_when_both_start_for_the_first_time(
+    job: Path, tmp_path: Path, broker: RunningBroker
+) -> None:
+    pair = [start(job, tmp_path / name, broker) for name in ("one", "two")]
+    deadline_s = time.monotonic() + DEADLINE_S
+    while all(each.poll() is None for each in pair) and time.monotonic() < deadline_s:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            pair[0].wait(0.1)
+    loser, winner = sorted(pair, key=lambda each: each.poll() is None)
+    out, _ = loser.communicate(timeout=DEADLINE_S)
+    assert (loser.returncode, winner.poll()) == (3, None)
+    assert events(out)[-1]["rule"] == "GatewaySuperseded"
+    winner.send_signal(signal.SIGTERM)
+    winner.communicate(timeout=DEADLINE_S)
+    assert winner.returncode == 0

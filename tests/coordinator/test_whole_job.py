@@ -176,7 +176,7 @@ def test_a_superseded_coordinator_stops_without_touching_the_site(tmp_path: Path
     site.run(lambda: len(site.seen("round_started")) == 1)
     before = dict(site.broker.retained)
     assert site.job is not None
-    later = format_gateway(GatewayState(epoch=99, state="up"))
+    later = format_gateway(GatewayState(epoch=99, boot="b", state="up"))
     site.send(site.job.received("edge/v1/test/gateway", later, site.now_s, retain=False))
     assert site.stop() == 3
     assert "epoch 99" in site.seen("error")[0]["message"]

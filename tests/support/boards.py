@@ -88,7 +88,9 @@ class Gateway:
 
     def __init__(self, url: str, site: str = "default", epoch: int = 1) -> None:
         self.done: dict[tuple[str, str], str] = {}
-        self.session = GatewaySession(site, epoch, already_done=lambda device, task: self.done.get((device, task)))
+        self.session = GatewaySession(
+            site, epoch, os.urandom(8).hex(), already_done=lambda device, task: self.done.get((device, task))
+        )
         self.link = Link(url, f"gateway-{os.getpid()}-{id(self)}", self.session.will())
         self.events: list[Outcome] = []
         self.updates: list[UpdateReceived] = []

@@ -206,7 +206,7 @@ class MemorySite:
             self._stack.close()
             return False
         parts = Parts(self.program, self.held_out, store, self.state, lambda event: self.events.append(dict(event)))
-        self.job = RunningJob(parts, SITE, store.next_epoch(), self.now_s)
+        self.job = RunningJob(parts, SITE, epoch := store.next_epoch(), f"boot-{epoch}", self.now_s)
         self.broker.connect("gateway", self.job.session.will())
         self.send(self.job.connected(self.now_s))
         return True

@@ -30,7 +30,7 @@ def indexes(commands: list[object]) -> list[str]:
 
 
 def gateway(**options: object) -> GatewaySession:
-    session = GatewaySession(SITE, 3, judge=lambda *_: None, **options)  # type: ignore[arg-type]
+    session = GatewaySession(SITE, 3, "boot-b", judge=lambda *_: None, **options)  # type: ignore[arg-type]
     session.connected(0.0)
     return session
 
@@ -135,7 +135,7 @@ def test_a_refusal_carries_its_rule_and_when_to_come_again() -> None:
 
 
 def test_a_task_that_is_not_the_present_one_is_the_callers_to_judge() -> None:
-    session = GatewaySession(SITE, 1)
+    session = GatewaySession(SITE, 1, "boot")
     session.connected(0.0)
     assert begin(session).rule == "UnknownTask"
     late = gateway()
@@ -198,20 +198,29 @@ def test_an_upload_id_belongs_to_one_offer() -> None:
 
 def test_a_late_will_of_the_gateway_is_overwritten() -> None:
     session = gateway()
-    lost = messages.format_gateway(messages.GatewayState(2, "lost"))
+    lost = messages.format_gateway(messages.GatewayState(2, "boot-z", "lost"))
     for payload in (lost, b""):
         (again,) = session.received(1.0, topics.gateway(SITE), payload, retain=True)
         assert again.retain
-        assert messages.parse_gateway(again.payload) == messages.GatewayState(3, "up")
+        assert messages.parse_gateway(again.payload) == messages.GatewayState(3, "boot-b", "up")
     assert session.received(1.0, topics.gateway(SITE), again.payload) == []
 
 
 def test_a_later_coordinator_stops_this_one_only_when_it_is_alive() -> None:
     session = gateway()
-    later = messages.format_gateway(messages.GatewayState(4, "up"))
+    later = messages.format_gateway(messages.GatewayState(4, "boot-a", "up"))
     (again,) = session.received(1.0, topics.gateway(SITE), later, retain=True)
     assert isinstance(again, Publish)
     assert session.received(1.0, topics.gateway(SITE), later) == [GatewaySuperseded(4)]
+
+
+def test_of_two_coordinators_with_one_epoch_the_one_with_the_higher_boot_stays() -> None:
+    session = gateway()
+    lower, higher = (messages.format_gateway(messages.GatewayState(3, f"boot-{each}", "up")) for each in "ac")
+    (again,) = session.received(1.0, topics.gateway(SITE), lower)
+    assert isinstance(again, Publish)
+    assert messages.parse_gateway(again.payload) == messages.GatewayState(3, "boot-b", "up")
+    assert session.received(1.0, topics.gateway(SITE), higher) == [GatewaySuperseded(3)]
 
 
 def test_a_task_needs_its_blobs_and_a_sound_device_id() -> None:
