@@ -3,9 +3,10 @@
 import pytest
 
 from edge_runtime.errors import LocalError
-from edge_runtime.wire import AbandonTask, Publish, Task, Warned, messages, topics
+from edge_runtime.wire import AbandonTask, Publish, Subscribe, Task, Warned, messages, topics
 from edge_runtime.wire.chunks import cut_chunk
 from edge_runtime.wire.events import GatewaySuperseded, UpdateReceived
+from edge_runtime.wire.fetch import Fetch
 from edge_runtime.wire.gateway import BlobUnknown, GatewaySession
 from edge_runtime.wire.intake import MAX_ATTEMPTS, NotOffered, Refusal
 from edge_runtime.wire.offer import Offer
@@ -303,3 +304,21 @@ def test_a_blob_over_the_devices_cap_is_refused_before_it_is_fetched() -> None:
     world.send("a", "t", size=100_000)
     world.run(lambda: any(getattr(event, "rule", "") == "BlobTooLarge" for event in world.events))
     assert world.boards["a"].runs == 0
+
+
+def test_a_slow_link_is_not_flooded_with_the_same_chunks() -> None:
+    """Each chunk takes 5 s, more than the first patience: few are asked for twice, and the blob arrives."""
+    data = blob("weights", 12 * 65_536)
+    fetch = Fetch(SITE, {sha256(data): len(data)}, frozenset(), 1 << 30)
+    queue: list[str] = []
+    sent, now = 0, 0.0
+    commands = fetch.start(now)
+    while not fetch.complete:
+        queue += [topic for each in commands if isinstance(each, Subscribe) for topic in each.topics]
+        now += 1.0
+        commands = fetch.tick(now, gateway_up=True)
+        if now % 5 == 0:
+            index = int(queue.pop(0).rsplit("/", 1)[1])
+            sent += 1
+            commands += fetch.chunk(now, sha256(data), index, cut_chunk(data, index))
+    assert sent <= 2 * 12
