@@ -36,6 +36,7 @@ from edge_runtime.wire import (
     Warned,
 )
 from edge_runtime.wire.tasks import MAX_BLOB_BYTES
+from edge_runtime.wire.topics import parse_topic
 
 __all__ = ["main"]
 
@@ -56,6 +57,7 @@ class Client:
         boot = os.urandom(8).hex()
         self._log = log
         self._state = state
+        self._examples = len(dataset)
         self._blobs: dict[str, bytes] = {}
         self._exit: int | None = None
         self._tasks = 0
@@ -69,7 +71,7 @@ class Client:
             examples=len(dataset),
             info=describe_board() | _describe_data(dataset),
             cached=lambda sha256: sha256 in self._blobs or state.has_plan(sha256),
-            outbox=state.outbox(),
+            outbox=state.outbox(len(dataset)),
             max_blob_bytes=MAX_BLOB_BYTES if limit is None else min(limit, MAX_BLOB_BYTES),
         )
         self._link = Link(config.broker, f"{config.device}-{boot}", self._session.will(), config.keepalive_s)
@@ -90,6 +92,8 @@ class Client:
             for result in self._trainer.results():
                 self._do(self._on_result(result))
             self._do(self._session.tick(time.monotonic()))
+            if not self._session.busy:
+                self._blobs.clear()  # of a task that was withdrawn before all of them had come
         return self._leave(self._exit)
 
     def _leave(self, code: int) -> int:
@@ -126,7 +130,7 @@ class Client:
                 return self._session.connected(now)
             case Subscribed(topics, refused):
                 if refused:
-                    self._log("error", rule="SubscriptionRefused", message=f"the broker does not allow {refused[0]}")
+                    self._on_refused(refused[0])
                 return self._session.subscribed(now, topics)
             case Disconnected(reason, retry_s):
                 self._log("not connected", reason=reason, retry_s=retry_s)
@@ -134,6 +138,12 @@ class Client:
             case Refused(code, reason):
                 self._log("error", rule="BrokerRefused", code=code, message=reason)
         return []
+
+    def _on_refused(self, topic: str) -> None:
+        self._log("error", rule="SubscriptionRefused", message=f"the broker does not allow to subscribe to {topic}")
+        # Without a blob one task fails, and the coordinator is told; without the rest nobody would ever know.
+        if parse_topic(self._session.site, topic).kind != "blob":
+            self._link.give_up(f"it does not allow to subscribe to {topic}")
 
     def _on_result(self, result: Result) -> list[DeviceCommand]:
         now = time.monotonic()
@@ -201,7 +211,7 @@ class Client:
                 case KeepGen(gen):
                     self._state.keep_gen(gen)
                 case StoreUpdate(key, task, data):
-                    self._state.keep_update(key, task, data)
+                    self._state.keep_update(key, task, data, self._examples)
                 case StoreBlob(sha256, data, is_plan):
                     self._blobs[sha256] = data
                     if is_plan:
@@ -220,7 +230,10 @@ class Client:
             self._log("update accepted", task=task)
             return
         self._log("update refused", task=task, rule=rule, message=message)
-        self._state.drop_update()
+        try:
+            self._state.drop_update()
+        except OSError as error:
+            self._log("warning", source="disk", rule="StateUnusable", message=str(error))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,11 +1,12 @@
 """What the tests of the board share: links polled until something happens, compiled models, a small gateway."""
 
+import contextlib
 import hashlib
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -167,3 +168,14 @@ def start_client(url: str, device: str, data: Path, state: Path, *options: str) 
             [sys.executable, "-m", "edge_runtime", "client", *arguments], stderr=errors, stdin=subprocess.DEVNULL
         )
     return ClientProcess(process, log, arguments)
+
+
+@contextlib.contextmanager
+def broker_that_denies(*filters: str) -> Iterator[str]:
+    """URL of an embedded broker that refuses subscriptions to these topics."""
+    denied = [word for each in filters for word in ("--deny-subscribe", each)]
+    command = [sys.executable, "-m", "coordinator.broker.cli", "--port", "0", *denied]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().decode().split()[1]
+        process.terminate()
