@@ -42,6 +42,9 @@ from models.compiler import with_weights
 
 EXIT_DONE, EXIT_FAILED = 0, 3
 
+# Chunks of earlier versions that are cleared on every connection to the broker.
+OLD_CHUNKS = 256
+
 # Failures that say nothing about the device: it is asked again in the next attempt or round.
 PASSING_RULES = frozenset({"BlobMissing", "BlobCorrupt", "TaskStopped"})
 
@@ -100,7 +103,7 @@ class RunningJob:
         self._links += 1
         commands = [
             *self._commands(self.session.connected(now_s), now_s),
-            *self._clear_old_version(),
+            *self._clear_old_versions(),
             *self._clear_old_tasks(),
         ]
         return commands if self._links == 1 else commands + self._step(records.FleetUnknown(), now_s)
@@ -158,14 +161,21 @@ class RunningJob:
             return []
         return self._step(records.DeviceOnline(device.name, device.examples), now_s)
 
-    def _clear_old_version(self) -> list[Command]:
-        """Takes the version before the newest off the broker: a crash may have come between its fold and that."""
-        old = [each for each in self._parts.store.digests()[-2:-1] if each[0] != self._version.sha256]
-        return [
-            Publish(topics.chunk(self.session.site, sha256, index), b"", 1, retain=True)
-            for sha256, size_bytes in old
-            for index in range(chunk_count(size_bytes))
-        ]
+    def _clear_old_versions(self) -> list[Command]:
+        """Takes earlier versions off the broker.
+
+        A crash may have come between a version's fold and that; and a broker that was killed comes back with what it
+        had written last, up to a minute of rounds ago. Many small versions or the one before a large one: both are
+        cheap, and of large ones few are made in a minute.
+        """
+        commands: list[Command] = []
+        for sha256, size_bytes in self._parts.store.digests(OLD_CHUNKS)[1:]:
+            if commands and len(commands) + chunk_count(size_bytes) > OLD_CHUNKS:
+                break
+            if sha256 != self._version.sha256:
+                chunks = (topics.chunk(self.session.site, sha256, index) for index in range(chunk_count(size_bytes)))
+                commands += [Publish(topic, b"", 1, retain=True) for topic in chunks]
+        return commands
 
     def _clear_old_tasks(self) -> list[Command]:
         """Takes the tasks of everybody who is asked nothing now off the broker, for the same reason."""

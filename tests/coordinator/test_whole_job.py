@@ -430,3 +430,37 @@ def test_a_device_that_is_slower_than_the_deadline_counts_in_the_next_attempt(tm
         slow.handle(run(command, site.now_s), site.now_s)
     assert finished(site) == undisturbed
     assert len(site.seen("round_started")) == 3
+
+
+def test_versions_that_a_killed_broker_brings_back_are_taken_off_again(tmp_path: Path) -> None:
+    site = make_site(tmp_path, JOB.replace("rounds = 2", "rounds = 6"))
+    start_all(site)
+    site.run(lambda: len(site.seen("round_started")) == 2)
+    written = dict(site.broker.retained)
+    site.run(lambda: len(site.seen("round_started")) == 5)
+    site.restart_broker()
+    site.broker.retained = {**written, **site.broker.retained}
+    assert site.job is not None
+    site.send(site.job.connected(site.now_s))
+    finished(site)
+    assert not [topic for topic in site.broker.retained if "/b/" in topic]
+
+
+def test_looking_up_what_a_device_delivered_reads_no_other_devices_rounds(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    query = "SELECT sha256 FROM updates JOIN tasks USING (round, device) WHERE device = ? AND task = ?"
+    plan = [row[3] for row in store._all(f"EXPLAIN QUERY PLAN {query}", ("a", "t"))]
+    store.close()
+    assert not [step for step in plan if step.startswith("SCAN")], plan
+
+
+def test_the_journal_drops_the_bytes_of_folded_tasks(tmp_path: Path) -> None:
+    site = make_site(tmp_path)
+    start_all(site)
+    site.run(lambda: len(site.seen("round_started")) == 2)
+    site.kill()
+    store = open_store(tmp_path / "state")
+    rows = store._all("SELECT round, length(data) FROM tasks ORDER BY round")
+    store.close()
+    assert {number for number, size in rows if size == 0} == {1}
+    assert {number for number, size in rows if size > 0} == {2}
