@@ -13,6 +13,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from coordinator.broker import BrokerError, start_broker
+from coordinator.broker.probe import without_password
 from coordinator.evaluate import EvaluationError, check_held_out
 from coordinator.events import Emit, json_lines, log_lines
 from coordinator.gateway import EXIT_DONE, EXIT_FAILED, Parts, RunningJob
@@ -97,7 +98,7 @@ def _link(job: RunningJob, url: str, site: str) -> Link:
 def _listening(parts: Parts, job: RunningJob, site: str, broker: tuple[str, str]) -> dict[str, object]:
     return {
         "event": "listening",
-        "url": broker[0],
+        "url": without_password(broker[0]),
         "broker": broker[1],
         "site": site,
         "job": parts.program.job.name,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coordinator.broker import BrokerError, RunningBroker, start_broker
+from coordinator.broker.probe import without_password
 from coordinator.demo import fleet
 from coordinator.demo.datasets import Split, load_split
 from coordinator.demo.partition import by_owner, dirichlet
@@ -167,8 +168,9 @@ def _run(options: argparse.Namespace) -> Result:
         if sys.stdout.isatty() and not options.json:
             view = LiveView(rounds)
         stack.enter_context(view)
+        address = without_password(broker.url)
         view.note(
-            f"{split.name}: {len(split.y_train)} examples on {len(shards)} devices, {broker.version} on {broker.url}"
+            f"{split.name}: {len(split.y_train)} examples on {len(shards)} devices, {broker.version} on {address}"
         )
         done, seen, boards = _watch(view, work, broker.url, {name: len(rows) for name, rows in shards.items()})
     return Result(
