@@ -1,6 +1,7 @@
 """Whole jobs in memory: real sessions, training and journal, and a fault at every place where something is written."""
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,13 @@ import numpy as np
 import pytest
 
 from coordinator.aggregators import Contribution, weighted_mean
-from coordinator.evaluate import evaluate
+from coordinator.evaluate import Evaluation, evaluate
 from coordinator.store import JournalUpdate, Store, open_store
 from edge_runtime.data import Dataset
 from edge_runtime.plan import read_plan
 from edge_runtime.task import run_task
 from edge_runtime.tensors import decode_tensors, encode_tensors
+from edge_runtime.wire import Publish, UpdateSettled
 from edge_runtime.wire.messages import GatewayState, format_gateway
 from support.memory import MemorySite
 
@@ -464,3 +466,35 @@ def test_the_journal_drops_the_bytes_of_folded_tasks(tmp_path: Path) -> None:
     store.close()
     assert {number for number, size in rows if size == 0} == {1}
     assert {number for number, size in rows if size > 0} == {2}
+
+
+def test_while_a_version_is_judged_the_site_goes_on_and_a_late_update_is_refused(tmp_path: Path) -> None:
+    """The last chunk of dev-b's update comes after the fold: taking it would acknowledge what never counts."""
+    site = make_site(tmp_path)
+    judge, verdict = site._judge, Future[Evaluation]()
+    site._judge = lambda _weights: verdict  # type: ignore[method-assign]
+    held: list[Publish] = []
+    handle = site.broker.handle
+
+    def hold(name: str, command: Any) -> bool:
+        late = name == "dev-b" and isinstance(command, Publish) and command.topic.endswith("/0")
+        return held.append(command) is None if late else handle(name, command)
+
+    site.broker.handle = hold  # type: ignore[method-assign]
+    start_all(site)
+    site.run(lambda: site.job is not None and site.job.judging is not None)
+    handle("dev-b", held[0])
+    site.devices["dev-c"].kill()
+    site.turn()
+    site.turn()
+    assert site.seen("device")[-1] == {"event": "device", "device": "dev-c", "state": "lost", "examples": 31}
+    (refused,) = [each for each in site.devices["dev-b"].settled if isinstance(each, UpdateSettled)]
+    assert (refused.outcome, refused.rule) == ("refused", "StaleTask")
+    assert site.job is not None
+    version = site.job._version.weights
+    site._judge, site.broker.handle = judge, handle  # type: ignore[method-assign]
+    verdict.set_result(judge(version).result())
+    site.devices["dev-c"].start(site.now_s)
+    finished(site)
+    assert [event["devices"] for event in site.seen("round_done")] == [2, 3]
+    assert sorted(e["device"] for e in site.seen("update") if e["round"] == 1) == ["dev-a", "dev-c"]
