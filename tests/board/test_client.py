@@ -282,7 +282,7 @@ def test_a_broker_that_refuses_a_subscription_is_told_of_and_not_hammered(digits
     with broker_that_denies("edge/v1/default/d/+/task") as url:
         client = start_client(url, "a", digits, tmp_path / "state", "--log-json")
         gateway = Gateway(url)
-        gateway.until(lambda: states(gateway)[-1:] == ["lost"])
+        gateway.until(lambda: states(gateway)[-1:] == ["lost"] and "not connected" in client.text())
         assert client.stop() == 0
         gateway.link.close()
     told = [json.loads(line) for line in client.text().splitlines()]
