@@ -1,6 +1,5 @@
 """Local data sets: a directory of examples -> batches in an order that every machine computes alike."""
 
-import gzip
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -207,6 +206,8 @@ def _find_idx(directory: Path, stem: str, what: str) -> Path | None:
 def _read_idx(path: Path) -> NDArray[np.uint8]:
     data = path.read_bytes()
     if path.suffix == ".gz":
+        import gzip  # noqa: PLC0415 most data sets need it not
+
         data = gzip.decompress(data)
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] != _IDX_UBYTE or not 1 <= data[3] <= _MAX_IDX_DIMENSIONS:
         raise ValueError(f"{path.name} does not begin like an idx file of unsigned bytes")

