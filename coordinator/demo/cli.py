@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import math
 import os
 import signal
@@ -61,6 +62,8 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)  # else the devices and the broker would outlive the demo
+    if options.report:
+        importlib.import_module("matplotlib.figure")  # missing, it should be missed before the work, not after
     try:
         result = _run(options)
         if options.report:
