@@ -252,6 +252,13 @@ def test_a_url_that_is_none_is_refused_with_the_form_it_should_have(url: str) ->
         parse_url(url)
 
 
+@pytest.mark.parametrize("url", ["mqtt://u:secret@h:999999", "mqtt://u:secret@[h", "mqtt://u:secret/2@h:1"])
+def test_a_url_that_cannot_be_read_is_shown_without_its_login(url: str) -> None:
+    with pytest.raises(BadUrl, match=r"\*\*\*@") as caught:
+        parse_url(url)
+    assert "secret" not in str(caught.value)
+
+
 def test_tls_is_refused_in_words_and_without_the_password() -> None:
     with pytest.raises(TlsNotSupported, match="TLS is not in this version") as caught:
         parse_url("mqtts://user:secret@h")
