@@ -165,15 +165,20 @@ void multiply_part(const LanesCorrelation& c, const Layout& layout, const Unit& 
 
 }  // namespace
 
-void correlate_lanes(const LanesCorrelation& c, Index cut, const Worker& worker) {
+void correlate_lanes(const LanesCorrelation& c, Index most_cut, const Worker& worker) {
   const Problem& p = c.problem;
+  const Index outputs = conv_lanes::cut_axis(p).outputs;
+  const Index blocks = ceil_div(p.images, kLanes) * c.groups;
+  // Something to do for every worker. Where parts end changes no sum.
+  const Index cut =
+      smaller(most_cut, conv_lanes::equal_cut(outputs, ceil_div(worker.count, blocks)));
   const Layout layout = conv_lanes::layout_of(p, cut);
   float* source = worker.scratch;
   Tap* taps = reinterpret_cast<Tap*>(source + p.channels * layout.channel * kLanes);
   float* sums = source + p.channels * layout.channel * kLanes + conv_lanes::tap_words(p);
   fill_taps(c, layout, taps);
-  const Index outputs = conv_lanes::cut_axis(p).outputs, parts = ceil_div(outputs, cut);
-  const Share share = share_of(ceil_div(p.images, kLanes) * c.groups * parts, worker);
+  const Index parts = ceil_div(outputs, cut);
+  const Share share = share_of(blocks * parts, worker);
   for (Index number = share.begin; number < share.end; ++number) {
     const Index begin = number % parts * cut, image = number / parts / c.groups * kLanes;
     const Unit unit{number / parts % c.groups, image, smaller(kLanes, p.images - image)};

@@ -19,8 +19,8 @@ struct LanesCorrelation {
   bool relu;
 };
 
-// `cut` positions a part, from conv_lanes_plan.h.
-void correlate_lanes(const LanesCorrelation& c, Index cut, const Worker& worker);
+// At most `most_cut` positions a part, from conv_lanes_plan.h.
+void correlate_lanes(const LanesCorrelation& c, Index most_cut, const Worker& worker);
 
 }  // namespace EDGE_ISA
 }  // namespace edge

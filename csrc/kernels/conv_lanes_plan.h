@@ -151,6 +151,11 @@ EDGE_STATIC Index grad_scratch_floats(const Problem& p, Index cut) {
          round_up(p.channels * p.v.taps * p.h.taps, 16);
 }
 
+// Positions a part of `parts`, whole neighbourhoods each.
+EDGE_STATIC Index equal_cut(Index outputs, Index parts) {
+  return least(outputs, round_up(ceil_ratio(outputs, parts), kPositions));
+}
+
 // Positions a part, 0 where no part worth its halo fits the budget. The need grows with the part.
 template <class Need>
 static Index largest_cut(const Problem& p, Need need) {
@@ -165,8 +170,10 @@ static Index largest_cut(const Problem& p, Need need) {
     }
   }
   if (low == outputs) return low;
-  const Index parts = low == 0 ? 0 : ceil_ratio(outputs, low);
-  const Index even = low == 0 ? 0 : ceil_ratio(outputs, parts);
+  // Parts of nearly equal size that begin with a first neighbour.
+  low -= low % kPositions;
+  if (low == 0) return 0;
+  const Index even = equal_cut(outputs, ceil_ratio(outputs, low));
   return even >= most(kFewestPositions, reach(cut_axis(p), 1) - 1) ? even : 0;
 }
 
