@@ -7,12 +7,12 @@ SANITIZED := build/sanitized
 CORE_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') CMakeLists.txt pyproject.toml
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo check test test-core bench clean format
+.PHONY: help demo compiled check test test-core bench clean format
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-demo: $(STAMPS)/demo ## four device processes learn real digits through a real broker
+demo: $(STAMPS)/demo compiled ## four device processes learn real digits through a real broker
 	$(BIN)/edge-runtime demo $(ARGS)
 
 check: $(STAMPS)/dev ## format, lint, types, import contracts
@@ -27,7 +27,7 @@ format: $(STAMPS)/dev ## rewrite Python and C++ in the house format
 	$(BIN)/ruff check --fix .
 	git ls-files '*.cpp' '*.h' '*.cu' | xargs $(BIN)/clang-format -i
 
-test: $(STAMPS)/test test-core ## C++ tests under sanitizers, then pytest
+test: $(STAMPS)/test compiled test-core ## C++ tests under sanitizers, then pytest
 	@sh tests/ensure-mosquitto.sh
 	$(BIN)/pytest $(ARGS)
 
@@ -42,6 +42,11 @@ bench: $(STAMPS)/test ## ratios against what a user would pick instead; writes t
 
 clean: ## remove everything that was built, the virtual environment too
 	rm -rf $(VENV) build dist
+
+# What pip does for an installed package: without it, or under PYTHONDONTWRITEBYTECODE, every device process of an
+# editable install would compile its modules anew, and its import time would be that of the compiler.
+compiled: $(STAMPS)/demo
+	@$(BIN)/python -m compileall -q edge_runtime coordinator models
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Edge Runtime needs Python 3.11 or newer; set PYTHON=")'

@@ -23,6 +23,9 @@ from typing import Any, TextIO
 
 Emit = Callable[[Mapping[str, Any]], None]
 
+QUIET_S = 10.0
+MAX_QUIET = 1000
+
 
 def json_lines(stream: TextIO) -> Emit:
     """Writes every event as one line of JSON."""
@@ -42,6 +45,23 @@ def log_lines(stream: TextIO) -> Emit:
         stream.flush()
 
     return emit
+
+
+def seldom(emit: Emit, clock: Callable[[], float]) -> Emit:
+    """Passes events on, but a warning about one device and rule once in QUIET_S: rubbish from a peer fills no disk."""
+    told: dict[tuple[str | None, str], float] = {}
+
+    def limited(event: Mapping[str, Any]) -> None:
+        if event["event"] == "warning" and "rule" in event:
+            now_s, key = clock(), (event.get("device"), event["rule"])
+            for old in [each for each, told_s in told.items() if now_s - told_s >= QUIET_S]:
+                del told[old]
+            if key in told or len(told) >= MAX_QUIET:
+                return
+            told[key] = now_s
+        emit(event)
+
+    return limited
 
 
 def readable(event: Mapping[str, Any]) -> str:

@@ -58,9 +58,10 @@ def lost(fleet: Fleet, name: str, now_s: float) -> Fleet:
 
 def all_lost(fleet: Fleet, now_s: float) -> Fleet:
     """Nothing is known of the online devices any more: until their births come they count as lost since now_s."""
-    for name in fleet:
-        fleet = lost(fleet, name, now_s)
-    return fleet
+    return {
+        name: replace(known, presence=Presence.LOST, lost_since_s=now_s) if known.presence is Presence.ONLINE else known
+        for name, known in fleet.items()
+    }
 
 
 def stopped(fleet: Fleet, name: str) -> Fleet:

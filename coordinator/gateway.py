@@ -1,27 +1,27 @@
 """One running job without sockets: wire session, round machine, journal and folds joined.
 
 The shell (coordinator.server) hands in what the link brought and the time, and publishes what comes back. Two orders
-make a crash at any point harmless: the journal is written before anything that follows from it is published, and long
-work (folding, evaluating) is left to `work`, which the shell calls once the acknowledgement of the last update is out.
+make a crash at any point harmless: the journal is written before anything that follows from it is published, and
+folding is left to `work`, which the shell calls once the acknowledgement of the last update is out. Judging may take
+longer than the broker's patience with a silent client, so the shell has it done beside this and `work` takes it up.
 """
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from coordinator import round_records as records
 from coordinator import rounds
-from coordinator.evaluate import EvaluationError, evaluate
+from coordinator.evaluate import Evaluation, EvaluationError
 from coordinator.events import Emit
 from coordinator.fleet import Presence
 from coordinator.program import Program, make_task, rules_of
 from coordinator.results import export, fold
 from coordinator.store import JournalTask, JournalUpdate, RoundFigures, Store
 from coordinator.updates import check_update
-from edge_runtime.data import Dataset
 from edge_runtime.errors import RemoteError
-from edge_runtime.tensors import decode_tensors
 from edge_runtime.wire import messages, topics
 from edge_runtime.wire.chunks import chunk_count
 from edge_runtime.wire.events import (
@@ -38,9 +38,11 @@ from edge_runtime.wire.events import (
 )
 from edge_runtime.wire.gateway import GatewaySession
 from edge_runtime.wire.tasks import format_task, parse_task
-from models.compiler import with_weights
 
 EXIT_DONE, EXIT_FAILED = 0, 3
+
+# Chunks of earlier versions that are cleared on every connection to the broker.
+OLD_CHUNKS = 256
 
 # Failures that say nothing about the device: it is asked again in the next attempt or round.
 PASSING_RULES = frozenset({"BlobMissing", "BlobCorrupt", "TaskStopped"})
@@ -48,10 +50,10 @@ PASSING_RULES = frozenset({"BlobMissing", "BlobCorrupt", "TaskStopped"})
 
 @dataclass(frozen=True)
 class Parts:
-    """What a running job is made of."""
+    """What a running job is made of; `judge` starts the evaluation of weights (a tensor file) and does not wait."""
 
     program: Program
-    held_out: Dataset
+    judge: Callable[[bytes], Future[Evaluation]]
     store: Store
     directory: Path
     emit: Emit
@@ -60,16 +62,18 @@ class Parts:
 class RunningJob:
     """Holds the wire session, the machine's state and the newest version; everything durable is in the store.
 
-    `exit_code` is None while the job runs.
+    `exit_code` is None while the job runs, `judging` is the evaluation that is under way.
     """
 
-    def __init__(self, parts: Parts, site: str, epoch: int, now_s: float) -> None:
+    def __init__(self, parts: Parts, site: str, epoch: int, boot: str, now_s: float) -> None:
         self._parts = parts
-        self.session = GatewaySession(site, epoch, already_done=parts.store.accepted_digest)
+        self.session = GatewaySession(site, epoch, boot, already_done=parts.store.accepted_digest)
         self._version = parts.store.latest()
         journalled = parts.store.journalled()
         self._state = rounds.resumed(rules_of(parts.program.job), journalled, now_s)
         self._to_close: list[records.CloseRound] = []
+        self._judged_round = 0
+        self.judging: Future[Evaluation] | None = None
         self._round_began_s = now_s
         self._links = 0
         self._superseded = False
@@ -100,7 +104,7 @@ class RunningJob:
         self._links += 1
         commands = [
             *self._commands(self.session.connected(now_s), now_s),
-            *self._clear_old_version(),
+            *self._clear_old_versions(),
             *self._clear_old_tasks(),
         ]
         return commands if self._links == 1 else commands + self._step(records.FleetUnknown(), now_s)
@@ -121,11 +125,15 @@ class RunningJob:
 
     @property
     def has_work(self) -> bool:
-        """Whether a round waits to be folded and judged."""
-        return bool(self._to_close) and self.exit_code is None
+        """Whether a round waits to be folded, or has been judged."""
+        waits = self.judging.done() if self.judging is not None else bool(self._to_close)
+        return waits and self.exit_code is None
 
     def work(self, clock: Callable[[], float]) -> list[Command]:
-        """Folds and judges the round that waits; takes as long as it takes, so it asks the clock itself."""
+        """Folds the round that waits, or ends the one that was judged; it takes long, so it asks the clock itself."""
+        if self.judging is not None:
+            judging, self.judging = self.judging, None
+            return self._end_round(judging, clock)
         return self._close_round(self._to_close.pop(0), clock)
 
     def stopping(self) -> list[Command]:
@@ -158,14 +166,21 @@ class RunningJob:
             return []
         return self._step(records.DeviceOnline(device.name, device.examples), now_s)
 
-    def _clear_old_version(self) -> list[Command]:
-        """Takes the version before the newest off the broker: a crash may have come between its fold and that."""
-        old = [each for each in self._parts.store.digests()[-2:-1] if each[0] != self._version.sha256]
-        return [
-            Publish(topics.chunk(self.session.site, sha256, index), b"", 1, retain=True)
-            for sha256, size_bytes in old
-            for index in range(chunk_count(size_bytes))
-        ]
+    def _clear_old_versions(self) -> list[Command]:
+        """Takes earlier versions off the broker.
+
+        A crash may have come between a version's fold and that; and a broker that was killed comes back with what it
+        had written last, up to a minute of rounds ago. Many small versions or the one before a large one: both are
+        cheap, and of large ones few are made in a minute.
+        """
+        commands: list[Command] = []
+        for sha256, size_bytes in self._parts.store.digests(OLD_CHUNKS)[1:]:
+            if commands and len(commands) + chunk_count(size_bytes) > OLD_CHUNKS:
+                break
+            if sha256 != self._version.sha256:
+                chunks = (topics.chunk(self.session.site, sha256, index) for index in range(chunk_count(size_bytes)))
+                commands += [Publish(topic, b"", 1, retain=True) for topic in chunks]
+        return commands
 
     def _clear_old_tasks(self) -> list[Command]:
         """Takes the tasks of everybody who is asked nothing now off the broker, for the same reason."""
@@ -219,7 +234,9 @@ class RunningJob:
         return accepted + self._step(records.UpdateJournalled(event.device, number), now_s)
 
     def _open_task(self, device: str, name: str) -> JournalTask | None:
-        """The device's task of this name in the present round, unless it is done, failed or from another time."""
+        """The device's task of this name in the present round, unless it is done, failed or too late."""
+        if self._state.phase not in {records.Phase.GATHERING, records.Phase.COLLECTING}:
+            return None  # an update that is taken after its round was closed would be acknowledged and never count
         return self._parts.store.open_task(self._state.round, device, name)
 
     def _refuse(self, event: UpdateReceived, rule: str, message: str, now_s: float) -> list[Command]:
@@ -243,12 +260,14 @@ class RunningJob:
         return []
 
     def _take_warning(self, event: Warned, _now_s: float) -> list[Command]:
-        self._warn(f"{event.source}: {event.rule}: {event.message}", rule=event.rule)
+        levels = event.source.split("/")
+        names = {"device": levels[4]} if len(levels) > 4 and levels[3] == "d" else {}
+        self._warn(f"{event.source}: {event.rule}: {event.message}", rule=event.rule, **names)
         return []
 
     def _take_superseded(self, event: GatewaySuperseded, _now_s: float) -> list[Command]:
         message = (
-            f"a coordinator with epoch {event.epoch} works on this site; this one stops. "
+            f"another coordinator, with epoch {event.epoch}, works on this site; this one stops. "
             "Give every job a --site of its own"
         )
         self._parts.emit({"event": "error", "message": message, "rule": "GatewaySuperseded"})
@@ -268,7 +287,8 @@ class RunningJob:
 
     def _do_start(self, command: records.StartRound, now_s: float) -> list[Command]:
         program, store = self._parts.program, self._parts.store
-        asked = [make_task(program, self._version, device, command.attempt) for device in rounds.pending(self._state)]
+        # Not the whole cohort: who is still at it answers the task of an earlier attempt, by its name.
+        asked = [make_task(program, self._version, device, command.attempt) for device in command.asked]
         tasks = tuple(JournalTask(task.device, task.task, format_task(task)) for task in asked)
         store.start_round(command.round, command.attempt, tasks)
         self._round_began_s = now_s if command.attempt == 1 else self._round_began_s
@@ -310,19 +330,24 @@ class RunningJob:
     # Rounds.
 
     def _close_round(self, command: records.CloseRound, clock: Callable[[], float]) -> list[Command]:
-        """Folds (unless the journal says that it was done), judges, and lets the machine go on."""
+        """Folds, unless the journal says that it was done, and has the new version judged."""
         commands = self._fold(command, clock()) if self._version.version == command.round else []
-        model = with_weights(self._parts.program.model, decode_tensors(self._version.weights)[0])
+        self._judged_round, self.judging = command.round, self._parts.judge(self._version.weights)
+        return commands
+
+    def _end_round(self, judging: Future[Evaluation], clock: Callable[[], float]) -> list[Command]:
+        """Writes and tells what the evaluation said, and lets the machine go on."""
+        number = self._judged_round
         try:
-            judged = evaluate(model, self._parts.held_out)
+            judged = judging.result()
         except EvaluationError as error:
-            return commands + self._do_fail(records.FailJob(str(error)), clock())
-        self._parts.store.judge_round(command.round, judged.accuracy, judged.loss)
-        figures = self._parts.store.figures(command.round)
+            return self._do_fail(records.FailJob(str(error)), clock())
+        self._parts.store.judge_round(number, judged.accuracy, judged.loss)
+        figures = self._parts.store.figures(number)
         self._parts.emit(
             {
                 "event": "round_done",
-                "round": command.round,
+                "round": number,
                 "accuracy": judged.accuracy,
                 "loss": judged.loss,
                 "devices": figures.devices,
@@ -332,7 +357,7 @@ class RunningJob:
                 "seconds": figures.seconds,
             }
         )
-        return commands + self._step(records.Evaluated(command.round, judged.accuracy), clock())
+        return self._step(records.Evaluated(number, judged.accuracy), clock())
 
     def _fold(self, command: records.CloseRound, now_s: float) -> list[Command]:
         old = self._version

@@ -6,7 +6,7 @@
 | versions | one version of the weights, and the server step's state; the blobs of the last few are kept |
 | devices | a device as last seen |
 | rounds | a round: "open", "folded" (its version is written) or "evaluated", and its metrics |
-| tasks | what one device was asked in one round: "open", "done" or "failed" with a reason |
+| tasks | what one device was asked in one round: "open", "done" or "failed" with a reason; its bytes go with the fold |
 | updates | an accepted update; its bytes go when its round is folded, its digest stays |
 """
 
@@ -47,6 +47,10 @@ CREATE TABLE updates (
   PRIMARY KEY (round, device), FOREIGN KEY (round, device) REFERENCES tasks
 );
 """
+
+
+# Made at every start: journals that were begun without it get it too. Every `begin` of an upload looks a task up so.
+_INDEXES = "CREATE INDEX IF NOT EXISTS tasks_of_device ON tasks (device, task)"
 
 
 class JournalError(Exception):
@@ -102,6 +106,7 @@ def connect(path: Path) -> sqlite3.Connection:
                 f"{path} has schema version {version}, this program writes {SCHEMA_VERSION}; "
                 "use the program that began the job, or another --state directory"
             )
+        connection.execute(_INDEXES)
     return connection
 
 

@@ -8,25 +8,28 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from coordinator.broker import BrokerError, start_broker
-from coordinator.evaluate import EvaluationError, check_held_out
-from coordinator.events import Emit, json_lines, log_lines
+from coordinator.broker.probe import without_password
+from coordinator.evaluate import Evaluation, EvaluationError, check_held_out, evaluate
+from coordinator.events import Emit, json_lines, log_lines, seldom
 from coordinator.gateway import EXIT_DONE, EXIT_FAILED, Parts, RunningJob
 from coordinator.jobfile import JobFileError, load_job
 from coordinator.journal import JournalError
-from coordinator.program import build_program, definition, make_version
+from coordinator.program import Program, build_program, definition, make_version
 from coordinator.results import export
 from coordinator.store import open_store
-from edge_runtime.data import load_dataset
+from edge_runtime.data import Dataset, load_dataset
 from edge_runtime.errors import LocalError
 from edge_runtime.link import Connected, Disconnected, Link, LinkEvent, Message, Refused, Subscribed
+from edge_runtime.tensors import decode_tensors
 from edge_runtime.wire.events import Command, Publish, Subscribe, Unsubscribe
 from edge_runtime.wire.topics import check_id
-from models.compiler import CompileError
+from models.compiler import CompileError, with_weights
 from models.zoo import ZooError
 
 EXIT_BAD_INPUT = 2
@@ -39,14 +42,14 @@ BAD_INPUT = (JobFileError, JournalError, CompileError, EvaluationError, ZooError
 def main(argv: list[str] | None = None) -> int:
     """Runs one job to its end; see the module's docstring for what is returned."""
     options = _parser().parse_args(argv)
-    emit = json_lines(sys.stdout) if options.events else log_lines(sys.stdout)
+    emit = seldom(json_lines(sys.stdout) if options.events else log_lines(sys.stdout), time.monotonic)
     with ExitStack() as stack:
         try:
             parts = _prepare(options, emit, stack)
             if parts.store.done() is not None:
                 return _already_done(parts)
             url, kind = _broker(options, stack)
-            job = RunningJob(parts, options.site, parts.store.next_epoch(), time.monotonic())
+            job = RunningJob(parts, options.site, parts.store.next_epoch(), os.urandom(8).hex(), time.monotonic())
             link = stack.enter_context(closing(_link(job, url, options.site)))
         except BAD_INPUT as error:
             return _failed(emit, error, EXIT_BAD_INPUT)
@@ -77,7 +80,17 @@ def _prepare(options: argparse.Namespace, emit: Emit, stack: ExitStack) -> Parts
     check_held_out(program.model, held_out)
     store = stack.enter_context(closing(open_store(options.state)))
     store.begin(definition(program), make_version(1, program.weights, {}))
-    return Parts(program, held_out, store, options.state, emit)
+    return Parts(program, _judge(program, held_out, stack), store, options.state, emit)
+
+
+def _judge(program: Program, held_out: Dataset, stack: ExitStack) -> Callable[[bytes], Future[Evaluation]]:
+    """Judges weights in a thread: the link must go on, however large the model is."""
+    worker = stack.enter_context(ThreadPoolExecutor(1, "judge"))
+
+    def work(weights: bytes) -> Evaluation:
+        return evaluate(with_weights(program.model, decode_tensors(weights)[0]), held_out)
+
+    return lambda weights: worker.submit(work, weights)
 
 
 def _broker(options: argparse.Namespace, stack: ExitStack) -> tuple[str, str]:
@@ -97,7 +110,7 @@ def _link(job: RunningJob, url: str, site: str) -> Link:
 def _listening(parts: Parts, job: RunningJob, site: str, broker: tuple[str, str]) -> dict[str, object]:
     return {
         "event": "listening",
-        "url": broker[0],
+        "url": without_password(broker[0]),
         "broker": broker[1],
         "site": site,
         "job": parts.program.job.name,
@@ -124,7 +137,7 @@ def _serve(job: RunningJob, link: Link, emit: Emit) -> int:
     """The loop: what the link brings goes into the job, what the job wants goes out.
 
     Long work waits for one more poll, which sends what is queued: the last acknowledgement leaves before a round is
-    folded and judged.
+    folded.
     """
     with _stop_signals(link) as asked_to_stop:
         while job.exit_code is None and not asked_to_stop:
@@ -132,6 +145,8 @@ def _serve(job: RunningJob, link: Link, emit: Emit) -> int:
             _exchange(job, link, emit, 0.0 if due else POLL_S)
             if due:
                 _send(link, job.work(time.monotonic))
+                if job.judging is not None:
+                    job.judging.add_done_callback(lambda _: link.wake())
     until_s = time.monotonic() + LEAVE_S
     while not link.connected and job.exit_code is not None and time.monotonic() < until_s:
         _exchange(job, link, emit, POLL_S)  # what a finished job leaves on the broker is worth a wait
@@ -141,11 +156,11 @@ def _serve(job: RunningJob, link: Link, emit: Emit) -> int:
 
 def _exchange(job: RunningJob, link: Link, emit: Emit, timeout_s: float) -> None:
     for event in link.poll(timeout_s):
-        _send(link, _take(job, event, emit))
+        _send(link, _take(job, link, event, emit))
     _send(link, job.tick(time.monotonic()))
 
 
-def _take(job: RunningJob, event: LinkEvent, emit: Emit) -> list[Command]:
+def _take(job: RunningJob, link: Link, event: LinkEvent, emit: Emit) -> list[Command]:
     now_s = time.monotonic()
     match event:
         case Connected():
@@ -156,6 +171,11 @@ def _take(job: RunningJob, event: LinkEvent, emit: Emit) -> list[Command]:
             return job.disconnected(now_s)
         case Message():
             return job.received(event.topic, event.payload, now_s, retain=event.retain)
+        case Subscribed(_, refused) if refused:
+            message = f"the broker does not allow to subscribe to {refused[0]}; give the coordinator the whole site"
+            emit({"event": "error", "message": message, "rule": "SubscriptionRefused"})
+            link.give_up(message)
+            return []
         case Refused() | Subscribed():
             return []  # a refusal is followed by its Disconnected; our sessions need no word of subscriptions
 

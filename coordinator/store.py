@@ -199,7 +199,7 @@ class Store:
         return int(self._one(query, (number,))[0])
 
     def fold_round(self, number: int, made: Version, figures: RoundFigures) -> None:
-        """Write the version that a round made, and drop the updates it was made of, in one transaction."""
+        """Write the version that a round made, and drop the bytes of its tasks and updates, in one transaction."""
         row = (figures.devices, figures.cohort, figures.bytes_up, figures.bytes_down, figures.seconds, number)
         with self._writing() as write:
             _insert_version(write, made)
@@ -209,6 +209,7 @@ class Store:
                 row,
             )
             write("UPDATE updates SET data = NULL WHERE round = ?", (number,))
+            write("UPDATE tasks SET data = x'' WHERE round = ?", (number,))
             write(
                 "UPDATE versions SET weights = NULL, state = NULL WHERE version <= ?", (made.version - KEEP_VERSIONS,)
             )
@@ -237,9 +238,9 @@ class Store:
         """The newest version."""
         return Version(*self._one("SELECT version, sha256, weights, state FROM versions ORDER BY version DESC LIMIT 1"))
 
-    def digests(self) -> tuple[tuple[str, int], ...]:
-        """SHA-256 and size of every version there ever was, oldest first."""
-        return tuple(self._all("SELECT sha256, bytes FROM versions ORDER BY version"))
+    def digests(self, newest: int) -> tuple[tuple[str, int], ...]:
+        """SHA-256 and size of the newest versions, newest first."""
+        return tuple(self._all("SELECT sha256, bytes FROM versions ORDER BY version DESC LIMIT ?", (newest,)))
 
     def tasks(self, number: int) -> tuple[JournalTask, ...]:
         """The tasks of a round that are still open, in ascending order of device ids."""

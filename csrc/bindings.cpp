@@ -189,6 +189,19 @@ void step(PyEngine& engine) {
                                            last + ", or -1 for a row to leave out");
 }
 
+std::vector<double> profile(PyEngine& engine, int steps) {
+  if (steps < 1) throw py::value_error("profile needs at least one step");
+  if (engine.stepping.test_and_set())
+    throw std::runtime_error("another thread is inside step() of this engine");
+  std::vector<double> times_s;
+  {
+    const py::gil_scoped_release release;
+    times_s = engine.profile(steps);
+  }
+  engine.stepping.clear();
+  return times_s;
+}
+
 // PlanError(rule, message), a ValueError, so that a program reads args[0] and a person the whole.
 PYBIND11_CONSTINIT py::gil_safe_call_once_and_store<py::object> plan_error;
 
@@ -229,6 +242,8 @@ PYBIND11_MODULE(_core, m) {
       .def("view", &edge::view, py::arg("name"),
            "A writable array over a named tensor; keeps the engine alive.")
       .def("step", &edge::step, "Runs the plan once, without the GIL and without allocating.")
+      .def("profile", &edge::profile, py::arg("steps"),
+           "Seconds per operation, medians over so many steps, which train as step() does.")
       .def("poison", &PyEngine::poison,
            "Fills temporaries and scratch with NaN; a step must not notice.")
       .def_property_readonly("arena_bytes", [](const PyEngine& e) { return e.plan().arena_bytes; })

@@ -56,6 +56,9 @@ class Engine:
     # Run the plan once without the GIL; ValueError (LabelOutOfRange) before anything is written.
     def step(self) -> None: ...
 
+    # Seconds that each operation takes, in their order: medians over so many steps, which train as step() does.
+    def profile(self, steps: int) -> list[float]: ...
+
     # Fill temporaries and scratch with NaN; a step must not notice.
     def poison(self) -> None: ...
     @property

@@ -39,8 +39,12 @@ def parse_url(url: str) -> BrokerUrl:
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError as error:
-        raise BadUrl(f"broker URL {url!r}: {error}; {expected}") from None
+    except ValueError:
+        # urllib's words quote what it took for the port, which is the password where that holds a slash.
+        raise BadUrl(
+            f"broker URL {_without_password(url)!r}: the host or the port cannot be read; {expected}, the port at most "
+            "65535, special characters of a password percent-encoded"
+        ) from None
     if parts.scheme in {"mqtts", "ssl", "wss"}:
         raise TlsNotSupported(
             f"broker URL {_without_password(url)!r}: TLS is not in this version; use mqtt:// on a trusted network or "

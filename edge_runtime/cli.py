@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(verb: str, argv: list[str]) -> int:
     module, extra, _ = VERBS[verb]
     try:
-        run = importlib.import_module(module).main
+        return int(importlib.import_module(module).main(argv))
     except ModuleNotFoundError as error:
         # Only what an extra would bring is explained so; a hole in our own package is a bug and shows itself.
         if not extra or str(error.name).split(".")[0] in {"edge_runtime", "coordinator", "models"}:
@@ -57,7 +57,6 @@ def _run(verb: str, argv: list[str]) -> int:
             file=sys.stderr,
         )
         return EXIT_BAD_INPUT
-    return int(run(argv))
 
 
 def _usage() -> str:

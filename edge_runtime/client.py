@@ -1,6 +1,5 @@
 """The board's client: sockets, clock, disk, signals and one training thread around a DeviceSession."""
 
-import argparse
 import ctypes
 import os
 import signal
@@ -8,8 +7,6 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from edge_runtime.board import describe_board, memory_peak_kb
 from edge_runtime.client_config import ClientConfig, read_config
@@ -36,6 +33,7 @@ from edge_runtime.wire import (
     Warned,
 )
 from edge_runtime.wire.tasks import MAX_BLOB_BYTES
+from edge_runtime.wire.topics import parse_topic
 
 __all__ = ["main"]
 
@@ -56,6 +54,7 @@ class Client:
         boot = os.urandom(8).hex()
         self._log = log
         self._state = state
+        self._examples = len(dataset)
         self._blobs: dict[str, bytes] = {}
         self._exit: int | None = None
         self._tasks = 0
@@ -69,7 +68,7 @@ class Client:
             examples=len(dataset),
             info=describe_board() | _describe_data(dataset),
             cached=lambda sha256: sha256 in self._blobs or state.has_plan(sha256),
-            outbox=state.outbox(),
+            outbox=state.outbox(len(dataset)),
             max_blob_bytes=MAX_BLOB_BYTES if limit is None else min(limit, MAX_BLOB_BYTES),
         )
         self._link = Link(config.broker, f"{config.device}-{boot}", self._session.will(), config.keepalive_s)
@@ -90,6 +89,8 @@ class Client:
             for result in self._trainer.results():
                 self._do(self._on_result(result))
             self._do(self._session.tick(time.monotonic()))
+            if not self._session.busy:
+                self._blobs.clear()  # of a task that was withdrawn before all of them had come
         return self._leave(self._exit)
 
     def _leave(self, code: int) -> int:
@@ -126,7 +127,7 @@ class Client:
                 return self._session.connected(now)
             case Subscribed(topics, refused):
                 if refused:
-                    self._log("error", rule="SubscriptionRefused", message=f"the broker does not allow {refused[0]}")
+                    self._on_refused(refused[0])
                 return self._session.subscribed(now, topics)
             case Disconnected(reason, retry_s):
                 self._log("not connected", reason=reason, retry_s=retry_s)
@@ -134,6 +135,12 @@ class Client:
             case Refused(code, reason):
                 self._log("error", rule="BrokerRefused", code=code, message=reason)
         return []
+
+    def _on_refused(self, topic: str) -> None:
+        self._log("error", rule="SubscriptionRefused", message=f"the broker does not allow to subscribe to {topic}")
+        # Without a blob one task fails, and the coordinator is told; without the rest nobody would ever know.
+        if parse_topic(self._session.site, topic).kind != "blob":
+            self._link.give_up(f"it does not allow to subscribe to {topic}")
 
     def _on_result(self, result: Result) -> list[DeviceCommand]:
         now = time.monotonic()
@@ -201,7 +208,7 @@ class Client:
                 case KeepGen(gen):
                     self._state.keep_gen(gen)
                 case StoreUpdate(key, task, data):
-                    self._state.keep_update(key, task, data)
+                    self._state.keep_update(key, task, data, self._examples)
                 case StoreBlob(sha256, data, is_plan):
                     self._blobs[sha256] = data
                     if is_plan:
@@ -220,7 +227,10 @@ class Client:
             self._log("update accepted", task=task)
             return
         self._log("update refused", task=task, rule=rule, message=message)
-        self._state.drop_update()
+        try:
+            self._state.drop_update()
+        except OSError as error:
+            self._log("warning", source="disk", rule="StateUnusable", message=str(error))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -250,6 +260,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str] | None) -> ClientConfig:
+    words = sys.argv[1:] if argv is None else argv
+    if len(words) == 2 and words[0] == "--config":
+        return read_config(Path(words[1]), {})  # as boards are started: argparse would cost them half a megabyte
+    import argparse  # noqa: PLC0415 see above
+
     parser = argparse.ArgumentParser("edge-runtime client", description="Train on this board's data when asked to.")
     add = parser.add_argument
     add("--config", type=Path, metavar="FILE", help="TOML file; flags override it")
@@ -261,22 +276,26 @@ def _parse(argv: list[str] | None) -> ClientConfig:
     add("--threads", type=int, metavar="N", help="threads of the engine (default: 1)")
     add("--memory-limit-mb", type=int, metavar="M", help="refuse plans that need more")
     add("--log-json", action="store_true", default=None, help="one JSON object a line")
-    flags = vars(parser.parse_args(argv))
+    flags = vars(parser.parse_args(words))
     return read_config(flags.pop("config"), flags)
 
 
 def _describe_data(dataset: Dataset) -> dict[str, Any]:
-    labels = np.sort(dataset.y)  # numpy.unique would import numpy.ma, 1 MB, for this one number
     return {
         "x_shape": list(dataset.x.shape[1:]),
         "x_dtype": str(dataset.x.dtype),
-        "classes_seen": 1 + int(np.count_nonzero(labels[1:] != labels[:-1])),
+        # numpy.unique would import numpy.ma, 1 MB, and numpy.sort load its kernels, 0.5 MB, for this one number.
+        "classes_seen": len({int(label) for label in dataset.y}),
     }
 
 
 def _keep_one_heap() -> None:
-    """Tell glibc to give threads no heaps of their own: the second one would cost a few MB of resident memory."""
-    m_arena_max = -8
+    """Have glibc give threads no heaps of their own, a few MB each, and large blocks back as soon as they are freed.
+
+    The threshold is glibc's own first one; set by hand, it no longer grows to the size of the largest block freed.
+    """
+    m_arena_max, m_mmap_threshold, threshold_bytes = -8, -3, 128 * 1024
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:  # other C libraries have no such call and need none
         mallopt(m_arena_max, 1)
+        mallopt(m_mmap_threshold, threshold_bytes)

@@ -1,11 +1,12 @@
 """Local data sets: a directory of examples -> batches in an order that every machine computes alike."""
 
-import gzip
+import math
+import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,9 +30,27 @@ __all__ = [
 _IDX_STEMS = {"train": ("train",), "test": ("t10k", "test")}
 _IDX_UBYTE = 0x08
 _MAX_IDX_DIMENSIONS = 8
+# Deflate makes one byte into at most 1032; a member that claims more does not hold what it claims.
+_MAX_DEFLATE = 1032
 _WHAT_TO_DO = (
     "a data directory holds train.npz with arrays x (N, ...) uint8 or float32 and y (N,) integers, or the idx files "
     "train-images-idx3-ubyte and train-labels-idx1-ubyte (also .gz)"
+)
+# What reading damaged files raises: zipfile says RuntimeError for encrypted ones, LookupError and ArithmeticError for
+# broken records; the parser of array headers says TypeError, SyntaxError, TokenError or MemoryError.
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    SyntaxError,
+    LookupError,
+    ArithmeticError,
+    RuntimeError,
+    MemoryError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
 )
 
 
@@ -102,7 +121,9 @@ def read_labelled(directory: Path, split: str) -> Labelled:
     """
     try:
         x, y, client = _read_arrays(directory, split)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except MemoryError:
+        raise DataError(f"{directory} does not fit into memory; give this device fewer examples") from None
+    except _UNREADABLE as error:
         raise DataError(f"{directory} cannot be read: {error}; {_WHAT_TO_DO}") from None
     _check_labels(x, y, directory)
     _check_examples(x, directory)
@@ -185,17 +206,56 @@ def _read_arrays(directory: Path, split: str) -> tuple[NDArray[Any], NDArray[Any
         raise NotADirectoryError("no such directory")
     archive = directory / f"{split}.npz"
     if archive.exists():
-        with archive.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            missing = {"x", "y"} - set(arrays.files)
-            if missing:
-                raise ValueError(f"{archive.name} has no array named {' or '.join(sorted(missing))}")
-            return arrays["x"], arrays["y"], arrays["client"] if "client" in arrays.files else None
+        return _read_npz(archive)
     for stem in _IDX_STEMS[split]:
         images = _find_idx(directory, stem, "images")
         labels = _find_idx(directory, stem, "labels")
         if images is not None and labels is not None:
             return _read_idx(images), _read_idx(labels), None
     raise ValueError(f"neither {archive.name} nor idx files are there")
+
+
+def _read_npz(path: Path) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None]:
+    with path.open("rb") as file:
+        if not zipfile.is_zipfile(file):
+            raise ValueError(f"{path.name} is no archive, or only the beginning of one; write it with numpy.savez")
+        with zipfile.ZipFile(file) as archive:
+            missing = [name for name in ("x", "y") if f"{name}.npy" not in archive.namelist()]
+            if missing:
+                raise ValueError(f"{path.name} has no array named {' or '.join(missing)}")
+            owned = "client.npy" in archive.namelist()
+            x, y = (_read_member(archive, name) for name in ("x", "y"))
+            return x, y, _read_member(archive, "client") if owned else None
+
+
+def _read_member(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    """Read one array, after a look at its header: numpy allocates whatever that claims, and may ask to be trusted."""
+    info = archive.getinfo(f"{name}.npy")
+    with archive.open(info) as member:
+        shape, dtype = _read_header(member, name)
+        claimed_bytes = member.tell() + math.prod(shape) * dtype.itemsize
+    if dtype.hasobject:
+        raise ValueError(f"{name} holds Python objects, which are never loaded; save an array of numbers")
+    if claimed_bytes != info.file_size or info.file_size > _MAX_DEFLATE * info.compress_size:
+        raise ValueError(
+            f"{name} says {dtype} of shape {shape}, {claimed_bytes} bytes, but its {info.compress_size} bytes in the "
+            f"archive unpack to {info.file_size} at the most; write the file again"
+        )
+    with archive.open(info) as member:
+        return np.asarray(np.lib.format.read_array(member, allow_pickle=False))
+
+
+def _read_header(member: IO[bytes], name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    try:
+        version = np.lib.format.read_magic(member)
+        # Version 3 differs from 2 in the alphabet of field names, which no array of ours has.
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(member)
+    except (zipfile.BadZipFile, zlib.error, OSError):
+        raise
+    except _UNREADABLE:
+        raise ValueError(f"{name} is not an array that numpy has saved; write the file again") from None
+    return shape, dtype
 
 
 def _find_idx(directory: Path, stem: str, what: str) -> Path | None:
@@ -207,6 +267,8 @@ def _find_idx(directory: Path, stem: str, what: str) -> Path | None:
 def _read_idx(path: Path) -> NDArray[np.uint8]:
     data = path.read_bytes()
     if path.suffix == ".gz":
+        import gzip  # noqa: PLC0415 most data sets need it not
+
         data = gzip.decompress(data)
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] != _IDX_UBYTE or not 1 <= data[3] <= _MAX_IDX_DIMENSIONS:
         raise ValueError(f"{path.name} does not begin like an idx file of unsigned bytes")

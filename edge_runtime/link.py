@@ -37,6 +37,8 @@ __all__ = [
 CONNECT_TIMEOUT_S = 5.0
 MIN_DELAY_S = 0.5
 MAX_DELAY_S = 30.0
+# A short outage ends for everybody soon after it ends, well within the time a coordinator waits for lost devices.
+SHORT_OUTAGE_S, SHORT_DELAY_S = 60.0, 5.0
 # Packets read before control goes back to the owner, whose clock must go on under a flood.
 READS_A_POLL = 64
 # More than the default 20, so that a blob's chunks are not sent in lockstep with their acknowledgements.
@@ -143,6 +145,7 @@ class Link:
         self._pending: dict[int, tuple[str, ...]] = {}
         self._connected = False
         self._failures = 0
+        self._down_since: float | None = None
         self._hopeless = False
         self._closed = False
         self._unfinished = 0
@@ -221,6 +224,13 @@ class Link:
         self._failures = 0
         self._next_dial = time.monotonic()
 
+    def give_up(self, reason: str) -> None:
+        """Cut a connection that is of no use, will and all, and try again as late as after a refused login."""
+        if self._client is not None:
+            self._lost_because, self._hopeless = reason, True
+            self._cut(self._client)
+            self._reap(self._client)
+
     def close(self, timeout_s: float = 1.0) -> None:
         """Send what is queued and DISCONNECT, so that the broker forgets the will; at most timeout_s.
 
@@ -238,8 +248,10 @@ class Link:
 
     def _dial(self, now: float) -> None:
         # Looking up a name may block for as long as the system's resolver does; a numeric address never blocks.
+        # As bytes a name is looked up as it is; for text Python loads the tables of Unicode, 0.4 MB.
+        host = self._url.host.encode() if self._url.host.isascii() else self._url.host
         try:
-            found = socket.getaddrinfo(self._url.host, self._url.port, type=socket.SOCK_STREAM)
+            found = socket.getaddrinfo(host, self._url.port, type=socket.SOCK_STREAM)
             family, kind, protocol, _, address = found[self._failures % len(found)]
             sock = socket.socket(family, kind, protocol)
         except OSError as error:
@@ -302,12 +314,14 @@ class Link:
 
     def _fail(self, reason: str) -> None:
         """Note a lost or refused connection and draw the delay before the next attempt."""
-        delay = retry_delay_s(self._failures, random.random())  # noqa: S311 jitter, not a secret
+        now = time.monotonic()
+        self._down_since = now if self._down_since is None else self._down_since
+        delay = retry_delay_s(self._failures, now - self._down_since, random.random())  # noqa: S311 jitter, not a secret
         if self._hopeless:
             delay = max(delay, MAX_DELAY_S / 2)  # the answer will be the same: no hammering
         self._hopeless = False
         self._failures += 1
-        self._next_dial = time.monotonic() + delay
+        self._next_dial = now + delay
         self._connected = False
         self._events.append(Disconnected(reason, delay))
 
@@ -399,7 +413,7 @@ class Link:
 
     def _on_connect(self, _client: object, _data: object, _flags: object, reason: Any, _more: object) -> None:
         if not reason.is_failure:
-            self._connected, self._failures = True, 0
+            self._connected, self._failures, self._down_since = True, 0, None
             self._next_misc = time.monotonic() + _MISC_S
             self._events.append(Connected())
             return
@@ -436,19 +450,22 @@ class Link:
         self._selector.unregister(sock)
 
 
-def retry_delay_s(failures: int, fraction: float) -> float:
+def retry_delay_s(failures: int, down_s: float, fraction: float) -> float:
     """Give the delay before the next attempt: full jitter over an exponentially growing range.
 
     Args:
         failures: Attempts that failed in a row before this one.
+        down_s: How long there has been no connection.
         fraction: Uniform in 0 .. 1.
 
     Returns:
-        Seconds in MIN_DELAY_S .. MAX_DELAY_S: `fraction` of min(MAX_DELAY_S, MIN_DELAY_S * 2**(failures + 1)).
+        Seconds, at least MIN_DELAY_S: `fraction` of MIN_DELAY_S * 2**(failures + 1), or of a cap where that is less:
+        SHORT_DELAY_S in the first SHORT_OUTAGE_S of an outage, MAX_DELAY_S after it.
 
     Source: M. Brooker, "Exponential backoff and jitter", 2015, "full jitter"; with a floor.
     """
-    ceiling = min(MAX_DELAY_S, MIN_DELAY_S * 2.0 ** min(failures + 1, 16))
+    cap = SHORT_DELAY_S if down_s < SHORT_OUTAGE_S else MAX_DELAY_S
+    ceiling = min(cap, MIN_DELAY_S * 2.0 ** min(failures + 1, 16))
     return max(MIN_DELAY_S, fraction * ceiling)
 
 

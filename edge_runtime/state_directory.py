@@ -1,9 +1,11 @@
 """What a client keeps on disk: its generation, a cache of plans, the update that is not yet settled, and a lock.
 
 Every file is written beside its place, synced, and renamed over it, so that a power cut leaves the old one or the new
-one. Whatever is read back is checked; what does not pass is removed and fetched or trained again.
+one. Whatever is read back is checked; what does not pass counts as absent and is fetched or trained again. Reading
+raises nothing: a disk that fails, or that the kernel has made read-only, costs time only.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -66,7 +68,7 @@ class StateDirectory:
         """The generation of the last start, 0 if there was none."""
         try:
             return int((self._directory / "gen").read_bytes()[:20])
-        except (FileNotFoundError, ValueError):
+        except (OSError, ValueError):
             return 0
 
     def keep_gen(self, gen: int) -> None:
@@ -84,11 +86,10 @@ class StateDirectory:
             data = path.read_bytes()
         except OSError:
             return None  # not there, or on a part of the disk that fails: either way it must be fetched
-        if hashlib.sha256(data).hexdigest() != sha256:
-            path.unlink()
-            return None
-        os.utime(path)
-        return data
+        whole = hashlib.sha256(data).hexdigest() == sha256
+        with contextlib.suppress(OSError):
+            os.utime(path) if whole else path.unlink()
+        return data if whole else None
 
     def keep_plan(self, sha256: str, data: bytes) -> None:
         """Put a plan into the cache and drop those used longest ago until the rest fits."""
@@ -100,26 +101,29 @@ class StateDirectory:
             if total > self._cache_bytes and path.name != sha256:
                 path.unlink()
 
-    def outbox(self) -> Outbox | None:
-        """The update that was not settled when the last process ended; a damaged one is removed."""
-        path = self._directory / "outbox"
-        try:
-            header, _, data = path.read_bytes().partition(b"\n")
-        except FileNotFoundError:
-            return None
-        try:
-            fields = load_object(header[:_MAX_HEADER_BYTES])
-            if fields.get("sha256") == hashlib.sha256(data).hexdigest():
-                return Outbox(str(fields["key"]), str(fields["task"]), data)
-        except (ValueError, KeyError):
-            path.unlink()
-            return None
-        path.unlink()
-        return None
+    def outbox(self, examples: int) -> Outbox | None:
+        """The update that was not settled when the last process ended.
 
-    def keep_update(self, key: str, task: str, data: bytes) -> None:
-        """Keep an update, in place of the one before it."""
-        header = dump_object({"key": key, "task": task, "sha256": hashlib.sha256(data).hexdigest()})
+        Args:
+            examples: Of the present data: an update that was trained on more or fewer is not theirs, and the gateway
+                would refuse it.
+        """
+        try:
+            header, _, data = (self._directory / "outbox").read_bytes().partition(b"\n")
+            fields = load_object(header[:_MAX_HEADER_BYTES])
+            whole = fields["sha256"] == hashlib.sha256(data).hexdigest()
+            return (
+                Outbox(str(fields["key"]), str(fields["task"]), data)
+                if whole and fields["examples"] == examples
+                else None
+            )
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def keep_update(self, key: str, task: str, data: bytes, examples: int) -> None:
+        """Keep an update and the number of examples it was trained on, in place of the one before it."""
+        digest = hashlib.sha256(data).hexdigest()
+        header = dump_object({"key": key, "task": task, "sha256": digest, "examples": examples})
         write_atomically(self._directory / "outbox", header, b"\n", data)
 
     def drop_update(self) -> None:

@@ -13,6 +13,7 @@ from edge_runtime.errors import EdgeError
 from edge_runtime.plan import PlanError, read_plan
 from edge_runtime.task import Task, Update, run_task
 from edge_runtime.tensors import decode_tensors
+from edge_runtime.wire.fetch import BlobMissing
 
 __all__ = ["Failure", "Job", "Result", "Trainer"]
 
@@ -125,6 +126,9 @@ class Trainer:
 
     def _train(self, job: Job, stop: threading.Event) -> Update:
         names = {phase.plan for phase in job.task.phases}
+        absent = sorted({*names, job.task.weights} - job.blobs.keys())
+        if absent:
+            raise BlobMissing(f"blob {absent[0]} was on this board's disk and cannot be read any more; ask again")
         plans = {sha256: read_plan(job.blobs[sha256], expect_sha256=sha256) for sha256 in sorted(names)}
         weights, _ = decode_tensors(job.blobs[job.task.weights])
         return run_task(

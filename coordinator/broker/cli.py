@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coordinator.broker.limits import Limits
+from coordinator.broker.mosquitto import shipped_config
 from coordinator.broker.passwords import Passwords, hash_password, read_passwords
 from coordinator.broker.server import Server, listen
 from coordinator.broker.topics import check_filter
@@ -37,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 after a clean stop, 2 when the settings or the address are no good.
     """
     options = _parser().parse_args(argv)
+    if options.mosquitto_conf:
+        print(shipped_config(), end="")
+        return 0
     if options.hash_password is not None:
         return _print_hash(options.hash_password)
     logging.basicConfig(
@@ -83,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--port", type=int, default=1883, help="port, 0 = any free one (%(default)s)")
     add("--password-file", type=Path, metavar="FILE", help="logins, one user:salt:hash a line")
     add("--hash-password", metavar="USER", help="ask for a password, print its line for the file, and exit")
+    add("--mosquitto-conf", action="store_true", help="print our settings for a production mosquitto, and exit")
     add("--allow-anonymous", action="store_true", help="listen beyond this machine without logins")
     add("--max-packet-kb", type=float, default=default.max_packet_bytes / 1024, help="(%(default)g)")
     add("--max-connect-kb", type=float, default=default.max_connect_bytes / 1024, help="(%(default)g)")

@@ -9,9 +9,8 @@ import socket
 import subprocess
 from importlib import resources
 from pathlib import Path
-from string import Template
 
-__all__ = ["find_mosquitto", "free_port", "version", "write_config"]
+__all__ = ["find_mosquitto", "free_port", "shipped_config", "version", "write_config"]
 
 # Debian puts it where an ordinary user's PATH does not look.
 EXTRA_DIRECTORIES = ("/usr/sbin", "/usr/local/sbin")
@@ -32,22 +31,25 @@ def version(binary: Path) -> str:
     return found[1] if found else "(unknown version)"
 
 
+def shipped_config() -> str:
+    """The settings for a production mosquitto: all but its listeners, which stand in it as comments."""
+    return resources.files("coordinator.broker").joinpath("mosquitto.conf").read_text(encoding="utf-8")
+
+
 def write_config(directory: Path, host: str, port: int) -> Path:
-    """Write a configuration from the one we ship: loopback, no login, state in ``directory``.
+    """Write the shipped configuration with a loopback listener, no login, state and log where we want them.
 
     Returns:
         Path of the written file.
     """
-    template = resources.files("coordinator.broker").joinpath("mosquitto.conf").read_text(encoding="utf-8")
-    text = Template(template).substitute(
-        bind=host,
-        port=port,
-        directory=directory.resolve(),
-        # Started as root, mosquitto becomes the user "mosquitto", who may not write here.
-        user="user root" if os.geteuid() == 0 else "# user mosquitto",
+    # Started as root, mosquitto becomes the user "mosquitto", who may not write here.
+    user = "user root\n" if os.geteuid() == 0 else ""
+    local = (
+        f"listener {port} {host}\nallow_anonymous true\n{user}persistence_location {directory.resolve()}/\n"
+        "log_dest stderr\nlog_type error\nlog_type warning\nlog_type notice\n"
     )
     path = directory / "mosquitto.conf"
-    path.write_text(text, encoding="utf-8")
+    path.write_text(shipped_config() + "\n" + local, encoding="utf-8")
     return path
 
 

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 from coordinator.broker.packets import Connack, Connect, Disconnect, MalformedPacket, Packet, Publish, Subscribe, encode
 from coordinator.broker.parser import Parser
 
-__all__ = ["VERSION_TOPIC", "Address", "ProbeError", "parse_url", "probe", "reported_version"]
+__all__ = ["VERSION_TOPIC", "Address", "ProbeError", "parse_url", "probe", "reported_version", "without_password"]
 
 DEFAULT_PORT = 1883
 MAX_ANSWER_BYTES = 64 * 1024
@@ -53,15 +53,23 @@ def parse_url(url: str) -> Address:
     try:
         port = parts.port or DEFAULT_PORT
     except ValueError as error:
-        raise ValueError(f"broker URL {url!r}: {error}") from None
+        raise ValueError(f"broker URL {without_password(url)!r}: {error}") from None
     if parts.scheme != "mqtt" or not parts.hostname or parts.path not in {"", "/"}:
-        raise ValueError(f"broker URL {url!r}: write mqtt://HOST:PORT or mqtt://USER:PASSWORD@HOST:PORT")
+        raise ValueError(
+            f"broker URL {without_password(url)!r}: write mqtt://HOST:PORT or mqtt://USER:PASSWORD@HOST:PORT"
+        )
     return Address(
         parts.hostname,
         port,
         None if parts.username is None else unquote(parts.username),
         None if parts.password is None else unquote(parts.password),
     )
+
+
+def without_password(url: str) -> str:
+    """A broker URL as logs and messages may show it; user and password become ``***``."""
+    login, at, place = url.rpartition("@")
+    return f"{login.partition('://')[0]}://***@{place}" if at else url
 
 
 def probe(address: Address, deadline_s: float) -> None:

@@ -152,7 +152,17 @@ class Server:
             self._log_out(session)
         if will is not None:
             connection.will = None
-            self._route(Message(will.topic, will.topic.encode(), will.payload, will.qos), None, retain=will.retain)
+            self._publish_will(will)
+
+    def _publish_will(self, will: p.Will) -> None:
+        if will.topic.startswith("$SYS/"):
+            return
+        message = Message(will.topic, will.topic.encode(), will.payload, will.qos)
+        try:
+            self._route(message, None, retain=will.retain)
+        except RetainedFull as error:  # nobody is there to be disconnected for it
+            log.warning("the will on %r is passed on but not kept: %s", will.topic, error)
+            self._route(message, None, retain=False)
 
     def _log_out(self, session: Session) -> None:
         session.disconnected()

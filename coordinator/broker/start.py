@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Literal, Self
 
 from coordinator.broker import mosquitto
-from coordinator.broker.probe import Address, ProbeError, parse_url, probe, reported_version
+from coordinator.broker.probe import Address, ProbeError, parse_url, probe, reported_version, without_password
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -139,7 +139,7 @@ def _external(url: str) -> RunningBroker:
     try:
         version = reported_version(address, URL_DEADLINE_S)
     except ProbeError as error:
-        raise BrokerError(f"broker {url}: {error}") from None
+        raise BrokerError(f"broker {without_password(url)}: {error}") from None
     return RunningBroker(url, "external", version or "unknown version")
 
 
@@ -194,6 +194,9 @@ def _answers(process: subprocess.Popen[bytes], address: Address) -> bool:
 
 
 def _failed(process: subprocess.Popen[bytes], name: str, log: Path) -> BrokerError:
+    # A process that is going down closes its output a moment before it can be waited for.
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(1.0)
     ended = process.poll()
     state = f"does not answer after {START_DEADLINE_S:g} s" if ended is None else f"ended with status {ended}"
     process.kill()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import math
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -13,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coordinator.broker import BrokerError, RunningBroker, start_broker
+from coordinator.broker.probe import without_password
 from coordinator.demo import fleet
 from coordinator.demo.datasets import Split, load_split
 from coordinator.demo.partition import by_owner, dirichlet
@@ -23,13 +27,14 @@ from models.compiler import ModelError, weights_of
 from models.zoo import MODELS, ZooError, default_model
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import numpy as np
     from numpy.typing import NDArray
 
 DEFAULT_DEVICES = 4
-MIN_EXAMPLES = 16
+MAX_DEVICES = 100_000
+MIN_EXAMPLES = 16  # of a device, where there are enough; see _least_examples
 SITE = "demo"
 
 
@@ -55,23 +60,32 @@ RECIPES = {
 def main(argv: list[str] | None = None) -> int:
     """Run the demo; returns 0 when the job is done, 2 for bad input, 3 when a process failed."""
     options = _parser().parse_args(argv)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)  # else the devices and the broker would outlive the demo
+    if options.report:
+        importlib.import_module("matplotlib.figure")  # missing, it should be missed before the work, not after
     try:
         result = _run(options)
-    except (DataError, ModelError, ZooError, BrokerError) as error:
+        if options.report:
+            write_report(result, options.report)
+    except (DataError, ModelError, ZooError, BrokerError, OSError) as error:
         print(f"edge-runtime demo: {error}", file=sys.stderr)
         return 2
     except fleet.ProcessDied as error:
         print(f"edge-runtime demo: {error}", file=sys.stderr)
-        return 3
-    except KeyboardInterrupt:
+        return error.exit_code
+    except KeyboardInterrupt as stop:
         print("edge-runtime demo: stopped", file=sys.stderr)
-        return 130
-    if options.report:
-        write_report(result, options.report)
+        return 128 + (stop.args[0] if stop.args else signal.SIGINT)
     print(summary(result), file=sys.stderr if options.json else sys.stdout)
     if options.json:
         print(last_line(result), flush=True)
     return 0
+
+
+def _interrupt(number: int, _frame: object) -> None:
+    """Unwind as for Ctrl-C, so that every process started here is stopped."""
+    raise KeyboardInterrupt(number)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -79,20 +93,22 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--data", default="digits", help="digits, or the name of a folder under --data-dir (default: digits)")
     add("--data-dir", type=Path, default=_data_dir(), help="where data sets lie (default: EDGE_DATA_DIR)")
-    add("--devices", type=_positive, help="device processes (default: 4, or one a natural client of the data)")
-    add("--rounds", type=_positive, help="federated rounds (default: by model)")
+    add(
+        "--devices", type=_up_to(MAX_DEVICES), help="device processes (default: 4, or one a natural client of the data)"
+    )
+    add("--rounds", type=_up_to(1_000_000), help="federated rounds (default: by model)")
     add("--model", help=f"{', '.join(MODELS)}, or the path of an ONNX file (default: by the data's shape)")
-    add("--alpha", type=float, default=0.5, help="Dirichlet concentration of the label skew (default: 0.5)")
-    add("--epochs", type=_positive, help="local epochs a round (default: by model)")
-    add("--batch", type=_positive, help="batch size (default: by model)")
-    add("--lr", type=float, help="local learning rate (default: by model)")
+    add("--alpha", type=_above_zero(1e6), default=0.5, help="Dirichlet concentration of the label skew (default: 0.5)")
+    add("--epochs", type=_up_to(10_000), help="local epochs a round (default: by model)")
+    add("--batch", type=_up_to(65_536), help="batch size (default: by model)")
+    add("--lr", type=_above_zero(1000), help="local learning rate (default: by model)")
     add(
         "--broker",
         help="mqtt://host:port, 'mosquitto' or 'embedded' (default: mosquitto if installed, else embedded)",
     )
     add(
         "--seed",
-        type=int,
+        type=_up_to(2**63 - 1, low=0),
         default=1,
         help="of the data split, the first weights and every batch (default: 1)",
     )
@@ -112,25 +128,40 @@ def _data_dir() -> Path | None:
     return Path(named) if named else beside if beside.is_dir() else None
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return value
+def _up_to(high: int, *, low: int = 1) -> Callable[[str], int]:
+    """A whole number in low .. high, the limits of the job file."""
+
+    def whole_number(text: str) -> int:
+        value = int(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{value} is not in {low} .. {high}")
+        return value
+
+    return whole_number
+
+
+def _above_zero(high: float) -> Callable[[str], float]:
+    """A number above 0, at most `high`."""
+
+    def number(text: str) -> float:
+        value = float(text)
+        if math.isnan(value) or not 0 < value <= high:
+            raise argparse.ArgumentTypeError(f"{value} is not above 0 and at most {high:g}")
+        return value
+
+    return number
 
 
 def _run(options: argparse.Namespace) -> Result:
     started_s = time.monotonic()
+    if options.report:
+        _usable("--report", options.report)
     split = load_split(options.data, options.data_dir, options.seed)
     shards = _shards(split, options)
     model_name, model = _model(options.model, split, options.seed)
     recipe = RECIPES.get(model_name, RECIPES["lenet"])
     with ExitStack() as stack:
-        work = (
-            options.work.resolve()
-            if options.work
-            else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-runtime-")))
-        )
+        work = _work(options.work, stack)
         fleet.write_shards(split, shards, work)
         (work / "model.onnx").write_bytes(model)
         (work / "job.toml").write_text(_job(options, recipe, len(shards)))
@@ -140,8 +171,9 @@ def _run(options: argparse.Namespace) -> Result:
         if sys.stdout.isatty() and not options.json:
             view = LiveView(rounds)
         stack.enter_context(view)
+        address = without_password(broker.url)
         view.note(
-            f"{split.name}: {len(split.y_train)} examples on {len(shards)} devices, {broker.version} on {broker.url}"
+            f"{split.name}: {len(split.y_train)} examples on {len(shards)} devices, {broker.version} on {address}"
         )
         done, seen, boards = _watch(view, work, broker.url, {name: len(rows) for name, rows in shards.items()})
     return Result(
@@ -161,10 +193,20 @@ def _work(asked: Path | None, stack: ExitStack) -> Path:
     """The folder asked for, which must be new or empty, or a temporary one that goes when the demo ends."""
     if asked is None:
         return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-runtime-")))
-    asked.mkdir(parents=True, exist_ok=True)
+    _usable("--work", asked)
     if any(asked.iterdir()):
         raise DataError(f"--work {asked} is not empty; a demo starts from nothing, so name a new folder")
     return asked.resolve()
+
+
+def _usable(option: str, folder: Path) -> None:
+    """Make a folder that results go to, before they exist and could be lost."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{option} {folder} cannot be made: {error.strerror}; name another folder") from None
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        raise DataError(f"{option} {folder} cannot be written to; name another folder")
 
 
 def _broker(asked: str | None, folder: Path) -> RunningBroker:
@@ -173,15 +215,24 @@ def _broker(asked: str | None, folder: Path) -> RunningBroker:
         return start_broker(None, folder, kind="mosquitto")
     if asked == "embedded":
         return start_broker(None, folder, kind="embedded")
-    return start_broker(asked, folder)
+    try:
+        return start_broker(asked, folder)
+    except ValueError as error:  # no URL of a broker
+        raise BrokerError(f"--broker: {error}, or 'mosquitto' or 'embedded'") from None
 
 
 def _shards(split: Split, options: argparse.Namespace) -> dict[str, NDArray[np.int64]]:
     if split.owner is not None:
         return by_owner(split.owner, options.devices)
     devices = options.devices or DEFAULT_DEVICES
-    dealt = dirichlet(split.y_train, devices, alpha=options.alpha, seed=options.seed, min_examples=MIN_EXAMPLES)
+    least = _least_examples(len(split.y_train), devices)
+    dealt = dirichlet(split.y_train, devices, alpha=options.alpha, seed=options.seed, min_examples=least)
     return {f"dev-{i}": rows for i, rows in enumerate(dealt)}
+
+
+def _least_examples(examples: int, devices: int) -> int:
+    """16 a device, or a quarter of an equal share where a small set has fewer."""
+    return max(1, min(MIN_EXAMPLES, examples // (4 * devices)))
 
 
 def _model(name: str | None, split: Split, seed: int) -> tuple[str, bytes]:
@@ -220,7 +271,7 @@ min_updates = {max(1, devices // 2)}
 deadline_s = 600.0
 
 [evaluate]
-data = "test"
+data = "{fleet.HELD_OUT}"
 """
 
 

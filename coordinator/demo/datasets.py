@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 DIGITS_TEST_SHARE = 0.2
 HAR_WINDOW = 128
 COLOUR_CHANNELS = (1, 3, 4)
+MAX_CLASSES = 65_536  # as in a job file
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,13 @@ def load_split(name: str, data_dir: Path | None, seed: int) -> Split:
     folder = data_dir / name
     if not folder.is_dir():
         raise DataError(f"data set {name!r}: {folder} is not a directory; see --data-dir")
-    if (folder / "har.npz").is_file():
-        return _har(name, folder / "har.npz")
-    return _folder(name, folder)
+    split = _har(name, folder / "har.npz") if (folder / "har.npz").is_file() else _folder(name, folder)
+    if not 2 <= split.classes <= MAX_CLASSES:
+        raise DataError(
+            f"{folder}: the greatest label is {split.classes - 1}; it must be in 1 .. {MAX_CLASSES - 1}, "
+            "number the classes 0, 1, 2, ..."
+        )
+    return split
 
 
 def _folder(name: str, folder: Path) -> Split:

@@ -23,11 +23,20 @@ if TYPE_CHECKING:
 
 STOP_TIMEOUT_S = 10.0
 LOG_TAIL_LINES = 15
+HELD_OUT = "held_out"  # no device id can have an underscore
 WATCH_S = 1.0  # how often the device processes are looked at while nothing happens
 
 
 class ProcessDied(RuntimeError):
-    """A process of the demo ended before the job did; the message carries the end of its log."""
+    """A process of the demo ended before the job did; the message carries the end of its log.
+
+    Attributes:
+        exit_code: What the demo ends with: 2 where the coordinator refused its input, else 3.
+    """
+
+    def __init__(self, message: str, exit_code: int = 3) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 @dataclass(frozen=True)
@@ -45,13 +54,13 @@ class Device:
 
 
 def write_shards(split: Split, shards: Mapping[str, NDArray[np.int64]], root: Path) -> None:
-    """Write each device's own examples to ROOT/<device>/data/train.npz, and the held-out ones to ROOT/test."""
+    """Write each device's own examples to ROOT/<device>/data/train.npz, and the held-out ones to ROOT/held_out."""
     for name, rows in shards.items():
         folder = root / name / "data"
         folder.mkdir(parents=True)
         np.savez(folder / "train.npz", x=split.x_train[rows], y=split.y_train[rows])
-    (root / "test").mkdir()
-    np.savez(root / "test" / "test.npz", x=split.x_test, y=split.y_test)
+    (root / HELD_OUT).mkdir()
+    np.savez(root / HELD_OUT / "test.npz", x=split.x_test, y=split.y_test)
 
 
 def write_config(name: str, root: Path, broker_url: str, site: str) -> Path:
@@ -131,6 +140,7 @@ def events(coordinator: subprocess.Popen[bytes], log: Path, devices: list[Device
         ProcessDied: The coordinator failed, or a device process ended while the job ran.
     """
     reader = EventReader(coordinator)
+    reason = ""
     while True:
         try:
             event = reader.queue.get(timeout=WATCH_S)
@@ -139,10 +149,13 @@ def events(coordinator: subprocess.Popen[bytes], log: Path, devices: list[Device
             continue
         if event is None:
             break
+        if event["event"] == "error":
+            reason = event["message"]  # told once more at the end, where it is looked for
         yield event
     code = coordinator.wait()
     if code != 0:
-        raise ProcessDied(f"the coordinator ended with code {code}:\n{tail(log)}")
+        said = reason or f"the coordinator ended with code {code}:\n{tail(log)}"
+        raise ProcessDied(said, exit_code=2 if code == 2 else 3)
 
 
 def _check_alive(devices: list[Device]) -> None:

@@ -78,10 +78,12 @@ def by_owner(owner: NDArray[np.str_], devices: int | None) -> dict[str, NDArray[
     """
     owners = np.unique(owner)
     if devices is None or devices == len(owners):
-        shards = {device_id(str(o)): np.flatnonzero(owner == o) for o in owners}
-        if len(shards) != len(owners):
-            raise DataError("two clients of the data set have the same name once made fit for a device id")
-        return shards
+        named: dict[str, str] = {}
+        for name in map(str, owners):
+            other = named.setdefault(device_id(name), name)
+            if other != name:
+                raise DataError(f"clients {other!r} and {name!r} would both be device {device_id(name)!r}; rename one")
+        return {device: np.flatnonzero(owner == name) for device, name in named.items()}
     if devices > len(owners):
         raise DataError(f"the data have {len(owners)} natural clients, fewer than --devices {devices}")
     return {f"dev-{i}": np.flatnonzero(np.isin(owner, owners[i::devices])) for i in range(devices)}

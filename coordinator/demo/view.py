@@ -8,7 +8,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
-    from rich.table import Table
+    from rich.console import Console, RenderableType
+
+
+SIDE_BY_SIDE_COLUMNS = 120  # a narrower terminal gets one table below the other
 
 
 class PlainView:
@@ -39,15 +42,17 @@ class PlainView:
 class LiveView:
     """A table of devices and one of rounds, redrawn in place; holds the last event of each device and round."""
 
-    def __init__(self, rounds: int) -> None:
-        from rich.live import Live  # noqa: PLC0415 (only terminals pay for it)
+    def __init__(self, rounds: int, console: Console | None = None) -> None:
+        from rich.console import Console  # noqa: PLC0415 (only terminals pay for it)
+        from rich.live import Live  # noqa: PLC0415
 
+        self._console = console or Console()
         self._rounds_wanted = rounds
         self._devices: dict[str, dict[str, Any]] = {}
         self._rounds: list[Mapping[str, Any]] = []
         self._round = 0
         self._notes: list[str] = []
-        self._live = Live(self._tables(), refresh_per_second=8)
+        self._live = Live(self._tables(), console=self._console, refresh_per_second=8)
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -75,13 +80,15 @@ class LiveView:
             self._round = int(event["round"])
         elif kind == "round_done":
             self._rounds.append(event)
-        elif kind in {"warning", "error"}:
+        elif kind == "warning":
             self.note(str(describe(event)))
         self._live.update(self._tables())
 
-    def _tables(self) -> Table:
+    def _tables(self) -> RenderableType:
+        from rich.console import Group  # noqa: PLC0415
         from rich.table import Table  # noqa: PLC0415
 
+        wide = self._console.width >= SIDE_BY_SIDE_COLUMNS
         devices = Table("device", "state", "examples", "updates", "train loss", "peak MB", title="devices")
         for name, row in sorted(self._devices.items()):
             devices.add_row(
@@ -95,7 +102,7 @@ class LiveView:
         rounds = Table(
             "round", "accuracy", "loss", "devices", "s", title=f"rounds ({self._round}/{self._rounds_wanted})"
         )
-        for done in self._rounds[-12:]:
+        for done in self._rounds[-12 if wide else -6 :]:
             rounds.add_row(
                 str(done["round"]),
                 f"{done['accuracy']:.4f}",
@@ -103,6 +110,8 @@ class LiveView:
                 str(done["devices"]),
                 f"{done['seconds']:.2f}",
             )
+        if not wide:
+            return Group(devices, rounds)
         both = Table.grid(padding=(0, 3))
         both.add_row(devices, rounds)
         return both
@@ -123,6 +132,6 @@ def describe(event: Mapping[str, Any]) -> str | None:
             f"{event['devices']} devices  {event['bytes_up']:,} B up  {event['bytes_down']:,} B down  "
             f"{event['seconds']:.2f} s"
         )
-    if kind in {"warning", "error"}:
-        return f"{kind}: {event.get('message', event)}"
+    if kind == "warning":  # an error ends the demo, which says it last
+        return f"warning: {event.get('message', event)}"
     return None

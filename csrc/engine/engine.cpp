@@ -1,8 +1,10 @@
 #include "engine/engine.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <new>
 
@@ -50,14 +52,22 @@ void run_worker(void* context, int worker) {
 }  // namespace
 
 Block::Block(std::uint64_t bytes) {
-  if (bytes > SIZE_MAX / 2) throw std::bad_alloc();
-  bytes_ = static_cast<std::size_t>(bytes == 0 ? 1 : bytes);
-  void* block = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (block == MAP_FAILED) throw std::bad_alloc();
-  data_ = static_cast<std::uint8_t*>(block);
+  const auto page = static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
+  const std::uint64_t pages = (bytes + page - 1) / page * page;
+  if (pages > SIZE_MAX / 2) throw std::bad_alloc();
+  mapped_bytes_ = static_cast<std::size_t>(pages + page);
+  void* mapped =
+      mmap(nullptr, mapped_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED) throw std::bad_alloc();
+  mapped_ = static_cast<std::uint8_t*>(mapped);
+  if (mprotect(mapped_ + pages, static_cast<std::size_t>(page), PROT_NONE) != 0) {
+    munmap(mapped_, mapped_bytes_);
+    throw std::bad_alloc();
+  }
+  data_ = mapped_ + (pages - aligned(bytes));
 }
 
-Block::~Block() { munmap(data_, bytes_); }
+Block::~Block() { munmap(mapped_, mapped_bytes_); }
 
 Engine::Engine(Span<const std::uint8_t> plan_bytes, int threads, const std::string& isa)
     : plan_(parse_plan(plan_bytes)),
@@ -128,16 +138,37 @@ std::optional<LabelOutOfRange> Engine::step() {
                              check.classes, check.index};
     }
   }
-  for (const Call& call : calls_) {
-    StepWork work{&call, scratch(0), scratch_step_, 1};
-    if (pool_.threads() > 1 && call.work >= kWorkWorthThreads) {
-      work.workers = pool_.threads();
-      pool_.run(run_worker, &work);
-    } else {
-      run_worker(&work, 0);
+  for (const Call& call : calls_) run(call);
+  return std::nullopt;
+}
+
+void Engine::run(const Call& call) {
+  StepWork work{&call, scratch(0), scratch_step_, 1};
+  if (pool_.threads() > 1 && call.work >= kWorkWorthThreads) {
+    work.workers = pool_.threads();
+    pool_.run(run_worker, &work);
+  } else {
+    run_worker(&work, 0);
+  }
+}
+
+std::vector<double> Engine::profile(int steps) {
+  std::vector<std::vector<double>> times_s(calls_.size());
+  for (int step = 0; step < steps; ++step) {
+    for (std::size_t i = 0; i < calls_.size(); ++i) {
+      const auto begin = std::chrono::steady_clock::now();
+      run(calls_[i]);
+      times_s[i].push_back(
+          std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
     }
   }
-  return std::nullopt;
+  std::vector<double> medians_s;
+  for (std::vector<double>& of_op : times_s) {
+    const auto middle = of_op.begin() + steps / 2;
+    std::nth_element(of_op.begin(), middle, of_op.end());
+    medians_s.push_back(*middle);
+  }
+  return medians_s;
 }
 
 void Engine::poison() {

@@ -23,7 +23,8 @@ struct LabelOutOfRange {
   bool index;
 };
 
-// Anonymous zero pages: 64-byte aligned, and pages that are never touched cost no memory.
+// Anonymous zero pages: 64-byte aligned, and pages that are never touched cost no memory. A page
+// without access stands right behind the last byte: a kernel that ran over would crash, not write.
 class Block {
  public:
   explicit Block(std::uint64_t bytes);
@@ -33,8 +34,9 @@ class Block {
   std::uint8_t* data() const { return data_; }
 
  private:
+  std::uint8_t* mapped_ = nullptr;
   std::uint8_t* data_ = nullptr;
-  std::size_t bytes_ = 0;
+  std::size_t mapped_bytes_ = 0;
 };
 
 class Engine {
@@ -46,6 +48,10 @@ class Engine {
   // One pass over the plan. Not to be called from two threads at once. Nothing is written where a
   // label is refused.
   std::optional<LabelOutOfRange> step();
+
+  // Seconds that each operation takes, in their order: medians over `steps` >= 1 steps, which train
+  // as step() does but do not refuse labels (the kernels ignore wrong ones). Allocates.
+  std::vector<double> profile(int steps);
 
   // Null for an unknown name.
   const Tensor* find(const std::string& name) const;
@@ -67,6 +73,7 @@ class Engine {
   };
 
   void bind(const Op& op);
+  void run(const Call& call);
   std::uint8_t* scratch(int worker) const;
 
   Plan plan_;

@@ -2,7 +2,7 @@
 // updates.
 #include <algorithm>
 
-#include "engine/operands.h"
+#include "engine/prepare.h"
 
 namespace edge {
 

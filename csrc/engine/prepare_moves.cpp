@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <numeric>
 
-#include "engine/operands.h"
+#include "engine/prepare.h"
 
 namespace edge {
 

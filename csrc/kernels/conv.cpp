@@ -1,5 +1,6 @@
 #include "kernels/conv.h"
 
+#include "kernels/conv_lanes.h"
 #include "kernels/conv_plan.h"
 #include "kernels/pack.h"
 #include "kernels/tile.h"
@@ -141,6 +142,13 @@ void correlate(const Correlation& c, const Worker& worker) {
 
 void conv(const ConvArgs& a, const Worker& worker) {
   const Index taps = a.kernel_h * a.kernel_w;
+  const Index cut = conv_lanes::fills(a.images, kLanes) ? conv_lanes::forward_cut(a) : 0;
+  if (cut > 0) {
+    correlate_lanes({conv_lanes::forward_problem(a), a.x, a.w, a.bias, a.out, a.groups,
+                     a.channels * taps, taps, a.filters * a.channels * taps, a.relu},
+                    cut, worker);
+    return;
+  }
   correlate({conv_plan::forward_problem(a), a.x, a.w, a.bias, a.out, a.groups, a.filters,
              a.channels * taps, taps, a.kernel_w, a.filters * a.channels * taps, a.out_height,
              a.out_width, a.relu},
@@ -149,6 +157,13 @@ void conv(const ConvArgs& a, const Worker& worker) {
 
 void conv_grad_x(const ConvArgs& a, const Worker& worker) {
   const Index taps = a.kernel_h * a.kernel_w;
+  const Index cut = conv_lanes::fills(a.images, kLanes) ? conv_lanes::backward_cut(a) : 0;
+  if (cut > 0) {
+    correlate_lanes({conv_lanes::backward_problem(a), a.x, a.w, nullptr, a.out, a.groups, taps,
+                     a.channels * taps, a.filters * a.channels * taps, false},
+                    cut, worker);
+    return;
+  }
   for (Index row = 0; row < smaller(a.stride_h, a.height); ++row) {
     for (Index column = 0; column < smaller(a.stride_w, a.width); ++column) {
       correlate({conv_plan::backward_problem(a, row, column), a.x, a.w, nullptr, a.out, a.groups,

@@ -1,5 +1,7 @@
 #include "kernels/conv.h"
+#include "kernels/conv_lanes_plan.h"
 #include "kernels/conv_plan.h"
+#include "kernels/lanes_pack.h"
 #include "kernels/pack.h"
 #include "kernels/simd.h"
 
@@ -21,10 +23,27 @@ constexpr int kTileFilters = 4;  // 16 of 32
 #else
 constexpr int kTileFilters = 3;  // 12 of 16
 #endif
+// Sums of a tile, and behind them up to whole vectors.
+constexpr Index kTileVectors = (kTileFilters * kTileTaps + kLanes - 1) / kLanes * kLanes;
 static_assert(kTileFilters <= kGradTileFilters, "scratch is sized for these");
 
 // A worker takes quarters of the taps of a tile of filters: networks start with few filters.
 constexpr Index kParts = 4;
+
+// sums[i] = the sum of the lanes of vectors[i], neighbours first; count is a multiple of kLanes.
+void sum_each(Vec* vectors, Index count, float* sums) {
+  for (Index first = 0; first < count; first += kLanes) {
+    Vec* part = vectors + first;
+    for (Index half = kLanes / 2; half > 0; half /= 2) {
+      EDGE_UNROLL
+      for (Index i = 0; i < half; ++i) {
+        part[i] = WidestLanes::even(part[2 * i], part[2 * i + 1]) +
+                  WidestLanes::odd(part[2 * i], part[2 * i + 1]);
+      }
+    }
+    store(sums + first, part[0]);
+  }
+}
 
 // sums[i][j] = sum over the segments of d_y[i] * x at tap j: vector lanes first, then across lanes.
 template <int FILTERS, int TAPS>
@@ -48,9 +67,13 @@ void dot_tile(const float* d_y, Index d_y_pitch, const float* x, const std::int3
       }
     }
   }
+  Vec all[kTileVectors] = {};
+  EDGE_UNROLL
   for (int i = 0; i < FILTERS; ++i) {
-    for (int j = 0; j < TAPS; ++j) sums[i * kTileTaps + j] = sum_lanes(sum[i][j]);
+    EDGE_UNROLL
+    for (int j = 0; j < TAPS; ++j) all[i * kTileTaps + j] = sum[i][j];
   }
+  sum_each(all, (FILTERS * kTileTaps + kLanes - 1) / kLanes * kLanes, sums);
 }
 
 template <int FILTERS>
@@ -124,7 +147,7 @@ void tile_of_filters(const ConvArgs& a, const Block& block, const Segments& segm
   const Index tiles = ceil_div(columns, Index{kTileTaps});
   const Index line = segments.count * segments.length;
   for (Index tile = tiles * parts.begin / kParts; tile < tiles * parts.end / kParts; ++tile) {
-    float sums[kTileFilters * kTileTaps];
+    alignas(64) float sums[kTileVectors];
     const Index column = tile * kTileTaps, count = smaller(kTileTaps, columns - column);
     dot(filters, count, scratch.d_y, line, scratch.planes, scratch.taps + column, segments, sums);
     for (Index i = 0; i < filters; ++i) {
@@ -138,21 +161,28 @@ void tile_of_filters(const ConvArgs& a, const Block& block, const Segments& segm
 }
 
 // Units are (group, tile of filters, quarter); a worker does the quarters of its share.
-void work_on_block(const ConvArgs& a, const Layout& layout, const Problem& p, const Block& block,
-                   Share share, const Scratch& scratch) {
+template <class Pack>
+void work_on_tiles(const ConvArgs& a, const Segments& segments, const Block& block, Share share,
+                   const Scratch& scratch, Pack pack) {
   const Index tiles = ceil_div(a.filters, Index{kTileFilters});
-  const Segments segments = conv_plan::segments_of(p, layout, block.images, block.rows);
   for (Index tile = 0; tile < tiles; ++tile) {
     const Index unit = (block.group * tiles + tile) * kParts;
     const Share parts{larger(share.begin - unit, 0), smaller(share.end - unit, kParts)};
     if (parts.begin >= parts.end) continue;
     const Index filter = a.filters * tile / tiles,
                 filters = a.filters * (tile + 1) / tiles - filter;
-    pack_d_y(a, layout, segments,
-             {block.image, block.images, block.group * a.filters + filter, filters, block.row},
-             block.rows, scratch.d_y);
+    pack(block.group * a.filters + filter, filters);
     tile_of_filters(a, block, segments, filter, filters, parts, scratch);
   }
+}
+
+void work_on_block(const ConvArgs& a, const Layout& layout, const Problem& p, const Block& block,
+                   Share share, const Scratch& scratch) {
+  const Segments segments = conv_plan::segments_of(p, layout, block.images, block.rows);
+  work_on_tiles(a, segments, block, share, scratch, [&](Index filter, Index filters) {
+    pack_d_y(a, layout, segments, {block.image, block.images, filter, filters, block.row},
+             block.rows, scratch.d_y);
+  });
 }
 
 void work_on_channels(const ConvArgs& a, const Problem& p, const Blocks& blocks, Index group,
@@ -172,14 +202,12 @@ void work_on_channels(const ConvArgs& a, const Problem& p, const Blocks& blocks,
   }
 }
 
-}  // namespace
-
-void conv_grad_w(const ConvArgs& a, const Worker& worker) {
+void grad_w_planes(const ConvArgs& a, Share share, Index group_units, float* memory) {
   const Problem p = conv_plan::grad_w_problem(a);
   const Blocks blocks = conv_plan::choose_blocks(p);
   const Layout layout = conv_plan::layout_of(p, blocks);
-  float* after_planes = worker.scratch + layout.source_floats;
-  const Scratch scratch{worker.scratch, reinterpret_cast<std::int32_t*>(after_planes),
+  float* after_planes = memory + layout.source_floats;
+  const Scratch scratch{memory, reinterpret_cast<std::int32_t*>(after_planes),
                         after_planes + conv_plan::tap_floats(p, blocks)};
   std::int32_t* tap = scratch.taps;
   for (Index channel = 0; channel < blocks.channels; ++channel) {
@@ -189,13 +217,99 @@ void conv_grad_w(const ConvArgs& a, const Worker& worker) {
       }
     }
   }
-  const Index group_units = ceil_div(a.filters, Index{kTileFilters}) * kParts;
-  const Share share = share_of(a.groups * group_units, worker);
-  if (share.begin == share.end) return;
   for (Index group = share.begin / group_units; group * group_units < share.end; ++group) {
     for (Index channel = 0; channel < a.channels; channel += blocks.channels) {
       work_on_channels(a, p, blocks, group, channel, share, scratch);
     }
+  }
+}
+
+// One part of one group's x, padding written out, one image a lane.
+void pack_x_lanes(const ConvArgs& a, const conv_lanes::Problem& p,
+                  const conv_lanes::GradLayout& layout, const conv_lanes::Part& part,
+                  const Block& block, float* to) {
+  const bool columns = conv_lanes::cuts_columns(p);
+  const Index plane = a.height * a.width;
+  const Index begin = part.source_begin * (columns ? 1 : a.width);
+  // Places before the source: the first reached is at -`top` or -`left` of it.
+  const Index top = larger(0, -conv_lanes::reach_begin(part.v, 0));
+  const Index left = larger(0, -conv_lanes::reach_begin(part.h, 0));
+  const bool nothing = part.v.source == 0 || part.h.source == 0;
+  const Index used = (top + part.v.source) * layout.pitch;
+  const LanesPlane shape{part.v.source, part.h.source, top * layout.pitch + left,
+                         layout.pitch - part.h.source,
+                         layout.channel - used + layout.pitch - left - part.h.source};
+  for (Index channel = 0; channel < a.channels; ++channel) {
+    if (nothing) {
+      zero_vectors(to + channel * layout.channel * kLanes, layout.channel);
+      continue;
+    }
+    const Index first = (block.image * a.groups + block.group) * a.channels + channel;
+    to_lanes(a.x + first * plane + begin, a.groups * a.channels * plane, block.images, shape,
+             to + channel * layout.channel * kLanes);
+  }
+}
+
+void work_on_part(const ConvArgs& a, const conv_lanes::Problem& p,
+                  const conv_lanes::GradLayout& layout, const conv_lanes::Part& part,
+                  const Block& block, Share share, const Scratch& scratch) {
+  const Index positions = part.v.outputs * part.h.outputs, outputs = a.out_height * a.out_width;
+  const Index begin = part.positions_begin * (conv_lanes::cuts_columns(p) ? 1 : a.out_width);
+  pack_x_lanes(a, p, layout, part, block, scratch.planes);
+  const Segments segments{part.v.outputs, part.h.outputs * kLanes,
+                          a.stride_h * layout.pitch * kLanes};
+  work_on_tiles(a, segments, block, share, scratch, [&](Index filter, Index filters) {
+    for (Index i = 0; i < filters; ++i) {
+      const Index first = (block.image * a.groups * a.filters + filter + i) * outputs + begin;
+      to_lanes(a.w + first, a.groups * a.filters * outputs, block.images, {1, positions, 0, 0, 0},
+               scratch.d_y + i * positions * kLanes);
+    }
+  });
+}
+
+void grad_w_lanes(const ConvArgs& a, Index cut, Share share, Index group_units, float* memory) {
+  const conv_lanes::Problem p = conv_lanes::forward_problem(a);
+  const conv_lanes::GradLayout layout = conv_lanes::grad_layout_of(p, cut);
+  float* after_planes = memory + a.channels * layout.channel * kLanes;
+  const Index taps = a.channels * a.kernel_h * a.kernel_w;
+  const Scratch scratch{memory, reinterpret_cast<std::int32_t*>(after_planes),
+                        after_planes + conv_plan::round_up(taps, 16)};
+  for (Index tap = 0; tap < taps; ++tap) {
+    const Index v = tap % a.kernel_w, u = tap / a.kernel_w % a.kernel_h;
+    const Index at = u * a.dilation_h * layout.pitch + v * a.dilation_w;
+    scratch.taps[tap] =
+        static_cast<std::int32_t>((tap / (a.kernel_h * a.kernel_w) * layout.channel + at) * kLanes);
+  }
+  const Index outputs = conv_lanes::cut_axis(p).outputs;
+  for (Index group = share.begin / group_units; group * group_units < share.end; ++group) {
+    for (Index image = 0; image < a.images; image += kLanes) {
+      for (Index begin = 0; begin < outputs; begin += cut) {
+        const conv_lanes::Part part = conv_lanes::part_of(p, begin, smaller(cut, outputs - begin));
+        const Block block{group,
+                          0,
+                          a.channels,
+                          image,
+                          smaller(kLanes, a.images - image),
+                          0,
+                          0,
+                          image == 0 && begin == 0};
+        work_on_part(a, p, layout, part, block, share, scratch);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void conv_grad_w(const ConvArgs& a, const Worker& worker) {
+  const Index group_units = ceil_div(a.filters, Index{kTileFilters}) * kParts;
+  const Share share = share_of(a.groups * group_units, worker);
+  if (share.begin == share.end) return;
+  const Index cut = conv_lanes::fills(a.images, kLanes) ? conv_lanes::grad_w_cut(a) : 0;
+  if (cut > 0) {
+    grad_w_lanes(a, cut, share, group_units, worker.scratch);
+  } else {
+    grad_w_planes(a, share, group_units, worker.scratch);
   }
 }
 

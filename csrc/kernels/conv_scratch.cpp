@@ -1,7 +1,10 @@
 // Upper bounds of a convolution's scratch, in checked arithmetic: attributes come from hostile
 // bytes.
+#include <algorithm>
+
 #include "core/checks.h"
 #include "kernels/conv.h"
+#include "kernels/conv_lanes_plan.h"
 #include "kernels/conv_plan.h"
 
 namespace edge {
@@ -57,18 +60,45 @@ Axis largest_backward_axis(Index size, Index outputs, Index taps, Index stride, 
 
 }  // namespace
 
+// Sources and targets as they are: what conv_lanes_plan.h multiplies.
+void bound_planes(const ConvArgs& a) {
+  const auto product = [](Index rows, Index columns, Index channels) {
+    return times(times(static_cast<std::uint64_t>(rows), static_cast<std::uint64_t>(columns)),
+                 static_cast<std::uint64_t>(channels));
+  };
+  const Index reach_v = a.height + a.out_height * a.stride_h + a.kernel_h * a.dilation_h;
+  const Index reach_h = a.width + a.out_width * a.stride_w + a.kernel_w * a.dilation_w;
+  product(reach_v, reach_h, a.channels);
+  product(reach_v, reach_h, a.filters);
+}
+
+std::uint64_t lanes_floats(Index cut, const conv_lanes::Problem& p,
+                           Index (*need)(const conv_lanes::Problem&, Index)) {
+  return cut == 0 ? 0 : static_cast<std::uint64_t>(need(p, cut));
+}
+
 std::uint64_t conv_scratch_floats(const ConvArgs& a) {
-  return bound(conv_plan::forward_problem(a));
+  const std::uint64_t planes = bound(conv_plan::forward_problem(a));
+  bound_planes(a);
+  return std::max(planes, lanes_floats(conv_lanes::forward_cut(a), conv_lanes::forward_problem(a),
+                                       conv_lanes::scratch_floats));
 }
 
 std::uint64_t conv_grad_w_scratch_floats(const ConvArgs& a) {
-  return bound(conv_plan::grad_w_problem(a));
+  const std::uint64_t planes = bound(conv_plan::grad_w_problem(a));
+  bound_planes(a);
+  return std::max(planes, lanes_floats(conv_lanes::grad_w_cut(a), conv_lanes::forward_problem(a),
+                                       conv_lanes::grad_scratch_floats));
 }
 
 std::uint64_t conv_grad_x_scratch_floats(const ConvArgs& a) {
-  return bound({conv_plan::Mode::correlate, a.images, a.filters,
-                largest_backward_axis(a.height, a.out_height, a.kernel_h, a.stride_h, a.dilation_h),
-                largest_backward_axis(a.width, a.out_width, a.kernel_w, a.stride_w, a.dilation_w)});
+  const std::uint64_t planes =
+      bound({conv_plan::Mode::correlate, a.images, a.filters,
+             largest_backward_axis(a.height, a.out_height, a.kernel_h, a.stride_h, a.dilation_h),
+             largest_backward_axis(a.width, a.out_width, a.kernel_w, a.stride_w, a.dilation_w)});
+  bound_planes(a);
+  return std::max(planes, lanes_floats(conv_lanes::backward_cut(a), conv_lanes::backward_problem(a),
+                                       conv_lanes::scratch_floats));
 }
 
 }  // namespace edge

@@ -1,5 +1,6 @@
 #include "kernels/gemm.h"
 
+#include "kernels/lanes.h"
 #include "kernels/tile.h"
 
 namespace edge {
@@ -15,21 +16,30 @@ struct Block {
   bool first, last;  // of the blocks of k
 };
 
-// B[k.., column..] as [depth][kTileColumns], zero beyond the last column.
-void pack_b(const GemmArgs& g, const Block& block, float* to) {
-  const Index depth = block.depth, columns = block.columns;
-  if (g.trans_b) {
-    const float* from = g.b + block.column * g.k + block.k;
-    for (Index k = 0; k < depth; ++k) {
-      for (Index j = 0; j < columns; ++j) to[k * kTileColumns + j] = from[j * g.k + k];
-    }
-  } else {
-    const float* from = g.b + block.k * g.n + block.column;
-    for (Index k = 0; k < depth; ++k) {
-      for (Index j = 0; j < columns; ++j) to[k * kTileColumns + j] = from[k * g.n + j];
+// B[k.., column..] as [depth][kTileColumns], zero beyond the last column, from b (N, K): squares of
+// a vector's width are transposed in registers.
+void pack_b_transposed(const GemmArgs& g, const Block& block, float* to) {
+  const Index depth = block.depth;
+  for (Index column = 0; column < kTileColumns; column += kLanes) {
+    const float* from = g.b + (block.column + column) * g.k + block.k;
+    const Index columns = block.columns - column;
+    for (Index k = 0; k < depth; k += kLanes) {
+      Vec square[kLanes];
+      for (Index j = 0; j < kLanes; ++j)
+        square[j] = j < columns ? load_part(from + j * g.k + k, depth - k) : Vec{};
+      transpose_square(square);
+      for (Index i = 0; i < smaller(kLanes, depth - k); ++i)
+        store(to + (k + i) * kTileColumns + column, square[i]);
     }
   }
-  for (Index k = 0; k < depth && columns < kTileColumns; ++k) {
+}
+
+// The same from b (K, N).
+void pack_b(const GemmArgs& g, const Block& block, float* to) {
+  const Index depth = block.depth, columns = block.columns;
+  const float* from = g.b + block.k * g.n + block.column;
+  for (Index k = 0; k < depth; ++k) {
+    for (Index j = 0; j < columns; ++j) to[k * kTileColumns + j] = from[k * g.n + j];
     for (Index j = columns; j < kTileColumns; ++j) to[k * kTileColumns + j] = 0.0F;
   }
 }
@@ -94,7 +104,11 @@ void gemm(const GemmArgs& g, const Worker& worker) {
           row, smaller(kChunkRows, g.m - row), column, smaller(kTileColumns, g.n - column),
           k,   g.k * (i + 1) / blocks - k,     i == 0, i == blocks - 1};
       const bool in_place = !g.trans_b && block.columns == kTileColumns && block.rows <= kTileRows;
-      if (!in_place) pack_b(g, block, worker.scratch);
+      if (g.trans_b) {
+        pack_b_transposed(g, block, worker.scratch);
+      } else if (!in_place) {
+        pack_b(g, block, worker.scratch);
+      }
       multiply_block(g, block, in_place ? g.b + k * g.n + column : worker.scratch,
                      in_place ? g.n : kTileColumns);
     }

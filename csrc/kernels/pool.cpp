@@ -1,6 +1,6 @@
 #include "kernels/pool.h"
 
-#include "kernels/pool2x2.h"
+#include "kernels/pool_pairs.h"
 #include "kernels/simd.h"
 
 namespace edge {
@@ -74,8 +74,8 @@ void maxpool(const PoolArgs& a, const Worker& worker) {
   const Share share = share_of(a.planes, worker);
   for (Index plane = share.begin; plane < share.end; ++plane) {
     const float* x = a.in + plane * a.height * a.width;
-    if (is_2x2(a)) {
-      maxpool_2x2(a, plane);
+    if (takes_pairs(a)) {
+      a.kernel_h == 2 ? maxpool_pairs<2>(a, plane) : maxpool_pairs<1>(a, plane);
       continue;
     }
     for (Index i = 0; i < a.out_height; ++i) {
@@ -91,8 +91,8 @@ void maxpool_grad(const PoolArgs& a, const Worker& worker) {
   const Share share = share_of(a.planes, worker);
   for (Index plane = share.begin; plane < share.end; ++plane) {
     float* d_x = a.out + plane * a.height * a.width;
-    if (is_2x2(a)) {
-      maxpool_grad_2x2(a, plane);
+    if (takes_pairs(a)) {
+      a.kernel_h == 2 ? maxpool_grad_pairs<2>(a, plane) : maxpool_grad_pairs<1>(a, plane);
       continue;
     }
     for (Index i = 0; i < a.height * a.width; ++i) d_x[i] = 0.0F;

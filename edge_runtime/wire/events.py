@@ -175,7 +175,7 @@ class Telemetry:
 
 @dataclass(frozen=True)
 class GatewaySuperseded:
-    """A coordinator with a later epoch is on this site: this one must stop."""
+    """A coordinator with a later epoch, or of the same and a higher boot, is on this site: this one must stop."""
 
     epoch: int
 

@@ -11,7 +11,8 @@ __all__ = ["BlobCorrupt", "BlobMissing", "Fetch"]
 
 WINDOW = 4
 RETRY_S = 2.0
-MAX_FRUITLESS = 8
+MAX_RETRY_S = 16.0
+MAX_FRUITLESS = 4
 MAX_ATTEMPTS = 3
 
 
@@ -28,7 +29,8 @@ class Fetch:
     """The blobs one task still lacks, one after the other.
 
     wanted: bytes by SHA-256, in the order they are fetched; the first one is under way. _window holds the chunks that
-    are subscribed to and have not come.
+    are subscribed to and have not come. _patience_s doubles with every silence: a subscription that is renewed has the
+    broker send the same chunks again, which a slow link would never get through.
     """
 
     site: str
@@ -39,6 +41,7 @@ class Fetch:
     _asked: tuple[int, ...] = ()
     _window: set[int] = field(default_factory=set)
     _asked_at: float = 0.0
+    _patience_s: float = RETRY_S
     _fruitless: int = 0
     _attempts: int = 1
 
@@ -67,7 +70,10 @@ class Fetch:
             BadChunk: It is not the chunk that was asked for; it will be asked for again.
             BlobCorrupt: MAX_ATTEMPTS downloads did not give the blob's SHA-256.
         """
-        if self._assembler is None or sha256 != self._assembler.sha256 or index not in self._window or not payload:
+        if self._assembler is None or sha256 != self._assembler.sha256 or not payload:
+            return []
+        self._asked_at = now  # whatever comes, the link is not silent
+        if index not in self._window:
             return []
         self._assembler.add(index, payload)
         self._fruitless = 0
@@ -80,12 +86,12 @@ class Fetch:
         return [leave, *self._finish(sha256), *self.start(now)]
 
     def tick(self, now: float, *, gateway_up: bool) -> list[DeviceCommand]:
-        """Ask again for what has not come in RETRY_S.
+        """Ask again when nothing has come for as long as the patience lasts.
 
         Raises:
             BlobMissing: MAX_FRUITLESS times nothing came, and a coordinator is up that should have published it.
         """
-        if not self._window or now - self._asked_at < RETRY_S:
+        if not self._window or now - self._asked_at < self._patience_s:
             return []
         assert self._assembler is not None, "a window belongs to a blob"
         # Without a coordinator the broker may have forgotten its retained messages; they come back with it.
@@ -95,6 +101,7 @@ class Fetch:
                 f"chunk {min(self._window)} of blob {self._assembler.sha256} did not come in "
                 f"{MAX_FRUITLESS} tries; the coordinator must publish the blob before the task"
             )
+        self._patience_s = min(2 * self._patience_s, MAX_RETRY_S)
         leave = Unsubscribe(self._topics(self._assembler.sha256))
         return [leave, *self.start(now)]
 

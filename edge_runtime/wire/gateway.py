@@ -65,6 +65,7 @@ class GatewaySession:
         self,
         site: str,
         epoch: int,
+        boot: str,
         *,
         already_done: Callable[[str, str], str | None] = _never_done,
         judge: Callable[[str, str], Refusal | None] = _unknown_task,
@@ -76,6 +77,7 @@ class GatewaySession:
         Args:
             site: The site's id.
             epoch: One more than at the last start.
+            boot: Random, new for every process: tells two coordinators of one epoch apart.
             already_done: (device, task) -> SHA-256 of the update that is durable for it, or None.
             judge: (device, task) -> why an update for a task that is not the device's present one is refused, or None
                 to take it. By default every such update is refused.
@@ -87,6 +89,7 @@ class GatewaySession:
         """
         self.site = topics.check_id(site, "site")
         self.epoch = epoch
+        self.boot = boot
         self._already_done = already_done
         self._judge = judge
         self._intake = Intake(max_update_bytes, budget_bytes)
@@ -210,10 +213,12 @@ class GatewaySession:
         return self._if_online([self._down(device, messages.Refuse(uid, rule, message, retry_s))])
 
     def _on_gateway(self, payload: bytes, *, retain: bool) -> list[Outcome]:
-        ours = messages.GatewayState(self.epoch, "up")
+        ours = messages.GatewayState(self.epoch, self.boot, "up")
         state = messages.parse_gateway(payload) if payload else None
         # A retained "up" may be of a dead coordinator. If it lives, it answers our presence with its own, live.
-        if state is not None and state.epoch > self.epoch and state.state == "up" and not retain:
+        # Epochs of two state directories may be equal; then the boots decide which of the two goes.
+        later = state is not None and (state.epoch, state.boot) > (self.epoch, self.boot)
+        if state is not None and later and state.state == "up" and not retain:
             return [GatewaySuperseded(state.epoch)]
         if state != ours and self._online:
             # The will of an earlier connection came late and stands retained over our presence.
@@ -287,4 +292,4 @@ class GatewaySession:
         return Publish(topics.down(self.site, device), messages.format_down(answer), 1)
 
     def _presence(self, state: str) -> bytes:
-        return messages.format_gateway(messages.GatewayState(self.epoch, state))
+        return messages.format_gateway(messages.GatewayState(self.epoch, self.boot, state))

@@ -41,9 +41,10 @@ DEVICE_STATES = ("online", "lost", "stopped")
 
 @dataclass(frozen=True)
 class GatewayState:
-    """Presence of the coordinator: epoch grows by one a start."""
+    """Presence of the coordinator: epoch grows by one a start, boot is random and new for every process."""
 
     epoch: int
+    boot: str
     state: str
 
 
@@ -108,13 +109,17 @@ Down = Have | Done | Refuse
 
 def format_gateway(state: GatewayState) -> bytes:
     """Write the coordinator's presence."""
-    return fields.write_object({"epoch": state.epoch, "state": state.state})
+    return fields.write_object({"epoch": state.epoch, "boot": state.boot, "state": state.state})
 
 
 def parse_gateway(payload: bytes) -> GatewayState:
     """Read the coordinator's presence."""
     message = fields.parse_object(payload)
-    return GatewayState(fields.integer(message, "epoch", low=0), _one_of(message, "state", GATEWAY_STATES))
+    return GatewayState(
+        epoch=fields.integer(message, "epoch", low=0),
+        boot=fields.text(message, "boot", cap=64),
+        state=_one_of(message, "state", GATEWAY_STATES),
+    )
 
 
 def format_status(status: Status) -> bytes:

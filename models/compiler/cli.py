@@ -14,12 +14,19 @@ from edge_runtime.plan import read_plan
 from models.compiler.errors import CompileError
 from models.compiler.ir import Role
 from models.compiler.onnx_import import import_onnx
+from models.compiler.ops import bits_float
 from models.compiler.training import Compiled, Report, compile_training
 
 if TYPE_CHECKING:
     from edge_runtime._core import OpInfo, TensorInfo
 
 EXIT_BAD_INPUT = 2
+FLOAT_ATTRIBUTES = {
+    "reduce_sum": (1,),
+    "sgd": (0, 1),
+    "adamw": (0, 1, 2, 3),
+    "blend": (0,),
+}  # docs/plan-format.md; the others are whole numbers
 
 
 def main(argv: list[str]) -> int:
@@ -135,9 +142,14 @@ def _role(tensor: "TensorInfo") -> str:
 
 def _operation_lines(operations: "Sequence[OpInfo]") -> list[str]:
     return [
-        f"{_numbers(op['outputs'])} = {op['op']}({_numbers(op['inputs'])}) {' '.join(map(str, op['attrs']))}".rstrip()
+        f"{_numbers(op['outputs'])} = {op['op']}({_numbers(op['inputs'])}) {_attributes(op)}".rstrip()
         for op in operations
     ]
+
+
+def _attributes(op: "OpInfo") -> str:
+    floats = FLOAT_ATTRIBUTES.get(op["op"], ())
+    return " ".join(f"{bits_float(a):g}" if i in floats else str(a) for i, a in enumerate(op["attrs"]))
 
 
 def _numbers(tensors: Sequence[int | None]) -> str:

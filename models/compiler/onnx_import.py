@@ -51,6 +51,7 @@ FOLDABLE = frozenset(
         "Slice",
         "Squeeze",
         "Sub",
+        "Transpose",
         "Unsqueeze",
         "Where",
     ]
@@ -79,6 +80,7 @@ class Reading:
     fixed_batch: int | None
     initializers: Mapping[str, onnx.TensorProto]
     training: Training
+    read: frozenset[str]  # what some node, or the caller of the model, reads
 
 
 def import_onnx(model: bytes, *, batch: int, training: bool = True) -> Graph:
@@ -106,9 +108,11 @@ def import_onnx(model: bytes, *, batch: int, training: bool = True) -> Graph:
     fixed = info.type.tensor_type.shape.dim[0].dim_value or None
     x = _input_leaf(info, batch)
     shared = Training(training, g.leaf(ROWS, "float32", (batch,)))
-    reading = Reading(opset, batch, fixed, {t.name: t for t in proto.graph.initializer}, shared)
+    reading = Reading(
+        opset, batch, fixed, {t.name: t for t in proto.graph.initializer}, shared, _names_read(proto.graph)
+    )
     terms: dict[str, Term] = {info.name: x}
-    notes: list[str] = []
+    notes = [f"output {o.name!r} is left out: the loss is of the first output" for o in proto.graph.output[1:]]
     for node in proto.graph.node:
         _convert_node(node, reading, terms, notes)
     output = _output(proto, terms)
@@ -119,6 +123,10 @@ def import_onnx(model: bytes, *, batch: int, training: bool = True) -> Graph:
     rows = shared.rows if shared.rows in leaves else None
     parameters = tuple(v for v in leaves if v not in (x, rows))
     return Graph((x,), parameters, (output,), tuple(notes), rows, updates, _last_op(proto))
+
+
+def _names_read(graph: onnx.GraphProto) -> frozenset[str]:
+    return frozenset([name for node in graph.node for name in node.input] + [o.name for o in graph.output])
 
 
 def own_batch(model: bytes) -> int:
@@ -234,9 +242,19 @@ def _result(
     if convert is None:
         raise UnsupportedOp(node.op_type, label, SUPPORTED, " on values that depend on the input")
     attrs = {a.name: _attribute(a) for a in node.attribute}
-    outputs = sum(bool(name) for name in node.output)
-    fixed = reading.fixed_batch
-    view = ModelNode(node.op_type, label, attrs, outputs, reading.opset, reading.batch, fixed, notes, reading.training)
+    outputs = 1 + sum(name in reading.read for name in node.output[1:] if name)
+    view = ModelNode(
+        node.op_type,
+        label,
+        attrs,
+        outputs,
+        reading.opset,
+        reading.batch,
+        reading.fixed_batch,
+        notes,
+        reading.training,
+        len(node.output),
+    )
     return convert(view, inputs)
 
 

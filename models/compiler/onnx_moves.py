@@ -22,7 +22,7 @@ def _split(node: ModelNode, terms: Terms) -> list[Value]:
     axis = axis_of(node, len(x.shape), 0)
     sizes = integers(node, terms, "split", 1)
     if sizes is None:
-        parts = int(node.attrs.get("num_outputs", node.outputs))
+        parts = int(node.attrs.get("num_outputs", node.declared))
         step = -(-x.shape[axis] // parts)
         sizes = [min(step, x.shape[axis] - step * i) for i in range(parts)]
     if sum(sizes) != x.shape[axis] or min(sizes) < 1:

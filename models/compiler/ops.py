@@ -59,6 +59,11 @@ def float_bits(value: float) -> int:
     return int(struct.unpack("<i", struct.pack("<f", value))[0])
 
 
+def bits_float(bits: int) -> float:
+    """What float_bits was given, rounded to float32."""
+    return float(struct.unpack("<f", struct.pack("<i", bits))[0])
+
+
 def _window(node: Node, last: tuple[int, int]) -> list[int]:
     w = node.attrs["window"]
     return [*w.strides, *w.pads, *w.dilations, *last]

@@ -107,6 +107,8 @@ def compile_training(  # noqa: PLR0913 - the settings a user may give
         raise ModelError(f"the model's first output must be logits ({batch}, classes), got {list(logits.shape)}")
     if graph.last_op in ("Softmax", "LogSoftmax"):
         raise ModelError(f"the model ends with {graph.last_op}, which the loss contains: let it end with its logits")
+    if logits.shape[1] == 1:
+        raise ModelError("the model has one logit, with which the loss is always 0; two classes need two outputs")
     labels = g.leaf(LABELS, "int32", (batch,))
     loss = g.softmax_cross_entropy(logits, labels)
     rule = rule or Sgd(momentum, weight_decay, nesterov)

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -56,3 +57,14 @@ def test_a_hole_in_our_own_package_is_not_explained_away(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("verb", sorted(set(cli.VERBS) - {"bench"}))
 def test_every_verb_has_a_main(verb: str) -> None:
     assert callable(importlib.import_module(cli.VERBS[verb][0]).main)
+
+
+def test_a_package_that_is_missed_only_at_work_is_explained_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(_argv: list[str]) -> int:
+        raise ModuleNotFoundError("No module named 'sklearn'", name="sklearn")
+
+    monkeypatch.setattr(cli.importlib, "import_module", lambda _name: SimpleNamespace(main=main))
+    assert cli.main(["demo"]) == 2
+    assert "pip install 'edge-runtime[demo]'" in capsys.readouterr().err

@@ -14,9 +14,10 @@ from coordinator.broker import RunningBroker
 from edge_runtime.data import load_dataset
 from edge_runtime.plan import read_plan
 from edge_runtime.task import run_task
+from edge_runtime.tensors import decode_tensors
 from edge_runtime.wire import Phase
 from edge_runtime.wire.events import DeviceStatus, TaskFailed, Telemetry
-from support.boards import ClientProcess, Compiled, Gateway, compile_model, start_client
+from support.boards import ClientProcess, Compiled, Gateway, broker_that_denies, compile_model, start_client
 
 Start = Callable[..., ClientProcess]
 
@@ -260,3 +261,31 @@ def test_the_client_imports_nothing_that_a_board_does_not_have() -> None:
         "sys.exit(repr(bad) if bad else 0)"
     )
     assert subprocess.run([sys.executable, "-c", probe], check=False, timeout=20).returncode == 0
+
+
+def test_an_update_trained_on_data_that_have_changed_since_is_trained_again(
+    gateway: Gateway, start: Start, lenet: Compiled, digits: Path
+) -> None:
+    client = start("a")
+    gateway.send("a", "t", lenet)
+    gateway.until(lambda: gateway.updates)
+    client.process.kill()
+    client.process.wait()
+    gateway.done.clear()
+    np.savez(digits / "train.npz", x=np.zeros((7, 8, 8), np.uint8), y=np.arange(7))
+    start("a")
+    gateway.until(lambda: len(gateway.updates) == 2)
+    assert [decode_tensors(update.data)[1]["examples"] for update in gateway.updates] == ["20", "7"]
+
+
+def test_a_broker_that_refuses_a_subscription_is_told_of_and_not_hammered(digits: Path, tmp_path: Path) -> None:
+    with broker_that_denies("edge/v1/default/d/+/task") as url:
+        client = start_client(url, "a", digits, tmp_path / "state", "--log-json")
+        gateway = Gateway(url)
+        gateway.until(lambda: states(gateway)[-1:] == ["lost"] and "not connected" in client.text())
+        assert client.stop() == 0
+        gateway.link.close()
+    told = [json.loads(line) for line in client.text().splitlines()]
+    assert [each["rule"] for each in told if each["event"] == "error"] == ["SubscriptionRefused"]
+    (lost,) = [each for each in told if each["event"] == "not connected"]
+    assert lost["retry_s"] >= 15

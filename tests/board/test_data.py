@@ -1,13 +1,17 @@
 """Local data: what is read, what is refused in which words, and the order of examples."""
 
+import contextlib
 import gzip
 import hashlib
+import io
 import struct
+import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge_runtime.data import (
@@ -138,7 +142,7 @@ X, Y = np.zeros((3, 2), np.float32), np.arange(3)
         ({"x": X + np.array([[0, 0], [0, np.nan], [0, 0]], np.float32), "y": Y}, DataError, "row 1"),
         ({"x": X[:0], "y": Y[:0]}, NoExamples, "no examples"),
         ({"x": X, "y": Y, "client": Y[:2]}, DataError, "client"),
-        ({"x": np.array([None, 1, 2]), "y": Y}, DataError, "pickle"),
+        ({"x": np.array([None, 1, 2]), "y": Y}, DataError, "Python objects"),
     ],
 )
 def test_data_that_cannot_be_used_say_what_to_change(
@@ -155,6 +159,69 @@ def test_a_directory_that_is_missing_empty_or_damaged_says_what_belongs_there(tm
     (tmp_path / "train.npz").write_bytes(b"PK\x03\x04 no zip")
     with pytest.raises(DataError, match="cannot be read"):
         load_dataset(tmp_path)
+
+
+HEADER = "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 28, 28), }"
+
+
+def npy(header: str, data: bytes = b"") -> bytes:
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + data
+
+
+def npz(*members: tuple[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members:
+            archive.writestr(name, data)
+    return file.getvalue()
+
+
+def saved(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def with_unpacked_size(archive: bytes, size_bytes: int) -> bytes:
+    """The first member's unpacked size in the zip's directory replaced."""
+    at = archive.index(b"PK\x01\x02") + 24
+    return archive[:at] + struct.pack("<I", size_bytes) + archive[at + 4 :]
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (saved(X), "no archive"),
+        (b"hello" * 100, "no archive"),
+        (npz(("x.npy", npy(HEADER)), ("y.npy", saved(Y))), "3136000000000086 bytes"),
+        (with_unpacked_size(npz(("x.npy", npy(HEADER)), ("y.npy", saved(Y))), 0xFFFFFF00), "unpack to 4294967040"),
+        (npz(("x.npy", npy("((((((((")), ("y.npy", saved(Y))), "x is not an array"),
+        (npz(("x.npy", npy("{'descr': 'f4'}")), ("y.npy", saved(Y))), "x is not an array"),
+        (npz(("x.npy", b""), ("y.npy", b"")), "x is not an array"),
+        (npz(("x", saved(X)), ("y.npy", saved(Y))), "no array named x"),
+        (npz(("x.npy", saved(X)), ("y.npy", saved(Y)[:-1])), "y says int64"),
+    ],
+)
+def test_a_damaged_archive_is_refused_in_our_words_and_before_anything_is_allocated(
+    tmp_path: Path, data: bytes, said: str
+) -> None:
+    (tmp_path / "train.npz").write_bytes(data)
+    with pytest.raises(DataError, match=said) as refused:
+        load_dataset(tmp_path)
+    assert "pickle" not in str(refused.value)
+    assert "train.npz" in str(refused.value)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_whatever_byte_of_an_archive_is_changed_it_is_read_or_refused(tmp_path: Path, data: st.DataObject) -> None:
+    archive = bytearray(npz(("x.npy", saved(X)), ("y.npy", saved(Y))))
+    for _ in range(data.draw(st.integers(1, 3))):
+        archive[data.draw(st.integers(0, len(archive) - 1))] = data.draw(st.integers(0, 255))
+    (tmp_path / "train.npz").write_bytes(archive)
+    with contextlib.suppress(DataError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numpy's, of headers that look like those of Python 2
+        assert len(load_dataset(tmp_path)) == 3
 
 
 def test_uint8_stays_uint8_and_owners_come_along(tmp_path: Path) -> None:

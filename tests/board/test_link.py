@@ -8,6 +8,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -222,11 +223,11 @@ def test_a_connection_that_goes_silent_is_noticed_by_the_keepalive(links: MakeLi
 
 
 def test_delays_grow_to_a_cap_and_are_spread() -> None:
-    ceilings = [retry_delay_s(failures, 1.0) for failures in range(100)]
+    ceilings = [retry_delay_s(failures, 60.0, 1.0) for failures in range(100)]
     assert ceilings[:5] == [1, 2, 4, 8, 16]
     assert max(ceilings) == MAX_DELAY_S
-    assert {retry_delay_s(failures, 0.0) for failures in range(100)} == {MIN_DELAY_S}
-    spread = [retry_delay_s(9, i / 99) for i in range(100)]
+    assert {retry_delay_s(failures, 60.0, 0.0) for failures in range(100)} == {MIN_DELAY_S}
+    spread = [retry_delay_s(9, 60.0, i / 99) for i in range(100)]
     assert statistics.pstdev(spread) > MAX_DELAY_S / 4
 
 
@@ -251,7 +252,44 @@ def test_a_url_that_is_none_is_refused_with_the_form_it_should_have(url: str) ->
         parse_url(url)
 
 
+@pytest.mark.parametrize("url", ["mqtt://u:secret@h:999999", "mqtt://u:secret@[h", "mqtt://u:secret/2@h:1"])
+def test_a_url_that_cannot_be_read_is_shown_without_its_login(url: str) -> None:
+    with pytest.raises(BadUrl, match=r"\*\*\*@") as caught:
+        parse_url(url)
+    assert "secret" not in str(caught.value)
+
+
 def test_tls_is_refused_in_words_and_without_the_password() -> None:
     with pytest.raises(TlsNotSupported, match="TLS is not in this version") as caught:
         parse_url("mqtts://user:secret@h")
     assert "secret" not in str(caught.value)
+
+
+def test_in_a_short_outage_delays_stay_within_half_the_ten_seconds_that_a_round_waits_by_default() -> None:
+    assert max(retry_delay_s(failures, 59.0, 1.0) for failures in range(100)) <= 5.0
+
+
+def test_reconnecting_leaks_no_file_descriptors(broker: RunningBroker, links: MakeLink) -> None:
+    link = links(broker.url, "a")
+    connect(link)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(20):
+        link.reconnect()
+        connect(link)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_connection_that_is_given_up_leaves_its_will_and_is_not_tried_again_at_once(
+    broker: RunningBroker, links: MakeLink
+) -> None:
+    watcher, link = links(broker.url, "w"), links(broker.url, "a")
+    link.set_will(("will/useless", b"lost"))
+    connect(watcher, link)
+    watcher.subscribe(("will/useless",), 1)
+    poll_until([watcher], of(Subscribed))
+    link.give_up("of no use")
+    (lost,) = link.poll(0.0)
+    assert isinstance(lost, Disconnected)
+    assert lost.reason.endswith("of no use")
+    assert lost.retry_s >= MAX_DELAY_S / 2
+    poll_until([watcher], of(Message))

@@ -1,5 +1,6 @@
 """What a client keeps on disk: nothing damaged is believed, nothing grows without end, one client each."""
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -71,18 +72,39 @@ def test_a_plan_larger_than_the_cache_is_kept_while_it_is_the_newest(state: Stat
 
 
 def test_an_update_outlives_the_process_and_a_damaged_one_does_not(state: StateDirectory, tmp_path: Path) -> None:
-    assert state.outbox() is None
-    state.keep_update("k", "t", b"line\nline\n")
-    assert state.outbox() == Outbox("k", "t", b"line\nline\n")
+    assert state.outbox(5) is None
+    state.keep_update("k", "t", b"line\nline\n", 5)
+    assert state.outbox(5) == Outbox("k", "t", b"line\nline\n")
     path = tmp_path / "s" / "outbox"
     for damage in (path.read_bytes()[:-1], b"{}", b"", b"\xff\n", b'{"sha256":"' + name(b"").encode() + b'"}\n'):
         path.write_bytes(damage)
-        assert state.outbox() is None
-        assert not path.exists()
+        assert state.outbox(5) is None
+
+
+def test_an_update_that_was_trained_on_other_data_is_not_offered(state: StateDirectory) -> None:
+    state.keep_update("k", "t", b"1", 5)
+    assert state.outbox(4) is None
+    assert state.outbox(6) is None
+
+
+def test_a_disk_that_became_read_only_still_gives_what_it_has(
+    state: StateDirectory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    state.keep_plan(name(b"plan"), b"plan")
+    state.keep_plan(name(b"other"), b"other")
+    (tmp_path / "s" / "plans" / name(b"other")).write_bytes(b"damaged")
+    monkeypatch.setattr(os, "utime", read_only)
+    monkeypatch.setattr(Path, "unlink", read_only)
+    assert state.plan(name(b"plan")) == b"plan"
+    assert state.plan(name(b"other")) is None
+
+
+def read_only(*_: object) -> None:
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
 
 def test_a_forgotten_update_is_gone(state: StateDirectory) -> None:
-    state.keep_update("k", "t", b"1")
+    state.keep_update("k", "t", b"1", 5)
     state.drop_update()
     state.drop_update()
-    assert state.outbox() is None
+    assert state.outbox(5) is None

@@ -245,6 +245,22 @@ def test_a_retained_message_over_the_stores_cap_is_refused_and_nothing_is_lost(e
     assert sorted(message.topic for message in reader.messages()) == ["t/0", "t/1", "t/2"]
 
 
+def test_a_will_that_the_full_store_cannot_keep_is_still_passed_on(embedded: Start) -> None:
+    """Silence ends the client, so there is no packet that the broker could refuse: it must not fall over it."""
+    broker = embedded("--retained-mb", "0.25")
+    publisher = broker.client("publisher")
+    watcher = broker.client("watcher")
+    watcher.subscribe(("will/#", 1))
+    for number in range(3):
+        publisher.publish(f"t/{number}", CHUNK, 1, retain=True)
+    publisher.publish("t/3", bytes(60_000), 1, retain=True)
+    silent = broker.client()
+    silent.log_in("silent", keepalive_s=1, will=Will("will/a", bytes(15_000), 1, retain=True))
+    assert watcher.next_message().topic == "will/a"
+    assert "passed on but not kept" in broker.log.read_text()
+    assert_serves(broker, "after")
+
+
 def test_a_wide_subscribe_may_ask_for_more_than_the_queue_holds(embedded: Start) -> None:
     broker = embedded("--queue-mb-per-client", "1")
     publisher = broker.client("publisher")

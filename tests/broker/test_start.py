@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -265,3 +267,28 @@ def test_a_bad_line_of_the_password_file_is_named(line: str, tmp_path: Path) -> 
 def test_user_names_the_file_cannot_hold_are_refused(user: str) -> None:
     with pytest.raises(ValueError, match="user name"):
         hash_password(user, "x")
+
+
+@pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed: apt install mosquitto")
+def test_the_printed_settings_with_their_closed_network_listener_ask_for_a_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--mosquitto-conf"]) == 0
+    settings = capsys.readouterr().out
+    passwords = tmp_path / "passwords"
+    passwords.touch(mode=0o600)
+    tool = shutil.which("mosquitto_passwd", path="/usr/bin:/usr/local/bin")
+    assert tool is not None
+    subprocess.run([tool, "-b", str(passwords), "edge", "secret"], check=True)
+    listener = settings[settings.index("#listener 1883") : settings.index("# Any other network")].replace("#", "")
+
+    def closed(directory: Path, host: str, port: int) -> Path:
+        path = directory / "mosquitto.conf"
+        here = listener.replace("1883", f"{port} {host}").replace("/etc/mosquitto/passwords", str(passwords))
+        path.write_text(settings + here + ("user root\n" if os.geteuid() == 0 else ""))
+        return path
+
+    monkeypatch.setattr("coordinator.broker.mosquitto.write_config", closed)
+    # Our own probe logs in without a password: that it is refused is what shows that mosquitto runs and asks.
+    with pytest.raises(BrokerError, match=r"not authori[sz]ed|CONNACK|refus"):
+        start_broker(None, tmp_path, kind="mosquitto")

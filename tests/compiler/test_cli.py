@@ -50,6 +50,16 @@ def test_show_prints_tensors_and_operations(model: Path, capsys: pytest.CaptureF
     assert "softmax_xent_grad" in printed
 
 
+def test_show_prints_float_attributes_as_floats(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = model.with_name("x.plan")
+    main(["build", str(model), "-o", str(plan), "--momentum", "0.75", "--weight-decay", "0.125", "--nesterov"])
+    capsys.readouterr()
+    assert main(["show", str(plan)]) == 0
+    updates = [line for line in capsys.readouterr().out.splitlines() if " = sgd(" in line]
+    assert len(updates) == 8  # four layers, each a weight and a bias
+    assert all(line.endswith(") 0.75 0.125 1") for line in updates)
+
+
 def test_bad_input_says_what_to_do_and_exits_2(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = str(model.with_name("x.plan"))
     assert main(["build", str(model.with_name("none.onnx")), "-o", plan]) == 2

@@ -1,5 +1,6 @@
 """The command: what it prints, what it returns, and that it can be stopped and started again."""
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -13,10 +14,12 @@ import numpy as np
 import pytest
 
 from coordinator.broker import RunningBroker, start_broker
+from coordinator.events import seldom
 from coordinator.server import main
 from coordinator.store import open_store
 from edge_runtime.data import Dataset
 from edge_runtime.link import Connected, Link, Message
+from support.boards import broker_that_denies
 from support.memory import MemorySite
 
 JOB = """\
@@ -210,3 +213,51 @@ def test_a_broker_that_is_down_is_told_of_and_waited_for(job: Path, tmp_path: Pa
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0
+
+
+def test_of_two_coordinators_on_one_site_one_stops_even_when_both_start_for_the_first_time(
+    job: Path, tmp_path: Path, broker: RunningBroker
+) -> None:
+    pair = [start(job, tmp_path / name, broker) for name in ("one", "two")]
+    deadline_s = time.monotonic() + DEADLINE_S
+    while all(each.poll() is None for each in pair) and time.monotonic() < deadline_s:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            pair[0].wait(0.1)
+    loser, winner = sorted(pair, key=lambda each: each.poll() is None)
+    out, _ = loser.communicate(timeout=DEADLINE_S)
+    assert (loser.returncode, winner.poll()) == (3, None)
+    assert events(out)[-1]["rule"] == "GatewaySuperseded"
+    winner.send_signal(signal.SIGTERM)
+    winner.communicate(timeout=DEADLINE_S)
+    assert winner.returncode == 0
+
+
+def test_a_broker_that_refuses_a_subscription_is_an_error_in_words(job: Path, tmp_path: Path) -> None:
+    with broker_that_denies("edge/v1/+/d/+/up/#") as url:
+        command = ["coordinator", "--job", str(job), "--state", str(tmp_path / "state"), "--broker", url, "--events"]
+        process = subprocess.Popen([sys.executable, "-m", "edge_runtime", *command], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        told = [json.loads(process.stdout.readline()) for _ in range(3)]
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=DEADLINE_S)
+    assert [each["event"] for each in told] == ["listening", "error", "warning"]
+    assert told[1]["rule"] == "SubscriptionRefused"
+    assert process.returncode == 0
+
+
+def test_a_warning_that_repeats_is_told_once_in_ten_seconds() -> None:
+    told: list[object] = []
+    now_s = [0.0]
+    emit = seldom(told.append, lambda: now_s[0])
+    bad = {"event": "warning", "message": "m", "rule": "BadChunk", "device": "a"}
+    for device in ("a", "a", "b"):
+        emit({**bad, "device": device})
+    for _ in range(2):
+        emit({"event": "warning", "message": "of a round"})
+    assert len(told) == 4
+    now_s[0] = 10.0
+    emit(bad)
+    assert len(told) == 5
+    for index in range(5000):
+        emit({**bad, "device": f"d{index}"})
+    assert len(told) < 1100

@@ -131,7 +131,8 @@ def test_only_the_last_versions_keep_their_weights(store: Store) -> None:
     rows = store._all("SELECT version FROM versions WHERE weights IS NOT NULL ORDER BY version")
     assert [row[0] for row in rows] == [4, 5, 6]
     assert len(rows) == KEEP_VERSIONS
-    assert len(store.digests()) == 6
+    assert len(store.digests(100)) == 6
+    assert store.digests(2) == store.digests(100)[:2]
 
 
 def test_newcomers_are_the_devices_asked_for_the_first_time(store: Store) -> None:

@@ -1,6 +1,7 @@
 """Whole jobs in memory: real sessions, training and journal, and a fault at every place where something is written."""
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,13 @@ import numpy as np
 import pytest
 
 from coordinator.aggregators import Contribution, weighted_mean
-from coordinator.evaluate import evaluate
+from coordinator.evaluate import Evaluation, evaluate
 from coordinator.store import JournalUpdate, Store, open_store
 from edge_runtime.data import Dataset
 from edge_runtime.plan import read_plan
 from edge_runtime.task import run_task
 from edge_runtime.tensors import decode_tensors, encode_tensors
+from edge_runtime.wire import Publish, UpdateSettled
 from edge_runtime.wire.messages import GatewayState, format_gateway
 from support.memory import MemorySite
 
@@ -176,7 +178,7 @@ def test_a_superseded_coordinator_stops_without_touching_the_site(tmp_path: Path
     site.run(lambda: len(site.seen("round_started")) == 1)
     before = dict(site.broker.retained)
     assert site.job is not None
-    later = format_gateway(GatewayState(epoch=99, state="up"))
+    later = format_gateway(GatewayState(epoch=99, boot="b", state="up"))
     site.send(site.job.received("edge/v1/test/gateway", later, site.now_s, retain=False))
     assert site.stop() == 3
     assert "epoch 99" in site.seen("error")[0]["message"]
@@ -416,3 +418,83 @@ def test_the_journal_keeps_digests_and_no_bytes_of_folded_updates(tmp_path: Path
     assert all(row.data is None and len(row.sha256) == 64 for row in rows)
     assert replace(rows[0], data=b"").device == "dev-a"
     site.stop()
+
+
+def test_a_device_that_is_slower_than_the_deadline_counts_in_the_next_attempt(tmp_path: Path, undisturbed: str) -> None:
+    site = make_site(tmp_path, JOB.replace("min_updates = 2", "min_updates = 3"))
+    slow, held = site.devices["dev-b"], []
+    run, slow.run = slow.run, lambda command, _now_s: held.append(command) or []  # type: ignore[method-assign, func-returns-value]
+    start_all(site)
+    site.run(lambda: len(site.seen("round_started")) == 2)
+    assert [event["attempt"] for event in site.seen("round_started")] == [1, 2]
+    slow.run = run  # type: ignore[method-assign]
+    for command in held:
+        slow.handle(run(command, site.now_s), site.now_s)
+    assert finished(site) == undisturbed
+    assert len(site.seen("round_started")) == 3
+
+
+def test_versions_that_a_killed_broker_brings_back_are_taken_off_again(tmp_path: Path) -> None:
+    site = make_site(tmp_path, JOB.replace("rounds = 2", "rounds = 6"))
+    start_all(site)
+    site.run(lambda: len(site.seen("round_started")) == 2)
+    written = dict(site.broker.retained)
+    site.run(lambda: len(site.seen("round_started")) == 5)
+    site.restart_broker()
+    site.broker.retained = {**written, **site.broker.retained}
+    assert site.job is not None
+    site.send(site.job.connected(site.now_s))
+    finished(site)
+    assert not [topic for topic in site.broker.retained if "/b/" in topic]
+
+
+def test_looking_up_what_a_device_delivered_reads_no_other_devices_rounds(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    query = "SELECT sha256 FROM updates JOIN tasks USING (round, device) WHERE device = ? AND task = ?"
+    plan = [row[3] for row in store._all(f"EXPLAIN QUERY PLAN {query}", ("a", "t"))]
+    store.close()
+    assert not [step for step in plan if step.startswith("SCAN")], plan
+
+
+def test_the_journal_drops_the_bytes_of_folded_tasks(tmp_path: Path) -> None:
+    site = make_site(tmp_path)
+    start_all(site)
+    site.run(lambda: len(site.seen("round_started")) == 2)
+    site.kill()
+    store = open_store(tmp_path / "state")
+    rows = store._all("SELECT round, length(data) FROM tasks ORDER BY round")
+    store.close()
+    assert {number for number, size in rows if size == 0} == {1}
+    assert {number for number, size in rows if size > 0} == {2}
+
+
+def test_while_a_version_is_judged_the_site_goes_on_and_a_late_update_is_refused(tmp_path: Path) -> None:
+    """The last chunk of dev-b's update comes after the fold: taking it would acknowledge what never counts."""
+    site = make_site(tmp_path)
+    judge, verdict = site._judge, Future[Evaluation]()
+    site._judge = lambda _weights: verdict  # type: ignore[method-assign]
+    held: list[Publish] = []
+    handle = site.broker.handle
+
+    def hold(name: str, command: Any) -> bool:
+        late = name == "dev-b" and isinstance(command, Publish) and command.topic.endswith("/0")
+        return held.append(command) is None if late else handle(name, command)
+
+    site.broker.handle = hold  # type: ignore[method-assign]
+    start_all(site)
+    site.run(lambda: site.job is not None and site.job.judging is not None)
+    handle("dev-b", held[0])
+    site.devices["dev-c"].kill()
+    site.turn()
+    site.turn()
+    assert site.seen("device")[-1] == {"event": "device", "device": "dev-c", "state": "lost", "examples": 31}
+    (refused,) = [each for each in site.devices["dev-b"].settled if isinstance(each, UpdateSettled)]
+    assert (refused.outcome, refused.rule) == ("refused", "StaleTask")
+    assert site.job is not None
+    version = site.job._version.weights
+    site._judge, site.broker.handle = judge, handle  # type: ignore[method-assign]
+    verdict.set_result(judge(version).result())
+    site.devices["dev-c"].start(site.now_s)
+    finished(site)
+    assert [event["devices"] for event in site.seen("round_done")] == [2, 3]
+    assert sorted(e["device"] for e in site.seen("update") if e["round"] == 1) == ["dev-a", "dev-c"]

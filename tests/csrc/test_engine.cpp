@@ -1,5 +1,7 @@
 // A whole step on a small network: nothing allocated, nothing read that the step did not write, any
 // number of threads alike, a wrong label refused before anything moves.
+#include <unistd.h>
+
 #include <atomic>
 #include <cmath>
 #include <cstdlib>
@@ -124,6 +126,19 @@ void a_wrong_label_is_named_and_nothing_moves(const Bytes& plan) {
   }
 }
 
+// Data end where the pages end, less than the alignment before the page without access.
+void a_block_ends_at_its_guard() {
+  const auto page = static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
+  for (const std::uint64_t bytes :
+       {std::uint64_t{1}, std::uint64_t{64}, page - 1, page, page + 1}) {
+    const edge::Block block(bytes);
+    const auto begin = reinterpret_cast<std::uintptr_t>(block.data());
+    CHECK(begin % 64 == 0);
+    CHECK((begin + (bytes + 63) / 64 * 64) % page == 0);
+    CHECK(block.data()[bytes - 1] == 0);
+  }
+}
+
 void wrong_settings_are_refused(const Bytes& plan) {
   for (const int threads : {0, -1, 257}) {
     bool refused = false;
@@ -151,6 +166,7 @@ int main() {
   instruction_sets_agree(plan);
   a_step_allocates_nothing(plan);
   a_wrong_label_is_named_and_nothing_moves(plan);
+  a_block_ends_at_its_guard();
   wrong_settings_are_refused(plan);
   return check::finish();
 }

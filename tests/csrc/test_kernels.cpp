@@ -74,9 +74,10 @@ edge::ConvArgs args_of(const ConvCase& c) {
   edge::ConvArgs a;
   a.images = c.images, a.groups = c.groups, a.channels = c.channels, a.filters = c.filters;
   a.height = c.height, a.width = c.width, a.kernel_h = c.kernel_h, a.kernel_w = c.kernel_w;
-  a.stride_h = a.stride_w = c.stride, a.pad_top = a.pad_left = c.pad,
-  a.dilation_h = a.dilation_w = c.dilation;
-  a.out_height = (c.height + 2 * c.pad - (c.kernel_h - 1) * c.dilation - 1) / c.stride + 1;
+  a.stride_h = a.stride_w = c.stride, a.dilation_h = a.dilation_w = c.dilation;
+  // A signal is padded along its length alone.
+  a.pad_top = c.height == 1 ? 0 : c.pad, a.pad_left = c.pad;
+  a.out_height = (c.height + 2 * a.pad_top - (c.kernel_h - 1) * c.dilation - 1) / c.stride + 1;
   a.out_width = (c.width + 2 * c.pad - (c.kernel_w - 1) * c.dilation - 1) / c.stride + 1;
   return a;
 }
@@ -150,6 +151,28 @@ void convolutions_stay_inside_their_memory(const Kernels& kernels) {
        }) {
     conv_case(kernels, c, 1);
     conv_case(kernels, c, 4);
+  }
+}
+
+// Enough images to fill the lanes of any vectors: conv_lanes.h, cut along rows and along columns.
+void convolutions_of_many_images_stay_inside_their_memory(const Kernels& kernels) {
+  for (const ConvCase& c : {
+           ConvCase{16, 1, 1, 1, 1, 1, 1, 1, 1, 0, 1},
+           ConvCase{13, 1, 1, 6, 9, 8, 5, 5, 1, 2, 1},
+           ConvCase{29, 2, 3, 4, 6, 7, 3, 2, 1, 0, 1},
+           ConvCase{16, 1, 2, 13, 7, 9, 3, 3, 2, 1, 1},
+           ConvCase{32, 1, 2, 2, 5, 3, 3, 3, 1, 3, 2},
+           ConvCase{15, 1, 2, 3, 4, 4, 2, 3, 1, 4, 3},
+           ConvCase{16, 3, 1, 1, 6, 5, 3, 3, 1, 1, 1},
+           ConvCase{16, 1, 3, 2, 1, 33, 1, 5, 1, 2, 1},
+           ConvCase{16, 1, 3, 5, 1, 30, 1, 4, 3, 2, 2},
+           ConvCase{14, 1, 66, 2, 1, 70, 1, 3, 1, 0, 2},
+           ConvCase{31, 1, 64, 3, 1, 75, 1, 5, 1, 4, 1},
+           ConvCase{16, 1, 24, 7, 20, 6, 3, 3, 1, 1, 1},
+           ConvCase{16, 1, 2, 2, 3, 1, 3, 1, 1, 1, 1},
+       }) {
+    conv_case(kernels, c, 1);
+    conv_case(kernels, c, 3);
   }
 }
 
@@ -234,6 +257,7 @@ int main() {
   for (const Kernels* kernels : edge::available_kernels()) {
     gemm_handles_every_tail(*kernels);
     convolutions_stay_inside_their_memory(*kernels);
+    convolutions_of_many_images_stay_inside_their_memory(*kernels);
     one_large_convolution_needs_blocks(*kernels);
     pooling_handles_every_width(*kernels);
     a_wrong_pooling_index_writes_nothing(*kernels);

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from coordinator.broker import find_mosquitto
-from support.fleet import Federation, digits_federation
+from coordinator.demo import fleet
+from support.fleet import SITE, Federation, digits_federation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,3 +73,27 @@ def test_a_job_survives_a_killed_and_restarted_broker(federation: Federation, un
     federation.broker.kill()
     federation.broker.restart()
     assert federation.until_done()["model_sha256"] == undisturbed_sha256
+
+
+@pytest.mark.slow
+def test_a_device_that_hangs_is_given_up_by_its_keepalive_and_takes_part_again_when_it_wakes(
+    federation: Federation,
+) -> None:
+    """SIGSTOP leaves the connection open and nobody behind it, as a board does that lost its power or its network."""
+    federation.start_coordinator()
+    for name in federation.names[:-1]:
+        federation.start_device(name)
+    config = fleet.write_config(federation.names[-1], federation.root, federation.broker.url, SITE)
+    config.write_text(config.read_text() + "keepalive_s = 5\n")
+    with (config.parent / "client.log").open("ab") as log:
+        command = [sys.executable, "-m", "edge_runtime", "client", "--config", str(config)]
+        hanging = subprocess.Popen(command, cwd=config.parent, stdout=log, stderr=log)
+    federation.devices[federation.names[-1]] = fleet.Device(federation.names[-1], config.parent, hanging)
+    federation.until(lambda e: e["event"] == "round_started" and e["round"] == 2, "second round")
+    hanging.send_signal(signal.SIGSTOP)
+    second = federation.until(lambda e: e["event"] == "round_done" and e["round"] == 2, "end of the second round")
+    hanging.send_signal(signal.SIGCONT)
+    assert second["devices"] == 3
+    assert 5.0 < second["seconds"] < 60.0  # keepalive, half as much again, and grace; far from the deadline
+    federation.until(lambda e: e["event"] == "device" and e["state"] == "online", "return of the device")
+    assert federation.until_done()["rounds"] == 4

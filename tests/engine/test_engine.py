@@ -18,7 +18,7 @@ from edge_runtime.engine import Engine, EngineMemoryError, TensorMismatchError
 from edge_runtime.kernels import reference
 from edge_runtime.plan import Plan, read_plan
 
-BATCH_SIZE = 8
+BATCH_SIZE = 16  # fills the lanes of the widest vectors
 ISAS = _core.info()["available"]
 
 
@@ -277,3 +277,15 @@ def test_the_reference_is_not_imported_with_the_engine() -> None:
     code = "import sys, edge_runtime.engine; print(any('reference' in m for m in sys.modules if m.startswith('edge')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_profile_names_a_time_for_every_operation_and_trains(lenet: Plan) -> None:
+    profiled, stepped = engine_with(lenet), engine_with(lenet)
+    times_s = profiled.profile(2)
+    expected = trained_after(stepped, 3)
+    assert len(times_s) == lenet.n_ops
+    assert all(0.0 < t < 10.0 for t in times_s)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(profiled.read(name), value)
+    with pytest.raises(ValueError, match="at least one step"):
+        profiled.profile(0)

@@ -1,11 +1,12 @@
 """What the tests of the board share: links polled until something happens, compiled models, a small gateway."""
 
+import contextlib
 import hashlib
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -88,7 +89,9 @@ class Gateway:
 
     def __init__(self, url: str, site: str = "default", epoch: int = 1) -> None:
         self.done: dict[tuple[str, str], str] = {}
-        self.session = GatewaySession(site, epoch, already_done=lambda device, task: self.done.get((device, task)))
+        self.session = GatewaySession(
+            site, epoch, os.urandom(8).hex(), already_done=lambda device, task: self.done.get((device, task))
+        )
         self.link = Link(url, f"gateway-{os.getpid()}-{id(self)}", self.session.will())
         self.events: list[Outcome] = []
         self.updates: list[UpdateReceived] = []
@@ -165,3 +168,14 @@ def start_client(url: str, device: str, data: Path, state: Path, *options: str) 
             [sys.executable, "-m", "edge_runtime", "client", *arguments], stderr=errors, stdin=subprocess.DEVNULL
         )
     return ClientProcess(process, log, arguments)
+
+
+@contextlib.contextmanager
+def broker_that_denies(*filters: str) -> Iterator[str]:
+    """URL of an embedded broker that refuses subscriptions to these topics."""
+    denied = [word for each in filters for word in ("--deny-subscribe", each)]
+    command = [sys.executable, "-m", "coordinator.broker.cli", "--port", "0", *denied]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().decode().split()[1]
+        process.terminate()

@@ -105,7 +105,7 @@ class World:
 
     def _new_gateway(self) -> GatewaySession:
         return GatewaySession(
-            SITE, self.epoch, already_done=lambda device, task: self.journal.get((device, task)), **self.limits
+            SITE, self.epoch, "boot", already_done=lambda device, task: self.journal.get((device, task)), **self.limits
         )
 
     def _new_device(self, name: str, boot: str, gen: int, outbox: Outbox | None = None) -> DeviceSession:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from concurrent.futures import Future
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from coordinator.evaluate import Evaluation, evaluate
 from coordinator.gateway import Parts, RunningJob
 from coordinator.jobfile import load_job
 from coordinator.program import build_program, definition, make_version
@@ -26,6 +28,7 @@ from edge_runtime.wire import (
     Subscribe,
     Unsubscribe,
 )
+from models.compiler import with_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -205,11 +208,16 @@ class MemorySite:
         if store.done() is not None:
             self._stack.close()
             return False
-        parts = Parts(self.program, self.held_out, store, self.state, lambda event: self.events.append(dict(event)))
-        self.job = RunningJob(parts, SITE, store.next_epoch(), self.now_s)
+        parts = Parts(self.program, self._judge, store, self.state, lambda event: self.events.append(dict(event)))
+        self.job = RunningJob(parts, SITE, epoch := store.next_epoch(), f"boot-{epoch}", self.now_s)
         self.broker.connect("gateway", self.job.session.will())
         self.send(self.job.connected(self.now_s))
         return True
+
+    def _judge(self, weights: bytes) -> Future[Evaluation]:
+        judged: Future[Evaluation] = Future()
+        judged.set_result(evaluate(with_weights(self.program.model, decode_tensors(weights)[0]), self.held_out))
+        return judged
 
     def kill(self) -> None:
         """Kill -9: nothing is said, nothing is written; the kernel lets go of the lock."""

@@ -32,7 +32,7 @@ TASK = make_task("digits.3.dev-1", "dev-1", blob("plan", 4711), blob("weights", 
 DIGEST = "ab" * 32
 
 GOLDEN_MESSAGES = {
-    "gateway": messages.format_gateway(messages.GatewayState(17, "up")),
+    "gateway": messages.format_gateway(messages.GatewayState(17, "b00f", "up")),
     "status": messages.format_status(messages.Status("b00f", 3, "online", 599, {"isa": "avx2", "cores": 4})),
     "task": format_task(TASK),
     "begin": messages.format_begin(messages.Begin("digits.3.dev-1", DIGEST, 55_560)),
@@ -54,7 +54,7 @@ def test_the_bytes_on_the_wire_are_those_of_version_1(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "parse", "record"),
     [
-        ("gateway", messages.parse_gateway, messages.GatewayState(17, "up")),
+        ("gateway", messages.parse_gateway, messages.GatewayState(17, "b00f", "up")),
         (
             "status",
             messages.parse_status,
@@ -147,9 +147,9 @@ def test_a_broken_task_is_refused_by_the_rule_it_breaks(payload: bytes, rule: ty
 
 
 def test_the_message_cap_holds_at_the_cap() -> None:
-    payload = b'{"v":1,"epoch":1,"state":"up"}'
+    payload = GOLDEN_MESSAGES["gateway"]
     padded = payload + b" " * (fd.MAX_MESSAGE_BYTES - len(payload))
-    assert messages.parse_gateway(padded).epoch == 1
+    assert messages.parse_gateway(padded).epoch == 17
     with pytest.raises(fd.MessageTooLarge):
         messages.parse_gateway(padded + b" ")
 
@@ -283,7 +283,7 @@ ARRIVED = st.lists(st.tuples(TOPICS | st.text(), PAYLOADS, st.booleans()), max_s
 def test_garbage_gives_the_gateway_commands_or_warnings_and_nothing_else(
     arrived: Arrived,
 ) -> None:
-    session = GatewaySession(SITE, 1, judge=lambda *_: None)
+    session = GatewaySession(SITE, 1, "boot", judge=lambda *_: None)
     session.connected(0.0)
     for topic, payload, retain in arrived:
         outcomes = session.received(1.0, topic, payload, retain=retain)

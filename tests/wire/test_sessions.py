@@ -3,9 +3,10 @@
 import pytest
 
 from edge_runtime.errors import LocalError
-from edge_runtime.wire import AbandonTask, Publish, Task, Warned, messages, topics
+from edge_runtime.wire import AbandonTask, Publish, Subscribe, Task, Warned, messages, topics
 from edge_runtime.wire.chunks import cut_chunk
 from edge_runtime.wire.events import GatewaySuperseded, UpdateReceived
+from edge_runtime.wire.fetch import Fetch
 from edge_runtime.wire.gateway import BlobUnknown, GatewaySession
 from edge_runtime.wire.intake import MAX_ATTEMPTS, NotOffered, Refusal
 from edge_runtime.wire.offer import Offer
@@ -30,7 +31,7 @@ def indexes(commands: list[object]) -> list[str]:
 
 
 def gateway(**options: object) -> GatewaySession:
-    session = GatewaySession(SITE, 3, judge=lambda *_: None, **options)  # type: ignore[arg-type]
+    session = GatewaySession(SITE, 3, "boot-b", judge=lambda *_: None, **options)  # type: ignore[arg-type]
     session.connected(0.0)
     return session
 
@@ -135,7 +136,7 @@ def test_a_refusal_carries_its_rule_and_when_to_come_again() -> None:
 
 
 def test_a_task_that_is_not_the_present_one_is_the_callers_to_judge() -> None:
-    session = GatewaySession(SITE, 1)
+    session = GatewaySession(SITE, 1, "boot")
     session.connected(0.0)
     assert begin(session).rule == "UnknownTask"
     late = gateway()
@@ -198,20 +199,29 @@ def test_an_upload_id_belongs_to_one_offer() -> None:
 
 def test_a_late_will_of_the_gateway_is_overwritten() -> None:
     session = gateway()
-    lost = messages.format_gateway(messages.GatewayState(2, "lost"))
+    lost = messages.format_gateway(messages.GatewayState(2, "boot-z", "lost"))
     for payload in (lost, b""):
         (again,) = session.received(1.0, topics.gateway(SITE), payload, retain=True)
         assert again.retain
-        assert messages.parse_gateway(again.payload) == messages.GatewayState(3, "up")
+        assert messages.parse_gateway(again.payload) == messages.GatewayState(3, "boot-b", "up")
     assert session.received(1.0, topics.gateway(SITE), again.payload) == []
 
 
 def test_a_later_coordinator_stops_this_one_only_when_it_is_alive() -> None:
     session = gateway()
-    later = messages.format_gateway(messages.GatewayState(4, "up"))
+    later = messages.format_gateway(messages.GatewayState(4, "boot-a", "up"))
     (again,) = session.received(1.0, topics.gateway(SITE), later, retain=True)
     assert isinstance(again, Publish)
     assert session.received(1.0, topics.gateway(SITE), later) == [GatewaySuperseded(4)]
+
+
+def test_of_two_coordinators_with_one_epoch_the_one_with_the_higher_boot_stays() -> None:
+    session = gateway()
+    lower, higher = (messages.format_gateway(messages.GatewayState(3, f"boot-{each}", "up")) for each in "ac")
+    (again,) = session.received(1.0, topics.gateway(SITE), lower)
+    assert isinstance(again, Publish)
+    assert messages.parse_gateway(again.payload) == messages.GatewayState(3, "boot-b", "up")
+    assert session.received(1.0, topics.gateway(SITE), higher) == [GatewaySuperseded(3)]
 
 
 def test_a_task_needs_its_blobs_and_a_sound_device_id() -> None:
@@ -294,3 +304,21 @@ def test_a_blob_over_the_devices_cap_is_refused_before_it_is_fetched() -> None:
     world.send("a", "t", size=100_000)
     world.run(lambda: any(getattr(event, "rule", "") == "BlobTooLarge" for event in world.events))
     assert world.boards["a"].runs == 0
+
+
+def test_a_slow_link_is_not_flooded_with_the_same_chunks() -> None:
+    """Each chunk takes 5 s, more than the first patience: few are asked for twice, and the blob arrives."""
+    data = blob("weights", 12 * 65_536)
+    fetch = Fetch(SITE, {sha256(data): len(data)}, frozenset(), 1 << 30)
+    queue: list[str] = []
+    sent, now = 0, 0.0
+    commands = fetch.start(now)
+    while not fetch.complete:
+        queue += [topic for each in commands if isinstance(each, Subscribe) for topic in each.topics]
+        now += 1.0
+        commands = fetch.tick(now, gateway_up=True)
+        if now % 5 == 0:
+            index = int(queue.pop(0).rsplit("/", 1)[1])
+            sent += 1
+            commands += fetch.chunk(now, sha256(data), index, cut_chunk(data, index))
+    assert sent <= 2 * 12

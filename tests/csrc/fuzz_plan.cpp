@@ -1,0 +1,344 @@
+// Fuzzes the plan reader and one step: fuzz_plan [seconds [seed [plan]]], the last to see one
+// plan again.
+//
+// Half of the plans are changed copies of a good one, half are single operations of random
+// geometry. What the reader lets through runs twice over: whole, in an engine, and operation by
+// operation with every operand and the scratch in an allocation of exactly its size, where
+// AddressSanitizer sees one byte too many, with one worker and with three, which must agree bit by
+// bit.
+#include <chrono>
+#include <cmath>
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "core/cpu.h"
+#include "engine/engine.h"
+#include "engine/ops.h"
+#include "plan_builder.h"
+
+namespace {
+
+using build::Bytes;
+using edge::Dtype;
+using edge::Role;
+
+// Beyond these a plan is good or bad for other reasons than its size, and would only take long.
+constexpr std::uint64_t kMostBytes = 8 << 20;
+constexpr double kMostWork = 4e6;
+
+class Random {
+ public:
+  explicit Random(std::uint64_t seed) : engine_(seed) {}
+  std::uint64_t bits() { return engine_(); }
+  std::uint32_t below(std::uint64_t n) { return static_cast<std::uint32_t>(bits() % n); }
+  bool once_in(std::uint64_t n) { return below(n) == 0; }
+  template <class T, std::size_t N>
+  T of(const T (&values)[N]) {
+    return values[below(N)];
+  }
+  std::uint32_t size() { return of({1U, 1U, 2U, 3U, 4U, 5U, 7U, 8U, 9U, 13U, 16U, 17U, 32U, 33U}); }
+  float unit() { return static_cast<float>(below(1 << 24)) / 8388608.0F - 1.0F; }
+
+ private:
+  std::mt19937_64 engine_;
+};
+
+Bytes changed(Bytes plan, Random& random) {
+  constexpr std::uint32_t kWords[] = {0,          1,      2,       3,          5,
+                                      16,         0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000,
+                                      0xFFFFFFFF, 64,     4096,    0x40000000, 0xFFFFFFC0};
+  for (std::uint32_t change = 0; change < 1 + random.below(4); ++change) {
+    const std::size_t word = random.below(plan.size() / 4) * std::size_t{4};
+    const std::size_t other = random.below(plan.size() / 4) * std::size_t{4};
+    const std::uint32_t value = random.of(kWords);
+    switch (random.below(4)) {
+      case 0:
+        plan[word + random.below(4)] ^= static_cast<std::uint8_t>(1U << random.below(8));
+        break;
+      case 1:
+        plan[word + random.below(4)] = static_cast<std::uint8_t>(random.below(256));
+        break;
+      case 2:
+        std::memcpy(plan.data() + word, &value, 4);
+        break;
+      default:
+        std::memcpy(plan.data() + word, plan.data() + other, 4);
+    }
+  }
+  return plan;
+}
+
+// A window along one axis, and the size it leaves.
+struct Window {
+  std::uint32_t size, kernel, stride, before, after, dilation, outputs;
+};
+Window window(Random& random, bool pool) {
+  while (true) {
+    Window w{random.size(),
+             1 + random.below(5),
+             1 + random.below(3),
+             random.below(4),
+             random.below(4),
+             1 + random.below(3),
+             0};
+    if (pool && random.once_in(2)) w = {w.size, 2, 2, 0, 0, 1, 0};
+    const std::uint32_t extent = (w.kernel - 1) * w.dilation + 1,
+                        padded = w.size + w.before + w.after;
+    if (padded < extent) continue;
+    w.outputs = (padded - extent) / w.stride + 1;
+    return w;
+  }
+}
+
+std::vector<std::int32_t> attributes_of(const Window& v, const Window& h, std::uint32_t a,
+                                        std::uint32_t b) {
+  std::vector<std::int32_t> out;
+  for (const std::uint32_t word :
+       {v.stride, h.stride, v.before, h.before, v.after, h.after, v.dilation, h.dilation, a, b})
+    out.push_back(static_cast<std::int32_t>(word));
+  return out;
+}
+
+void add_conv(build::PlanBuilder& plan, Random& random, std::uint16_t code) {
+  Window v = window(random, false);
+  const Window h = window(random, false);
+  if (random.once_in(3)) v = {1, 1, 1, 0, 0, 1, 1};
+  const std::uint32_t groups = random.once_in(3) ? 1 + random.below(3) : 1, images = random.size();
+  const std::uint32_t channels = 1 + random.below(9), filters = 1 + random.below(20);
+  const auto x = plan.tensor("x", {images, groups * channels, v.size, h.size}, Role::trained);
+  const auto w = plan.tensor("w", {groups * filters, channels, v.kernel, h.kernel}, Role::trained);
+  const auto y = plan.tensor("y", {images, groups * filters, v.outputs, h.outputs}, Role::trained);
+  const auto bias = plan.tensor("bias", {groups * filters}, Role::frozen);
+  const bool forward = code == 2;
+  const auto attributes = attributes_of(v, h, groups, forward ? random.below(2) : 0);
+  if (forward) plan.op(2, {x, w, random.once_in(2) ? bias : edge::kAbsent}, {y}, attributes);
+  if (code == 3) plan.op(3, {y, w}, {x}, attributes);
+  if (code == 4) plan.op(4, {y, x}, {w}, attributes);
+}
+
+void add_pool(build::PlanBuilder& plan, Random& random, std::uint16_t code) {
+  const Window v = window(random, true), h = window(random, true);
+  const std::uint32_t images = random.size(), channels = 1 + random.below(5);
+  const auto x = plan.tensor("x", {images, channels, v.size, h.size}, Role::trained);
+  const std::vector<std::uint32_t> places = {images, channels, v.outputs, h.outputs};
+  const auto y = plan.tensor("y", places, Role::trained);
+  const auto index = plan.tensor("index", places, Role::trained, Dtype::uint8);
+  auto attributes = attributes_of(v, h, v.kernel, h.kernel);
+  if (code >= 9) attributes.push_back(static_cast<std::int32_t>(random.below(2)));
+  if (code == 7) plan.op(7, {x}, {y, index}, attributes);
+  if (code == 8) plan.op(8, {y, index}, {x}, attributes);
+  if (code == 9) plan.op(9, {x}, {y}, attributes);
+  if (code == 10) plan.op(10, {y}, {x}, attributes);
+}
+
+void add_gemm(build::PlanBuilder& plan, Random& random) {
+  const std::uint32_t m = random.size(), n = random.size(), k = random.size() * random.size();
+  const std::uint32_t trans_a = random.below(2), trans_b = random.below(2);
+  const auto shape = [](std::uint32_t rows, std::uint32_t columns, std::uint32_t transposed) {
+    return transposed != 0 ? std::vector<std::uint32_t>{columns, rows}
+                           : std::vector<std::uint32_t>{rows, columns};
+  };
+  const auto a = plan.tensor("a", shape(m, k, trans_a), Role::frozen);
+  const auto b = plan.tensor("b", shape(k, n, trans_b), Role::frozen);
+  const auto bias = plan.tensor("bias", {n}, Role::frozen),
+             c = plan.tensor("c", {m, n}, Role::trained);
+  plan.op(1, {a, b, random.once_in(2) ? bias : edge::kAbsent}, {c},
+          {static_cast<std::int32_t>(trans_a), static_cast<std::int32_t>(trans_b),
+           static_cast<std::int32_t>(random.below(2))});
+}
+
+void add_array(build::PlanBuilder& plan, Random& random, std::uint16_t code) {
+  std::vector<std::uint32_t> a, b, c, summed, turned;
+  std::vector<std::int32_t> order;
+  const std::uint32_t ndim = random.below(5), axes = random.below(1U << ndim);
+  for (std::uint32_t d = 0; d < ndim; ++d) {
+    c.push_back(1 + random.below(9));
+    a.push_back(random.once_in(3) ? 1 : c[d]);
+    b.push_back(a[d] == c[d] && random.once_in(3) ? 1 : c[d]);
+    if ((axes >> d & 1U) == 0) summed.push_back(c[d]);
+    order.push_back(static_cast<std::int32_t>(d));
+  }
+  for (std::uint32_t d = 0; d < ndim; ++d) std::swap(order[d], order[random.below(ndim)]);
+  for (const std::int32_t d : order) turned.push_back(c[static_cast<std::size_t>(d)]);
+  const auto first = plan.tensor("a", a, Role::frozen), second = plan.tensor("b", b, Role::frozen);
+  const auto full = plan.tensor("c", c, Role::trained);
+  if (code == 14) {
+    plan.op(14, {full}, {plan.tensor("sum", summed, Role::trained)},
+            {static_cast<std::int32_t>(axes), 0x3F000000});
+  } else if (code == 15) {
+    plan.op(15, {full}, {plan.tensor("turned", turned, Role::trained)}, order);
+  } else {
+    plan.op(code, {first, second}, {full});
+  }
+}
+
+// One operation of random geometry, nearly always a good one.
+Bytes one_operation(Random& random) {
+  build::PlanBuilder plan;
+  const std::uint16_t code =
+      random.of<std::uint16_t>({1, 2, 2, 3, 3, 4, 4, 7, 8, 9, 10, 11, 12, 13, 14, 15});
+  if (code == 1) add_gemm(plan, random);
+  if (code >= 2 && code <= 4) add_conv(plan, random, code);
+  if (code >= 7 && code <= 10) add_pool(plan, random, code);
+  if (code >= 11) add_array(plan, random, code);
+  return plan.seal(kMostBytes);
+}
+
+// The operands of one operation, each in an allocation of its own; the same bytes of the plan are
+// the same bytes here.
+class Apart {
+ public:
+  Apart(const edge::Plan& plan, const edge::Op& op, std::uint64_t seed) : random_(seed) {
+    bind(plan, op.inputs, operands_.in);
+    bind(plan, op.outputs, operands_.out);
+    operands_.attributes = {op.attributes.data(), op.attributes.size()};
+  }
+
+  // All bytes of the outputs after a run on `count` workers.
+  Bytes run(edge::Opcode code, const edge::Kernels& kernels, std::int64_t count) {
+    const edge::Call call = edge::prepare(code, operands_, kernels);
+    const auto floats = static_cast<std::size_t>(call.scratch_bytes / 4);
+    for (std::int64_t worker = 0; worker < count; ++worker) {
+      const std::unique_ptr<float[]> scratch(new float[floats]);
+      std::memset(scratch.get(), 0xFF, floats * 4);
+      call.run({worker, count, scratch.get()});
+    }
+    Bytes all;
+    for (const edge::Operand& out : operands_.out) {
+      if (out.tensor != nullptr) all.insert(all.end(), out.data, out.data + out.tensor->bytes);
+    }
+    return all;
+  }
+
+ private:
+  void bind(const edge::Plan& plan, const std::vector<std::uint32_t>& numbers, edge::Operand* to) {
+    for (std::size_t i = 0; i < numbers.size(); ++i) {
+      if (numbers[i] == edge::kAbsent) continue;
+      const edge::Tensor& tensor = plan.tensors[numbers[i]];
+      auto& memory =
+          memory_[{std::uint64_t{tensor.role == Role::constant}, tensor.offset, tensor.bytes}];
+      if (memory == nullptr) memory = filled(tensor);
+      to[i] = {&tensor, memory.get()};
+    }
+  }
+
+  std::unique_ptr<std::uint8_t[]> filled(const edge::Tensor& tensor) {
+    std::unique_ptr<std::uint8_t[]> memory(
+        new std::uint8_t[static_cast<std::size_t>(tensor.bytes)]);
+    for (std::uint64_t i = 0; i < tensor.elements; ++i) {
+      const float value = random_.unit();
+      const auto number = static_cast<std::int32_t>(random_.below(12)) - 2;
+      std::uint8_t* to = memory.get() + i * edge::dtype_bytes(tensor.dtype);
+      if (tensor.dtype == Dtype::float32) std::memcpy(to, &value, 4);
+      if (tensor.dtype == Dtype::int32) std::memcpy(to, &number, 4);
+      if (tensor.dtype == Dtype::uint8) *to = static_cast<std::uint8_t>(number);
+    }
+    return memory;
+  }
+
+  Random random_;
+  edge::Operands operands_;
+  std::map<std::array<std::uint64_t, 3>, std::unique_ptr<std::uint8_t[]>> memory_;
+};
+
+// Instruction sets round differently, and no further apart than sums of a few thousand products do.
+bool near(const Bytes& a, const Bytes& b) {
+  for (std::size_t at = 0; at + 4 <= a.size(); at += 4) {
+    float x, y;
+    std::memcpy(&x, a.data() + at, 4);
+    std::memcpy(&y, b.data() + at, 4);
+    if (std::memcmp(&x, &y, 4) != 0 && !(std::fabs(x - y) <= 1e-3F + 1e-4F * std::fabs(x)))
+      return false;
+  }
+  return true;
+}
+
+void run_apart(const edge::Plan& plan, std::uint64_t seed, bool compare) {
+  for (const edge::Op& op : plan.ops) {
+    const auto code = static_cast<edge::Opcode>(op.code);
+    Bytes first;
+    for (const edge::Kernels* kernels : edge::available_kernels()) {
+      const Bytes one = Apart(plan, op, seed).run(code, *kernels, 1);
+      CHECK(one == Apart(plan, op, seed).run(code, *kernels, 3));
+      if (first.empty()) first = one;
+      if (compare) CHECK(near(first, one));
+    }
+  }
+}
+
+double work_of(const edge::Plan& plan) {
+  double work = 0.0;
+  for (const edge::Op& op : plan.ops) {
+    edge::Operands operands;
+    for (std::size_t i = 0; i < op.inputs.size(); ++i)
+      if (op.inputs[i] != edge::kAbsent) operands.in[i].tensor = &plan.tensors[op.inputs[i]];
+    for (std::size_t i = 0; i < op.outputs.size(); ++i)
+      if (op.outputs[i] != edge::kAbsent) operands.out[i].tensor = &plan.tensors[op.outputs[i]];
+    operands.attributes = {op.attributes.data(), op.attributes.size()};
+    work +=
+        edge::prepare(static_cast<edge::Opcode>(op.code), operands, *edge::available_kernels()[0])
+            .work;
+  }
+  return work;
+}
+
+// Whether the reader took it, and it ran.
+bool survives(const Bytes& bytes, std::uint64_t seed, bool compare) {
+  try {
+    const edge::Plan plan = edge::parse_plan(build::span(bytes));
+    if (plan.arena_bytes + plan.workspace_bytes > 2 * kMostBytes || work_of(plan) > kMostWork)
+      return false;
+    run_apart(plan, seed, compare);
+    edge::Engine engine(build::span(bytes), seed % 8 == 0 ? 2 : 1, "auto");
+    engine.poison();
+    engine.step();
+    return true;
+  } catch (const edge::PlanError&) {
+    return false;
+  }
+}
+
+unsigned long long seed = 1, plan_number = 0;
+
+void say_where() { std::fprintf(stderr, "fuzz_plan 1 %llu %llu\n", seed, plan_number); }
+
+// Whether plan `plan_number` of the seed ran.
+bool run_one(const Bytes& network) {
+  const std::uint64_t own = seed * 1000003 + plan_number;
+  const int before = check::failures;
+  Random random(own);
+  const bool generated = random.once_in(2);
+  Bytes plan = generated ? one_operation(random) : changed(network, random);
+  const bool spoilt = generated && random.once_in(3);
+  if (spoilt) plan = changed(plan, random);
+  const bool ran = survives(plan, own, generated && !spoilt);
+  if (check::failures != before) say_where();
+  return ran;
+}
+
+}  // namespace
+
+// Where a sanitizer is linked in it tells which plan it died of.
+extern "C" __attribute__((weak)) void __sanitizer_set_death_callback(void (*callback)());
+
+int main(int argc, char** argv) {
+  const double seconds = argc > 1 ? std::atof(argv[1]) : 5.0;
+  if (argc > 2) seed = std::strtoull(argv[2], nullptr, 10);
+  if (__sanitizer_set_death_callback != nullptr) __sanitizer_set_death_callback(say_where);
+  const Bytes network = build::small_network(3);
+  if (argc > 3) {
+    plan_number = std::strtoull(argv[3], nullptr, 10);
+    return run_one(network) ? check::finish() : 1;
+  }
+  const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
+  std::uint64_t ran = 0;
+  for (; std::chrono::steady_clock::now() < end; ++plan_number) ran += run_one(network) ? 1 : 0;
+  std::printf("%llu plans, %llu ran\n", plan_number, static_cast<unsigned long long>(ran));
+  CHECK(ran > 0);
+  return check::finish();
+}
