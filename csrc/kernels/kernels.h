@@ -21,41 +21,47 @@
 
 namespace edge {
 
+// Name and arguments of every kernel: the one list that declarations and tables are made of.
+#define EDGE_KERNELS(X)                 \
+  X(gemm, GemmArgs)                     \
+  X(conv, ConvArgs)                     \
+  X(conv_grad_x, ConvArgs)              \
+  X(conv_grad_w, ConvArgs)              \
+  X(relu, UnaryArgs)                    \
+  X(relu_grad, UnaryArgs)               \
+  X(maxpool, PoolArgs)                  \
+  X(maxpool_grad, PoolArgs)             \
+  X(avgpool, PoolArgs)                  \
+  X(avgpool_grad, PoolArgs)             \
+  X(add, BinaryArgs)                    \
+  X(sub, BinaryArgs)                    \
+  X(mul, BinaryArgs)                    \
+  X(reduce_sum, ReduceArgs)             \
+  X(transpose, TransposeArgs)           \
+  X(softmax_xent, SoftmaxXentArgs)      \
+  X(softmax_xent_grad, SoftmaxXentArgs) \
+  X(sgd, SgdArgs)                       \
+  X(copy, CopyArgs)                     \
+  X(unary, MapArgs)                     \
+  X(binary, BroadcastArgs)              \
+  X(where, BroadcastArgs)               \
+  X(minmax, MinmaxArgs)                 \
+  X(argminmax, ArgminmaxArgs)           \
+  X(strided_copy, StridedCopyArgs)      \
+  X(gather, GatherArgs)                 \
+  X(scatter_add, GatherArgs)            \
+  X(cast, CastArgs)                     \
+  X(matmul, MatmulArgs)                 \
+  X(cumsum, CumsumArgs)                 \
+  X(topk, TopkArgs)                     \
+  X(adamw, AdamwArgs)                   \
+  X(blend, BlendArgs)
+
 struct Kernels {
   const char* isa;
-  void (*gemm)(const GemmArgs&, const Worker&);
-  void (*conv)(const ConvArgs&, const Worker&);
-  void (*conv_grad_x)(const ConvArgs&, const Worker&);
-  void (*conv_grad_w)(const ConvArgs&, const Worker&);
-  void (*relu)(const UnaryArgs&, const Worker&);
-  void (*relu_grad)(const UnaryArgs&, const Worker&);
-  void (*maxpool)(const PoolArgs&, const Worker&);
-  void (*maxpool_grad)(const PoolArgs&, const Worker&);
-  void (*avgpool)(const PoolArgs&, const Worker&);
-  void (*avgpool_grad)(const PoolArgs&, const Worker&);
-  void (*add)(const BinaryArgs&, const Worker&);
-  void (*sub)(const BinaryArgs&, const Worker&);
-  void (*mul)(const BinaryArgs&, const Worker&);
-  void (*reduce_sum)(const ReduceArgs&, const Worker&);
-  void (*transpose)(const TransposeArgs&, const Worker&);
-  void (*softmax_xent)(const SoftmaxXentArgs&, const Worker&);
-  void (*softmax_xent_grad)(const SoftmaxXentArgs&, const Worker&);
-  void (*sgd)(const SgdArgs&, const Worker&);
-  void (*copy)(const CopyArgs&, const Worker&);
-  void (*unary)(const MapArgs&, const Worker&);
-  void (*binary)(const BroadcastArgs&, const Worker&);
-  void (*where)(const BroadcastArgs&, const Worker&);
-  void (*minmax)(const MinmaxArgs&, const Worker&);
-  void (*argminmax)(const ArgminmaxArgs&, const Worker&);
-  void (*strided_copy)(const StridedCopyArgs&, const Worker&);
-  void (*gather)(const GatherArgs&, const Worker&);
-  void (*scatter_add)(const GatherArgs&, const Worker&);
-  void (*cast)(const CastArgs&, const Worker&);
-  void (*matmul)(const MatmulArgs&, const Worker&);
-  void (*cumsum)(const CumsumArgs&, const Worker&);
-  void (*topk)(const TopkArgs&, const Worker&);
-  void (*adamw)(const AdamwArgs&, const Worker&);
-  void (*blend)(const BlendArgs&, const Worker&);
+#define EDGE_POINTER(name, Args) void (*name)(const Args&, const Worker&);
+  EDGE_KERNELS(EDGE_POINTER)
+#undef EDGE_POINTER
 };
 
 namespace portable {

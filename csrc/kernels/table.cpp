@@ -7,41 +7,10 @@ namespace edge {
 namespace EDGE_ISA {
 
 namespace {
-const Kernels kTable = {
-    EDGE_NAME(EDGE_ISA),
-    gemm,
-    conv,
-    conv_grad_x,
-    conv_grad_w,
-    relu,
-    relu_grad,
-    maxpool,
-    maxpool_grad,
-    avgpool,
-    avgpool_grad,
-    add,
-    sub,
-    mul,
-    reduce_sum,
-    transpose,
-    softmax_xent,
-    softmax_xent_grad,
-    sgd,
-    copy,
-    unary,
-    binary,
-    where,
-    minmax,
-    argminmax,
-    strided_copy,
-    gather,
-    scatter_add,
-    cast,
-    matmul,
-    cumsum,
-    topk,
-    adamw,
-    blend,
+const Kernels kTable = {EDGE_NAME(EDGE_ISA),
+#define EDGE_ENTRY(name, Args) name,
+                        EDGE_KERNELS(EDGE_ENTRY)
+#undef EDGE_ENTRY
 };
 }  // namespace
 

@@ -177,15 +177,74 @@ void add_array(build::PlanBuilder& plan, Random& random, std::uint16_t code) {
   }
 }
 
+// Functions, selections and reductions of random shapes.
+void add_map(build::PlanBuilder& plan, Random& random, std::uint16_t code) {
+  const std::uint32_t n = random.size(), m = random.size(), k = 1 + random.below(n);
+  const auto x = plan.tensor("x", {n, m}, Role::frozen),
+             row = plan.tensor("row", {m}, Role::frozen);
+  const auto y = plan.tensor("y", {n, m}, Role::trained),
+             column = plan.tensor("column", {n, 1}, Role::frozen);
+  const auto best = plan.tensor("best", {k, m}, Role::trained),
+             summed = plan.tensor("summed", {m}, Role::trained);
+  const auto places = plan.tensor("places", {k, m}, Role::trained, Dtype::int32),
+             place = plan.tensor("place", {m}, Role::trained, Dtype::int32);
+  const auto side = static_cast<std::int32_t>(random.below(2));
+  if (code == 20) plan.op(20, {x}, {y}, {static_cast<std::int32_t>(random.below(15))});
+  if (code == 21) plan.op(21, {column, row}, {y}, {static_cast<std::int32_t>(random.below(7))});
+  if (code == 22) plan.op(22, {x, column, row}, {y});
+  if (code == 23) plan.op(23, {x}, {summed}, {side, 1});
+  if (code == 24) plan.op(24, {x}, {place}, {side, 0});
+  if (code == 30) plan.op(30, {x}, {y}, {side, static_cast<std::int32_t>(random.below(2)), side});
+  if (code == 31) plan.op(31, {x}, {best, places}, {side, 0, static_cast<std::int32_t>(k)});
+  if (code == 28) {
+    const Dtype kinds[] = {Dtype::float32, Dtype::int32, Dtype::uint8};
+    const auto from = plan.tensor("from", {n, m}, Role::frozen, kinds[random.below(3)]);
+    plan.op(28, {from}, {plan.tensor("to", {n, m}, Role::trained, kinds[random.below(3)])});
+  }
+}
+
+// A part of a matrix of n x m to another place, backwards or forwards; rows by an index; products
+// of a batch.
+void add_move(build::PlanBuilder& plan, Random& random, std::uint16_t code) {
+  const std::uint32_t n = random.size(), m = random.size(), k = random.size();
+  const auto whole = plan.tensor("whole", {n, m}, Role::trained),
+             part = plan.tensor("part", {k, m}, Role::trained);
+  const auto index = plan.tensor("index", {k}, Role::trained, Dtype::int32);
+  const auto base = plan.tensor("base", {k, m}, Role::frozen);
+  const std::uint32_t rows = 1 + random.below(n < k ? n : k), columns = 1 + random.below(m);
+  const auto step = static_cast<std::int32_t>(m);
+  if (code == 25) {
+    const bool back = random.once_in(2);
+    const auto last = static_cast<std::int32_t>(columns) - 1;
+    plan.op(25, {whole, random.once_in(2) ? base : edge::kAbsent}, {part},
+            {0x3F000000, back ? last : 0, step - 1 - last, static_cast<std::int32_t>(rows), step,
+             step, last + 1, back ? -1 : 1, 1});
+  }
+  if (code == 26) plan.op(26, {whole, index}, {part}, {0, 0});
+  if (code == 27) plan.op(27, {part, index}, {whole}, {0, 0});
+  if (code == 29) {
+    const std::uint32_t batch = 1 + random.below(4), trans = random.below(2);
+    const auto a = plan.tensor("a", {batch, n, k}, Role::frozen);
+    const auto b = plan.tensor(
+        "b", trans != 0 ? std::vector<std::uint32_t>{1, m, k} : std::vector<std::uint32_t>{1, k, m},
+        Role::frozen);
+    plan.op(29, {a, b}, {plan.tensor("c", {batch, n, m}, Role::trained)},
+            {0, static_cast<std::int32_t>(trans)});
+  }
+}
+
 // One operation of random geometry, nearly always a good one.
 Bytes one_operation(Random& random) {
   build::PlanBuilder plan;
   const std::uint16_t code =
-      random.of<std::uint16_t>({1, 2, 2, 3, 3, 4, 4, 7, 8, 9, 10, 11, 12, 13, 14, 15});
+      random.of<std::uint16_t>({1,  2,  2,  3,  3,  4,  4,  7,  8,  9,  10, 11, 12, 13,
+                                14, 15, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31});
   if (code == 1) add_gemm(plan, random);
   if (code >= 2 && code <= 4) add_conv(plan, random, code);
   if (code >= 7 && code <= 10) add_pool(plan, random, code);
-  if (code >= 11) add_array(plan, random, code);
+  if (code >= 11 && code <= 15) add_array(plan, random, code);
+  if ((code >= 20 && code <= 24) || code == 28 || code >= 30) add_map(plan, random, code);
+  if ((code >= 25 && code <= 27) || code == 29) add_move(plan, random, code);
   return plan.seal(kMostBytes);
 }
 
