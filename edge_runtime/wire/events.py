@@ -134,10 +134,14 @@ class Warned:
 
 @dataclass(frozen=True)
 class DeviceStatus:
-    """A device came ("online"), went ("stopped") or was lost."""
+    """A device came ("online"), went ("stopped") or was lost.
+
+    live is False for what the broker has kept: a device that died together with the broker left no will there.
+    """
 
     device: str
     state: str
+    live: bool
     boot: str
     gen: int
     examples: int

@@ -17,7 +17,7 @@ from edge_runtime.plan import read_plan
 from edge_runtime.task import run_task
 from edge_runtime.tensors import decode_tensors, encode_tensors
 from edge_runtime.wire import Publish, UpdateSettled
-from edge_runtime.wire.messages import GatewayState, format_gateway
+from edge_runtime.wire.messages import GatewayState, Status, format_gateway, format_status
 from support.memory import MemorySite
 
 JOB = """\
@@ -311,6 +311,33 @@ def test_a_device_that_dies_and_comes_back_takes_part_again(tmp_path: Path) -> N
     site.devices["dev-b"].start(site.now_s)
     finished(site)
     assert site.seen("round_done")[-1]["devices"] == 3
+
+
+def test_a_device_that_died_with_the_broker_costs_the_grace_and_no_deadline(tmp_path: Path, undisturbed: str) -> None:
+    """A broker that keeps its messages on disk serves the birth of a device whose will nobody is left to send."""
+    site = make_site(tmp_path)
+    site.broker.retained["edge/v1/test/d/dev-z/status"] = format_status(Status("dead", 1, "online", 9, {}))
+    start_all(site)
+    site.run(lambda: len(site.seen("round_started")) == 1)
+    assert 5.0 <= site.now_s < 6.0
+    assert finished(site) == undisturbed
+    assert [event["cohort"] for event in site.seen("round_started")] == [3, 3]
+    assert site.now_s < 15.0  # the deadline is 60 s
+    assert not [event for event in site.seen("device") if event["device"] == "dev-z"]
+
+
+def test_devices_that_were_there_before_the_coordinator_are_asked_at_once(tmp_path: Path, undisturbed: str) -> None:
+    site = make_site(tmp_path)
+    for device in site.devices.values():
+        device.start(site.now_s)
+    for _ in range(20):
+        site.turn()
+    assert sum(topic.endswith("/status") for topic in site.broker.retained) == 3
+    began_s = site.now_s
+    site.start()
+    site.run(lambda: len(site.seen("round_started")) == 1)
+    assert site.now_s - began_s < 1.0
+    assert finished(site) == undisturbed
 
 
 def spoiled(change: Callable[[dict[str, Any], dict[str, str]], None]) -> Callable[[bytes], bytes]:
