@@ -59,6 +59,15 @@ class Parts:
     emit: Emit
 
 
+def superseded(event: GatewaySuperseded) -> dict[str, object]:
+    """The error event of a coordinator that gives way."""
+    message = (
+        f"another coordinator, with epoch {event.epoch}, was on this site before; this one stops. Nothing is lost: "
+        "give every job a --site of its own, or start the same command again when the other has ended"
+    )
+    return {"event": "error", "message": message, "rule": "GatewaySuperseded"}
+
+
 class RunningJob:
     """Holds the wire session, the machine's state and the newest version; everything durable is in the store.
 
@@ -257,11 +266,7 @@ class RunningJob:
         return []
 
     def _take_superseded(self, event: GatewaySuperseded, _now_s: float) -> list[Command]:
-        message = (
-            f"another coordinator, with epoch {event.epoch}, works on this site; this one stops. "
-            "Give every job a --site of its own"
-        )
-        self._parts.emit({"event": "error", "message": message, "rule": "GatewaySuperseded"})
+        self._parts.emit(superseded(event))
         self._superseded = True
         self.exit_code = EXIT_FAILED
         return []

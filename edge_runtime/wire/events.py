@@ -179,7 +179,7 @@ class Telemetry:
 
 @dataclass(frozen=True)
 class GatewaySuperseded:
-    """A coordinator with a later epoch, or of the same and a higher boot, is on this site: this one must stop."""
+    """An older coordinator, by (epoch, boot), is alive on this site: this one must stop."""
 
     epoch: int
 

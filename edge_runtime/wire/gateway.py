@@ -80,7 +80,7 @@ class GatewaySession:
 
         Args:
             site: The site's id.
-            epoch: One more than at the last start.
+            epoch: As SiteEntry found it.
             boot: Random, new for every process: tells two coordinators of one epoch apart.
             already_done: (device, task) -> SHA-256 of the update that is durable for it, or None.
             judge: (device, task) -> why an update for a task that is not the device's present one is refused, or None
@@ -221,12 +221,12 @@ class GatewaySession:
         ours = messages.GatewayState(self.epoch, self.boot, "up")
         state = messages.parse_gateway(payload) if payload else None
         # A retained "up" may be of a dead coordinator. If it lives, it answers our presence with its own, live.
-        # Epochs of two state directories may be equal; then the boots decide which of the two goes.
-        later = state is not None and (state.epoch, state.boot) > (self.epoch, self.boot)
-        if state is not None and later and state.state == "up" and not retain:
+        # Two that start for the first time at one moment have equal epochs; then the boots decide which one goes.
+        older = state is not None and (state.epoch, state.boot) < (self.epoch, self.boot)
+        if state is not None and older and state.state == "up" and not retain:
             return [GatewaySuperseded(state.epoch)]
         if state != ours and self._online:
-            # The will of an earlier connection came late and stands retained over our presence.
+            # Another that came after us, or the will of an earlier connection, stands retained over our presence.
             return [Publish(topics.gateway(self.site), self._presence("up"), 1, retain=True)]
         return []
 

@@ -178,10 +178,10 @@ def test_a_superseded_coordinator_stops_without_touching_the_site(tmp_path: Path
     site.run(lambda: len(site.seen("round_started")) == 1)
     before = dict(site.broker.retained)
     assert site.job is not None
-    later = format_gateway(GatewayState(epoch=99, boot="b", state="up"))
-    site.send(site.job.received("edge/v1/test/gateway", later, site.now_s, retain=False))
+    older = format_gateway(GatewayState(epoch=0, boot="b", state="up"))
+    site.send(site.job.received("edge/v1/test/gateway", older, site.now_s, retain=False))
     assert site.stop() == 3
-    assert "epoch 99" in site.seen("error")[0]["message"]
+    assert "epoch 0" in site.seen("error")[0]["message"]
     assert site.broker.retained == before
 
 
@@ -202,7 +202,7 @@ class DyingStore:
     """A journal whose process dies just before or just after its n-th write."""
 
     WRITES = frozenset(
-        {"begin", "next_epoch", "see_device", "start_round", "add_update", "fold_round", "judge_round", "finish"}
+        {"begin", "keep_epoch", "see_device", "start_round", "add_update", "fold_round", "judge_round", "finish"}
     )
 
     def __init__(self, store: Store, at: int, *, after: bool) -> None:

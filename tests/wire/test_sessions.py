@@ -207,21 +207,28 @@ def test_a_late_will_of_the_gateway_is_overwritten() -> None:
     assert session.received(1.0, topics.gateway(SITE), again.payload) == []
 
 
-def test_a_later_coordinator_stops_this_one_only_when_it_is_alive() -> None:
+def test_an_older_coordinator_stops_this_one_only_when_it_is_alive() -> None:
     session = gateway()
-    later = messages.format_gateway(messages.GatewayState(4, "boot-a", "up"))
-    (again,) = session.received(1.0, topics.gateway(SITE), later, retain=True)
+    older = messages.format_gateway(messages.GatewayState(2, "boot-c", "up"))
+    (again,) = session.received(1.0, topics.gateway(SITE), older, retain=True)
     assert isinstance(again, Publish)
-    assert session.received(1.0, topics.gateway(SITE), later) == [GatewaySuperseded(4)]
+    assert session.received(1.0, topics.gateway(SITE), older) == [GatewaySuperseded(2)]
 
 
-def test_of_two_coordinators_with_one_epoch_the_one_with_the_higher_boot_stays() -> None:
+def test_a_newer_coordinator_is_answered_with_our_own_presence() -> None:
     session = gateway()
-    lower, higher = (messages.format_gateway(messages.GatewayState(3, f"boot-{each}", "up")) for each in "ac")
-    (again,) = session.received(1.0, topics.gateway(SITE), lower)
+    newer = messages.format_gateway(messages.GatewayState(4, "boot-a", "up"))
+    (again,) = session.received(1.0, topics.gateway(SITE), newer)
     assert isinstance(again, Publish)
     assert messages.parse_gateway(again.payload) == messages.GatewayState(3, "boot-b", "up")
-    assert session.received(1.0, topics.gateway(SITE), higher) == [GatewaySuperseded(3)]
+
+
+def test_of_two_coordinators_with_one_epoch_the_one_with_the_lower_boot_stays() -> None:
+    session = gateway()
+    lower, higher = (messages.format_gateway(messages.GatewayState(3, f"boot-{each}", "up")) for each in "ac")
+    (again,) = session.received(1.0, topics.gateway(SITE), higher)
+    assert isinstance(again, Publish)
+    assert session.received(1.0, topics.gateway(SITE), lower) == [GatewaySuperseded(3)]
 
 
 def status(state: str = "online", boot: str = "b1") -> bytes:
