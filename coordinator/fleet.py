@@ -48,6 +48,15 @@ def arrived(fleet: Fleet, name: str, examples: int) -> Fleet:
     return {**fleet, name: Device(name, Presence.ONLINE, examples, unfit=unfit)}
 
 
+def remembered(fleet: Fleet, name: str, examples: int, now_s: float) -> Fleet:
+    """The broker says that the device is online; until it says so itself it counts as lost since now_s."""
+    known = fleet.get(name)
+    if known is not None and known.presence is Presence.ONLINE:
+        return fleet
+    unfit = known.unfit if known else None
+    return {**fleet, name: Device(name, Presence.LOST, examples, lost_since_s=now_s, unfit=unfit)}
+
+
 def lost(fleet: Fleet, name: str, now_s: float) -> Fleet:
     """The device was lost at now_s; one that is lost or stopped already stays as it is."""
     known = fleet.get(name)

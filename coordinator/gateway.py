@@ -22,7 +22,7 @@ from coordinator.results import export, fold
 from coordinator.store import JournalTask, JournalUpdate, RoundFigures, Store
 from coordinator.updates import check_update
 from edge_runtime.errors import RemoteError
-from edge_runtime.wire import messages, topics
+from edge_runtime.wire import topics
 from edge_runtime.wire.chunks import chunk_count
 from edge_runtime.wire.events import (
     Command,
@@ -57,6 +57,15 @@ class Parts:
     store: Store
     directory: Path
     emit: Emit
+
+
+def superseded(event: GatewaySuperseded) -> dict[str, object]:
+    """The error event of a coordinator that gives way."""
+    message = (
+        f"another coordinator, with epoch {event.epoch}, was on this site before; this one stops. Nothing is lost: "
+        "give every job a --site of its own, or start the same command again when the other has ended"
+    )
+    return {"event": "error", "message": message, "rule": "GatewaySuperseded"}
 
 
 class RunningJob:
@@ -115,8 +124,7 @@ class RunningJob:
 
     def received(self, topic: str, payload: bytes, now_s: float, *, retain: bool) -> list[Command]:
         """A message came; `retain` when the broker had kept it."""
-        outcomes = self.session.received(now_s, topic, payload, retain=retain)
-        return self._commands(outcomes, now_s) if outcomes else self._still_there(topic, payload, now_s)
+        return self._commands(self.session.received(now_s, topic, payload, retain=retain), now_s)
 
     def tick(self, now_s: float) -> list[Command]:
         """Time has passed."""
@@ -156,16 +164,6 @@ class RunningJob:
                 commands += _TAKE[type(outcome)](self, outcome, now_s)
         return commands
 
-    def _still_there(self, topic: str, payload: bytes, now_s: float) -> list[Command]:
-        """A status that says nothing new is news after the link was cut: the device has outlived the cut."""
-        address = topics.parse_topic(self.session.site, topic)
-        device = self._state.fleet.get(address.device)
-        if address.kind != "status" or device is None or device.presence is not Presence.LOST:
-            return []
-        if not payload or messages.parse_status(payload).state != "online":
-            return []
-        return self._step(records.DeviceOnline(device.name, device.examples), now_s)
-
     def _clear_old_versions(self) -> list[Command]:
         """Takes earlier versions off the broker.
 
@@ -190,6 +188,8 @@ class RunningJob:
     # What the wire session tells.
 
     def _take_status(self, event: DeviceStatus, now_s: float) -> list[Command]:
+        if event.state == "online" and not event.live:
+            return self._step(records.DeviceRemembered(event.device, event.examples), now_s)
         self._parts.emit({"event": "device", "device": event.device, "state": event.state, "examples": event.examples})
         self._parts.store.see_device(event.device, Presence(event.state), event.examples)
         news: Mapping[str, records.Event] = {
@@ -266,11 +266,7 @@ class RunningJob:
         return []
 
     def _take_superseded(self, event: GatewaySuperseded, _now_s: float) -> list[Command]:
-        message = (
-            f"another coordinator, with epoch {event.epoch}, works on this site; this one stops. "
-            "Give every job a --site of its own"
-        )
-        self._parts.emit({"event": "error", "message": message, "rule": "GatewaySuperseded"})
+        self._parts.emit(superseded(event))
         self._superseded = True
         self.exit_code = EXIT_FAILED
         return []

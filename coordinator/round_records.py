@@ -71,6 +71,14 @@ class DeviceOnline:
 
 
 @dataclass(frozen=True)
+class DeviceRemembered:
+    """The broker has kept a birth: the device is there and says so itself in a moment, or died with the broker."""
+
+    device: str
+    examples: int
+
+
+@dataclass(frozen=True)
 class DeviceLost:
     """A last will."""
 
@@ -120,7 +128,17 @@ class Evaluated:
     accuracy: float
 
 
-Event = DeviceOnline | DeviceLost | DeviceStopped | FleetUnknown | UpdateJournalled | TaskFailed | Tick | Evaluated
+Event = (
+    DeviceOnline
+    | DeviceRemembered
+    | DeviceLost
+    | DeviceStopped
+    | FleetUnknown
+    | UpdateJournalled
+    | TaskFailed
+    | Tick
+    | Evaluated
+)
 
 
 @dataclass(frozen=True)

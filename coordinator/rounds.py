@@ -14,6 +14,9 @@ it is online or was lost less than grace_s ago. What a member has delivered in o
 one, and who is still at it goes on: the weights and the tasks are the same. The job fails when too few devices are left
 that have not failed a task.
 
+A birth that the broker has kept may be of a device that died with the broker: it counts as lost since now until the
+device, which answers the coordinator's presence, has said so itself.
+
 Restart: the shell rebuilds the state from the journal with `resumed`; every device then counts as lost since now, so
 that a round neither starts nor closes before the births had grace_s seconds to arrive.
 """
@@ -27,6 +30,7 @@ from coordinator.round_records import (
     CloseRound,
     DeviceLost,
     DeviceOnline,
+    DeviceRemembered,
     DeviceStopped,
     Evaluated,
     Event,
@@ -116,6 +120,10 @@ def _take_online(state: State, event: DeviceOnline, _now_s: float) -> Move:
     if event.examples > 0 or (known and known.examples == 0):
         return arrived, ()
     return arrived, (Warn(f"device {event.device} has no examples and takes no part"),)
+
+
+def _take_remembered(state: State, event: DeviceRemembered, now_s: float) -> Move:
+    return replace(state, fleet=fleets.remembered(state.fleet, event.device, event.examples, now_s)), ()
 
 
 def _take_lost(state: State, event: DeviceLost, now_s: float) -> Move:
@@ -257,6 +265,7 @@ def _stay(state: State, _now_s: float) -> Move:
 
 _TAKE: Mapping[type[Event], Callable[[State, Any, float], Move]] = {
     DeviceOnline: _take_online,
+    DeviceRemembered: _take_remembered,
     DeviceLost: _take_lost,
     DeviceStopped: _take_stopped,
     FleetUnknown: _take_fleet_unknown,

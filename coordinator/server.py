@@ -17,7 +17,7 @@ from coordinator.broker import BrokerError, start_broker
 from coordinator.broker.probe import without_password
 from coordinator.evaluate import Evaluation, EvaluationError, check_held_out, evaluate
 from coordinator.events import Emit, json_lines, log_lines, seldom
-from coordinator.gateway import EXIT_DONE, EXIT_FAILED, Parts, RunningJob
+from coordinator.gateway import EXIT_DONE, EXIT_FAILED, Parts, RunningJob, superseded
 from coordinator.jobfile import JobFileError, load_job
 from coordinator.journal import JournalError
 from coordinator.program import Program, build_program, definition, make_version
@@ -27,13 +27,15 @@ from edge_runtime.data import Dataset, load_dataset
 from edge_runtime.errors import LocalError
 from edge_runtime.link import Connected, Disconnected, Link, LinkEvent, Message, Refused, Subscribed
 from edge_runtime.tensors import decode_tensors
-from edge_runtime.wire.events import Command, Publish, Subscribe, Unsubscribe
+from edge_runtime.wire.entry import EntryOutcome, SiteEntry
+from edge_runtime.wire.events import Command, GatewaySuperseded, Publish, Subscribe, Unsubscribe, Warned
 from edge_runtime.wire.topics import check_id
 from models.compiler import CompileError, with_weights
 from models.zoo import ZooError
 
 EXIT_BAD_INPUT = 2
 POLL_S = 0.25
+ENTRY_POLL_S = 0.05
 LEAVE_S = 5.0
 
 BAD_INPUT = (JobFileError, JournalError, CompileError, EvaluationError, ZooError, LocalError, BrokerError, OSError)
@@ -49,13 +51,13 @@ def main(argv: list[str] | None = None) -> int:
             if parts.store.done() is not None:
                 return _already_done(parts)
             url, kind = _broker(options, stack)
-            job = RunningJob(parts, options.site, parts.store.next_epoch(), os.urandom(8).hex(), time.monotonic())
-            link = stack.enter_context(closing(_link(job, url, options.site)))
+            # The process id keeps two coordinators from taking each other's connection; epochs decide which one stays.
+            link = stack.enter_context(closing(Link(url, f"edge-coordinator-{options.site}-{os.getpid()}")))
+            emit(_listening(parts, options.site, (url, kind)))
         except BAD_INPUT as error:
             return _failed(emit, error, EXIT_BAD_INPUT)
-        emit(_listening(parts, job, options.site, (url, kind)))
         try:
-            return _serve(job, link, emit)
+            return _run(parts, options.site, link)
         except (JournalError, OSError) as error:
             return _failed(emit, error, EXIT_FAILED)
 
@@ -102,19 +104,14 @@ def _broker(options: argparse.Namespace, stack: ExitStack) -> tuple[str, str]:
     return broker.url, broker.kind
 
 
-def _link(job: RunningJob, url: str, site: str) -> Link:
-    # The process id keeps two coordinators from taking each other's connection; epochs decide which one stays.
-    return Link(url, f"edge-coordinator-{site}-{os.getpid()}", will=job.session.will())
-
-
-def _listening(parts: Parts, job: RunningJob, site: str, broker: tuple[str, str]) -> dict[str, object]:
+def _listening(parts: Parts, site: str, broker: tuple[str, str]) -> dict[str, object]:
     return {
         "event": "listening",
         "url": without_password(broker[0]),
         "broker": broker[1],
         "site": site,
         "job": parts.program.job.name,
-        "round": job.round,
+        "round": parts.store.present_round(),
         "state": str(parts.directory),
     }
 
@@ -133,20 +130,59 @@ def _failed(emit: Emit, error: Exception, code: int) -> int:
     return code
 
 
-def _serve(job: RunningJob, link: Link, emit: Emit) -> int:
+def _run(parts: Parts, site: str, link: Link) -> int:
+    entry = SiteEntry(site, parts.store.epoch(), os.urandom(8).hex())
+    with _stop_signals(link) as asked_to_stop:
+        while not entry.entered:
+            if asked_to_stop:
+                return EXIT_DONE
+            if not _knock(entry, link, parts.emit):
+                return EXIT_FAILED
+        parts.store.keep_epoch(entry.epoch)
+        job = RunningJob(parts, site, entry.epoch, entry.boot, time.monotonic())
+        link.set_will(job.session.will())
+        link.reconnect()
+        return _serve(job, link, parts.emit, asked_to_stop)
+
+
+def _knock(entry: SiteEntry, link: Link, emit: Emit) -> bool:
+    """One turn of the way onto the site; False when there is another."""
+    outcomes: list[EntryOutcome] = []
+    for event in link.poll(ENTRY_POLL_S):
+        match event:
+            case Connected():
+                outcomes += entry.connected()
+            case Subscribed(_, ()):
+                outcomes += entry.subscribed(time.monotonic())
+            case Message():
+                outcomes += entry.received(time.monotonic(), event.payload)
+            case _:
+                _trouble(link, event, emit)
+    for outcome in [*outcomes, *entry.tick(time.monotonic())]:
+        match outcome:
+            case GatewaySuperseded():
+                emit(superseded(outcome))
+                return False
+            case Warned(source, rule, message):
+                emit({"event": "warning", "message": f"{source}: {rule}: {message}", "rule": rule})
+            case _:
+                _send(link, [outcome])
+    return True
+
+
+def _serve(job: RunningJob, link: Link, emit: Emit, asked_to_stop: list[int]) -> int:
     """The loop: what the link brings goes into the job, what the job wants goes out.
 
     Long work waits for one more poll, which sends what is queued: the last acknowledgement leaves before a round is
     folded.
     """
-    with _stop_signals(link) as asked_to_stop:
-        while job.exit_code is None and not asked_to_stop:
-            due = job.has_work
-            _exchange(job, link, emit, 0.0 if due else POLL_S)
-            if due:
-                _send(link, job.work(time.monotonic))
-                if job.judging is not None:
-                    job.judging.add_done_callback(lambda _: link.wake())
+    while job.exit_code is None and not asked_to_stop:
+        due = job.has_work
+        _exchange(job, link, emit, 0.0 if due else POLL_S)
+        if due:
+            _send(link, job.work(time.monotonic))
+            if job.judging is not None:
+                job.judging.add_done_callback(lambda _: link.wake())
     until_s = time.monotonic() + LEAVE_S
     while not link.connected and job.exit_code is not None and time.monotonic() < until_s:
         _exchange(job, link, emit, POLL_S)  # what a finished job leaves on the broker is worth a wait
@@ -165,19 +201,27 @@ def _take(job: RunningJob, link: Link, event: LinkEvent, emit: Emit) -> list[Com
     match event:
         case Connected():
             return job.connected(now_s)
+        case Message():
+            return job.received(event.topic, event.payload, now_s, retain=event.retain)
+        case Disconnected():
+            _trouble(link, event, emit)
+            return job.disconnected(now_s)
+        case Refused() | Subscribed():
+            _trouble(link, event, emit)
+            return []
+
+
+def _trouble(link: Link, event: LinkEvent, emit: Emit) -> None:
+    match event:
         case Disconnected():
             message = f"no link to the broker: {event.reason}; tried again in {event.retry_s:.1f} s"
             emit({"event": "warning", "message": message})
-            return job.disconnected(now_s)
-        case Message():
-            return job.received(event.topic, event.payload, now_s, retain=event.retain)
         case Subscribed(_, refused) if refused:
             message = f"the broker does not allow to subscribe to {refused[0]}; give the coordinator the whole site"
             emit({"event": "error", "message": message, "rule": "SubscriptionRefused"})
             link.give_up(message)
-            return []
-        case Refused() | Subscribed():
-            return []  # a refusal is followed by its Disconnected; our sessions need no word of subscriptions
+        case _:
+            return  # a refusal is followed by its Disconnected; a job needs no word of subscriptions
 
 
 def _send(link: Link, commands: Iterable[Command]) -> None:

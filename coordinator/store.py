@@ -98,11 +98,14 @@ class Store:
             _insert_version(write, weights)
         return True
 
-    def next_epoch(self) -> int:
-        """Count one more start of a coordinator on this job; the first is 1."""
-        with self._writing() as write:
-            write("UPDATE job SET epoch = epoch + 1")
+    def epoch(self) -> int:
+        """The epoch of the last coordinator on this job; 0 before the first."""
         return int(self._one("SELECT epoch FROM job")[0])
+
+    def keep_epoch(self, epoch: int) -> None:
+        """A coordinator of this epoch works on the job."""
+        with self._writing() as write:
+            write("UPDATE job SET epoch = ?", (epoch,))
 
     def forgive(self) -> None:
         """Forget which devices are unfit, and their failed tasks of an open round.
@@ -256,6 +259,10 @@ class Store:
             (number, device, task),
         )
         return None if row is None else JournalTask(*row)
+
+    def present_round(self) -> int:
+        """The round that is open, or else the next one; from 1."""
+        return int(self._one("SELECT coalesce(max(round + (state = 'evaluated')), 1) FROM rounds")[0])
 
     def journalled(self) -> Journalled:
         """Where the job stands, for coordinator.rounds."""

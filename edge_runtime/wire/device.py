@@ -100,7 +100,8 @@ class DeviceSession:
             topics.task(self.site, self.device),
             topics.down(self.site, self.device),
         )
-        return [*commands, Subscribe(names, 1), *self._work.step(now, WorkInput.ONLINE)]
+        # Before the birth: a coordinator that comes in between then either hears the birth or is heard, and answered.
+        return [Subscribe(names, 1), *commands, *self._work.step(now, WorkInput.ONLINE)]
 
     def received(self, now: float, topic: str, payload: bytes, *, retain: bool = False) -> list[DeviceCommand]:
         """Take a message; whatever it holds, the answer is a list, never an exception.
@@ -156,9 +157,12 @@ class DeviceSession:
 
     def _on_gateway(self, now: float, payload: bytes, *, retain: bool) -> list[DeviceCommand]:
         before, self._gateway = self._gateway, messages.parse_gateway(payload) if payload else None
-        came_up = self._gateway is not None and self._gateway.state == "up" and self._gateway != before
-        # A retained presence comes with our own connection, which has already begun what there is to begin.
-        return self._work.step(now, WorkInput.ONLINE) if came_up and not retain else []
+        if retain or self._gateway is None or self._gateway.state != "up":
+            # A retained presence comes with our own connection, which has already begun what there is to begin.
+            return []
+        # The coordinator cannot tell a retained birth from that of a device that died together with the broker.
+        again = self._work.step(now, WorkInput.ONLINE) if self._gateway != before else []
+        return [self._presence.birth(), *again]
 
     def _on_own(self, now: float, kind: str, payload: bytes, *, retain: bool) -> list[DeviceCommand]:
         if kind == "status":

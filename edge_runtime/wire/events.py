@@ -134,10 +134,14 @@ class Warned:
 
 @dataclass(frozen=True)
 class DeviceStatus:
-    """A device came ("online"), went ("stopped") or was lost."""
+    """A device came ("online"), went ("stopped") or was lost.
+
+    live is False for what the broker has kept: a device that died together with the broker left no will there.
+    """
 
     device: str
     state: str
+    live: bool
     boot: str
     gen: int
     examples: int
@@ -175,7 +179,7 @@ class Telemetry:
 
 @dataclass(frozen=True)
 class GatewaySuperseded:
-    """A coordinator with a later epoch, or of the same and a higher boot, is on this site: this one must stop."""
+    """An older coordinator, by (epoch, boot), is alive on this site: this one must stop."""
 
     epoch: int
 

@@ -40,10 +40,14 @@ class TooManyDevices(RemoteError):
 
 @dataclass
 class _Device:
-    """What is known of a device: the task it was sent and the presence that was last believed."""
+    """What is known of a device: the task it was sent and the presence that was last believed.
+
+    heard: Whether that presence came live on this connection, and not out of the broker's memory.
+    """
 
     task: Task | None = None
     status: messages.Status | None = None
+    heard: bool = False
 
 
 def _never_done(device: str, task: str) -> str | None:  # noqa: ARG001 the default of a callback
@@ -76,7 +80,7 @@ class GatewaySession:
 
         Args:
             site: The site's id.
-            epoch: One more than at the last start.
+            epoch: As SiteEntry found it.
             boot: Random, new for every process: tells two coordinators of one epoch apart.
             already_done: (device, task) -> SHA-256 of the update that is durable for it, or None.
             judge: (device, task) -> why an update for a task that is not the device's present one is refused, or None
@@ -117,6 +121,7 @@ class GatewaySession:
         for sha256 in self._blobs:
             outcomes += self._blob_chunks(sha256)
         for device, known in self._devices.items():
+            known.heard = False
             if known.task is not None:
                 outcomes.append(self._task(device, format_task(known.task)))
         return outcomes
@@ -145,7 +150,7 @@ class GatewaySession:
                 return self._on_gateway(payload, retain=retain)
             if address.name:
                 return self._on_upload(now, address, payload)
-            return self._on_device(address, payload)
+            return self._on_device(address, payload, retain=retain)
         except RemoteError as error:
             return [Warned(topic[:200], error.rule, str(error))]
 
@@ -216,30 +221,37 @@ class GatewaySession:
         ours = messages.GatewayState(self.epoch, self.boot, "up")
         state = messages.parse_gateway(payload) if payload else None
         # A retained "up" may be of a dead coordinator. If it lives, it answers our presence with its own, live.
-        # Epochs of two state directories may be equal; then the boots decide which of the two goes.
-        later = state is not None and (state.epoch, state.boot) > (self.epoch, self.boot)
-        if state is not None and later and state.state == "up" and not retain:
+        # Two that start for the first time at one moment have equal epochs; then the boots decide which one goes.
+        older = state is not None and (state.epoch, state.boot) < (self.epoch, self.boot)
+        if state is not None and older and state.state == "up" and not retain:
             return [GatewaySuperseded(state.epoch)]
         if state != ours and self._online:
-            # The will of an earlier connection came late and stands retained over our presence.
+            # Another that came after us, or the will of an earlier connection, stands retained over our presence.
             return [Publish(topics.gateway(self.site), self._presence("up"), 1, retain=True)]
         return []
 
-    def _on_device(self, address: topics.Address, payload: bytes) -> list[Outcome]:
+    def _on_device(self, address: topics.Address, payload: bytes, *, retain: bool) -> list[Outcome]:
         if address.kind == "tel":
             return [Telemetry(address.device, messages.parse_telemetry(payload))]
         if address.kind != "status" or not payload:
             return []
-        status = messages.parse_status(payload)
-        known = self._device(address.device)
+        return self._on_status(address.device, messages.parse_status(payload), retain=retain)
+
+    def _on_status(self, device: str, status: messages.Status, *, retain: bool) -> list[Outcome]:
+        known = self._device(device)
         last = known.status
+        if retain and known.heard:
+            return []  # what came live is newer
         late_will = (
             last is not None and status.state != "online" and status.boot != last.boot and status.gen <= last.gen
         )
-        if late_will or status == last:
+        # An "online" that says nothing new is news all the same: the device has outlived the cut of our connection.
+        stale = status == last and (known.heard or status.state != "online")
+        if late_will or stale:
             return []
-        known.status = status
-        return [DeviceStatus(address.device, status.state, status.boot, status.gen, status.examples, status.info)]
+        known.status, known.heard = status, not retain
+        live = not retain
+        return [DeviceStatus(device, status.state, live, status.boot, status.gen, status.examples, status.info)]
 
     def _on_upload(self, now: float, address: topics.Address, payload: bytes) -> list[Outcome]:
         if address.kind == "fail":

@@ -35,6 +35,7 @@ MAX_RULE = 64
 MAX_TEXT = 1000
 MAX_INFO_FIELDS = 64
 MAX_WINDOW = 64
+MAX_EPOCH = (1 << 53) - 1
 GATEWAY_STATES = ("up", "lost", "stopped")
 DEVICE_STATES = ("online", "lost", "stopped")
 
@@ -116,7 +117,7 @@ def parse_gateway(payload: bytes) -> GatewayState:
     """Read the coordinator's presence."""
     message = fields.parse_object(payload)
     return GatewayState(
-        epoch=fields.integer(message, "epoch", low=0),
+        epoch=fields.integer(message, "epoch", low=0, high=MAX_EPOCH),
         boot=fields.text(message, "boot", cap=64),
         state=_one_of(message, "state", GATEWAY_STATES),
     )

@@ -64,6 +64,10 @@ class Presence:
         """Topic and payload of the last will, retained, QoS 1."""
         return topics.status(self.site, self.device), self._status("lost")
 
+    def birth(self) -> Publish:
+        """The message that says that the device is there."""
+        return Publish(topics.status(self.site, self.device), self._status("online"), 1, retain=True)
+
     def goodbye(self) -> Publish:
         """The message that says that the device stops on purpose."""
         return Publish(topics.status(self.site, self.device), self._status("stopped"), 1, retain=True)
@@ -103,7 +107,7 @@ class Presence:
                 self._state = _State.OFFLINE
                 return [*commands, RenewWill()]
         self._state = _State.ONLINE
-        return [*commands, self._birth()]
+        return [*commands, self.birth()]
 
     def _compare(self, _now: float, status: messages.Status | None) -> list[DeviceCommand]:
         assert status is not None, "a status input carries one"
@@ -122,18 +126,15 @@ class Presence:
         # A will that came late, or a device that started after us: our birth must stand again, and stops the latter.
         # Or the first sign of an older one: that may be the last word of this device's previous process, still on its
         # way through the broker. If it lives, it answers our birth with its own, and that second sign stops us.
-        return [self._birth()]
+        return [self.birth()]
 
     def _repeat(self, _now: float, status: messages.Status | None) -> list[DeviceCommand]:
         assert status is not None, "a status input carries one"
-        return [] if status.boot == self.boot and status.state == "online" else [self._birth()]
+        return [] if status.boot == self.boot and status.state == "online" else [self.birth()]
 
     def _leave(self, _now: float, _status: messages.Status | None) -> list[DeviceCommand]:
         self._state = _State.OFFLINE
         return []
-
-    def _birth(self) -> Publish:
-        return Publish(topics.status(self.site, self.device), self._status("online"), 1, retain=True)
 
     def _status(self, state: str) -> bytes:
         return messages.format_status(messages.Status(self.boot, self.gen, state, self.examples, self.info))

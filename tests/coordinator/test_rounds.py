@@ -13,6 +13,7 @@ from coordinator.round_records import (
     Command,
     DeviceLost,
     DeviceOnline,
+    DeviceRemembered,
     DeviceStopped,
     Evaluated,
     Event,
@@ -101,6 +102,26 @@ def test_a_device_that_comes_back_within_the_grace_goes_on_with_its_task() -> No
     assert commands == []
     _, commands = run(state, (31.0, UpdateJournalled("c", 1)))
     assert commands == [CloseRound(1, ("a", "b", "c"), ("a", "b", "c"))]
+
+
+def test_a_device_that_only_the_broker_remembers_is_awaited_for_the_grace_and_not_asked() -> None:
+    state = rounds.started(replace(RULES, devices=2), 0.0)
+    state, commands = run(state, *((0.1, DeviceRemembered(name, 10)) for name in "abc"))
+    state, commands = run(state, (0.2, DeviceOnline("a", 10)), (0.3, DeviceOnline("b", 10)), (9.9, Tick()))
+    assert commands == []
+    _, commands = run(state, (10.2, Tick()))
+    assert commands[0] == StartRound(1, 1, ("a", "b"), ("a", "b"))
+
+
+def test_once_every_remembered_device_has_spoken_the_round_starts_at_once() -> None:
+    events = [(0.1, DeviceRemembered(name, 10)) for name in "abc"] + [(0.2, DeviceOnline(name, 10)) for name in "abc"]
+    _, commands = run(rounds.started(RULES, 0.0), *events)
+    assert kinds(commands) == ["StartRound", "SendTask", "SendTask", "SendTask"]
+
+
+def test_a_birth_that_the_broker_has_kept_says_nothing_new_of_a_device_that_was_heard() -> None:
+    state, _ = three_online()
+    assert run(state, (1.0, DeviceRemembered("a", 10)))[0].fleet == state.fleet
 
 
 def test_a_device_that_said_goodbye_is_not_awaited() -> None:
@@ -258,6 +279,7 @@ def test_the_share_of_a_fraction_is_the_same_for_the_same_seed_and_differs_over_
 DEVICES = ("a", "b", "c", "d")
 EVENTS = st.one_of(
     st.builds(DeviceOnline, st.sampled_from(DEVICES), st.integers(0, 2)),
+    st.builds(DeviceRemembered, st.sampled_from(DEVICES), st.integers(0, 2)),
     st.builds(DeviceLost, st.sampled_from(DEVICES)),
     st.builds(DeviceStopped, st.sampled_from(DEVICES)),
     st.just(FleetUnknown()),

@@ -232,6 +232,48 @@ def test_of_two_coordinators_on_one_site_one_stops_even_when_both_start_for_the_
     assert winner.returncode == 0
 
 
+def test_a_coordinator_that_comes_later_gives_way_and_touches_nothing_of_the_job_that_runs(
+    job: Path, tmp_path: Path, broker: RunningBroker
+) -> None:
+    link = Link(broker.url, "watcher")
+    first = start(job, tmp_path / "one", broker)
+    wait_for(link, "edge/v1/s/gateway", b'"epoch":1,"state":"up"')
+    second = start(job, tmp_path / "two", broker)
+    out, err = second.communicate(timeout=DEADLINE_S)
+    assert (second.returncode, first.poll(), err) == (3, None, "")
+    assert events(out)[-1]["rule"] == "GatewaySuperseded"
+    assert "--site" in events(out)[-1]["message"]
+    link.close()
+    link = Link(broker.url, "watcher")
+    wait_for(link, "edge/v1/s/gateway", b'"epoch":1,"state":"up"')
+    first.send_signal(signal.SIGTERM)
+    first.communicate(timeout=DEADLINE_S)
+    wait_for(link, "edge/v1/s/gateway", b'"epoch":1,"state":"stopped"')
+    third = start(job, tmp_path / "two", broker)
+    wait_for(link, "edge/v1/s/gateway", b'"epoch":2,"state":"up"')
+    third.send_signal(signal.SIGTERM)
+    third.communicate(timeout=DEADLINE_S)
+    link.close()
+    assert (first.returncode, third.returncode) == (0, 0)
+
+
+def test_a_coordinator_that_follows_a_killed_one_takes_a_higher_epoch_whatever_its_disk_says(
+    job: Path, tmp_path: Path, broker: RunningBroker
+) -> None:
+    link = Link(broker.url, "watcher")
+    killed = start(job, tmp_path / "one", broker)
+    wait_for(link, "edge/v1/s/gateway", b'"epoch":1,"state":"up"')
+    killed.kill()
+    killed.communicate(timeout=DEADLINE_S)
+    wait_for(link, "edge/v1/s/gateway", b'"epoch":1,"state":"lost"')
+    follower = start(job, tmp_path / "two", broker)
+    wait_for(link, "edge/v1/s/gateway", b'"epoch":2,"state":"up"')
+    link.close()
+    follower.send_signal(signal.SIGTERM)
+    follower.communicate(timeout=DEADLINE_S)
+    assert follower.returncode == 0
+
+
 def test_a_broker_that_refuses_a_subscription_is_an_error_in_words(job: Path, tmp_path: Path) -> None:
     with broker_that_denies("edge/v1/+/d/+/up/#") as url:
         command = ["coordinator", "--job", str(job), "--state", str(tmp_path / "state"), "--broker", url, "--events"]

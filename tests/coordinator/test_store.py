@@ -144,10 +144,11 @@ def test_newcomers_are_the_devices_asked_for_the_first_time(store: Store) -> Non
     assert store.newcomers(2) == 1
 
 
-def test_each_start_has_the_next_epoch(store: Store, tmp_path: Path) -> None:
-    assert store.next_epoch() == 1
+def test_the_epoch_outlives_the_process(store: Store, tmp_path: Path) -> None:
+    assert store.epoch() == 0
+    store.keep_epoch(7)
     again = reopened(store, tmp_path)
-    assert again.next_epoch() == 2
+    assert again.epoch() == 7
     again.close()
 
 

@@ -17,7 +17,7 @@ from edge_runtime.plan import read_plan
 from edge_runtime.task import run_task
 from edge_runtime.tensors import decode_tensors, encode_tensors
 from edge_runtime.wire import Publish, UpdateSettled
-from edge_runtime.wire.messages import GatewayState, format_gateway
+from edge_runtime.wire.messages import GatewayState, Status, format_gateway, format_status
 from support.memory import MemorySite
 
 JOB = """\
@@ -178,10 +178,10 @@ def test_a_superseded_coordinator_stops_without_touching_the_site(tmp_path: Path
     site.run(lambda: len(site.seen("round_started")) == 1)
     before = dict(site.broker.retained)
     assert site.job is not None
-    later = format_gateway(GatewayState(epoch=99, boot="b", state="up"))
-    site.send(site.job.received("edge/v1/test/gateway", later, site.now_s, retain=False))
+    older = format_gateway(GatewayState(epoch=0, boot="b", state="up"))
+    site.send(site.job.received("edge/v1/test/gateway", older, site.now_s, retain=False))
     assert site.stop() == 3
-    assert "epoch 99" in site.seen("error")[0]["message"]
+    assert "epoch 0" in site.seen("error")[0]["message"]
     assert site.broker.retained == before
 
 
@@ -202,7 +202,7 @@ class DyingStore:
     """A journal whose process dies just before or just after its n-th write."""
 
     WRITES = frozenset(
-        {"begin", "next_epoch", "see_device", "start_round", "add_update", "fold_round", "judge_round", "finish"}
+        {"begin", "keep_epoch", "see_device", "start_round", "add_update", "fold_round", "judge_round", "finish"}
     )
 
     def __init__(self, store: Store, at: int, *, after: bool) -> None:
@@ -311,6 +311,33 @@ def test_a_device_that_dies_and_comes_back_takes_part_again(tmp_path: Path) -> N
     site.devices["dev-b"].start(site.now_s)
     finished(site)
     assert site.seen("round_done")[-1]["devices"] == 3
+
+
+def test_a_device_that_died_with_the_broker_costs_the_grace_and_no_deadline(tmp_path: Path, undisturbed: str) -> None:
+    """A broker that keeps its messages on disk serves the birth of a device whose will nobody is left to send."""
+    site = make_site(tmp_path)
+    site.broker.retained["edge/v1/test/d/dev-z/status"] = format_status(Status("dead", 1, "online", 9, {}))
+    start_all(site)
+    site.run(lambda: len(site.seen("round_started")) == 1)
+    assert 5.0 <= site.now_s < 6.0
+    assert finished(site) == undisturbed
+    assert [event["cohort"] for event in site.seen("round_started")] == [3, 3]
+    assert site.now_s < 15.0  # the deadline is 60 s
+    assert not [event for event in site.seen("device") if event["device"] == "dev-z"]
+
+
+def test_devices_that_were_there_before_the_coordinator_are_asked_at_once(tmp_path: Path, undisturbed: str) -> None:
+    site = make_site(tmp_path)
+    for device in site.devices.values():
+        device.start(site.now_s)
+    for _ in range(20):
+        site.turn()
+    assert sum(topic.endswith("/status") for topic in site.broker.retained) == 3
+    began_s = site.now_s
+    site.start()
+    site.run(lambda: len(site.seen("round_started")) == 1)
+    assert site.now_s - began_s < 1.0
+    assert finished(site) == undisturbed
 
 
 def spoiled(change: Callable[[dict[str, Any], dict[str, str]], None]) -> Callable[[bytes], bytes]:

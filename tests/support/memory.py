@@ -209,7 +209,8 @@ class MemorySite:
             self._stack.close()
             return False
         parts = Parts(self.program, self._judge, store, self.state, lambda event: self.events.append(dict(event)))
-        self.job = RunningJob(parts, SITE, epoch := store.next_epoch(), f"boot-{epoch}", self.now_s)
+        store.keep_epoch(epoch := store.epoch() + 1)
+        self.job = RunningJob(parts, SITE, epoch, f"boot-{epoch}", self.now_s)
         self.broker.connect("gateway", self.job.session.will())
         self.send(self.job.connected(self.now_s))
         return True

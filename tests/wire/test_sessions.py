@@ -5,7 +5,7 @@ import pytest
 from edge_runtime.errors import LocalError
 from edge_runtime.wire import AbandonTask, Publish, Subscribe, Task, Warned, messages, topics
 from edge_runtime.wire.chunks import cut_chunk
-from edge_runtime.wire.events import GatewaySuperseded, UpdateReceived
+from edge_runtime.wire.events import DeviceStatus, GatewaySuperseded, UpdateReceived
 from edge_runtime.wire.fetch import Fetch
 from edge_runtime.wire.gateway import BlobUnknown, GatewaySession
 from edge_runtime.wire.intake import MAX_ATTEMPTS, NotOffered, Refusal
@@ -207,21 +207,82 @@ def test_a_late_will_of_the_gateway_is_overwritten() -> None:
     assert session.received(1.0, topics.gateway(SITE), again.payload) == []
 
 
-def test_a_later_coordinator_stops_this_one_only_when_it_is_alive() -> None:
+def test_an_older_coordinator_stops_this_one_only_when_it_is_alive() -> None:
     session = gateway()
-    later = messages.format_gateway(messages.GatewayState(4, "boot-a", "up"))
-    (again,) = session.received(1.0, topics.gateway(SITE), later, retain=True)
+    older = messages.format_gateway(messages.GatewayState(2, "boot-c", "up"))
+    (again,) = session.received(1.0, topics.gateway(SITE), older, retain=True)
     assert isinstance(again, Publish)
-    assert session.received(1.0, topics.gateway(SITE), later) == [GatewaySuperseded(4)]
+    assert session.received(1.0, topics.gateway(SITE), older) == [GatewaySuperseded(2)]
 
 
-def test_of_two_coordinators_with_one_epoch_the_one_with_the_higher_boot_stays() -> None:
+def test_a_newer_coordinator_is_answered_with_our_own_presence() -> None:
     session = gateway()
-    lower, higher = (messages.format_gateway(messages.GatewayState(3, f"boot-{each}", "up")) for each in "ac")
-    (again,) = session.received(1.0, topics.gateway(SITE), lower)
+    newer = messages.format_gateway(messages.GatewayState(4, "boot-a", "up"))
+    (again,) = session.received(1.0, topics.gateway(SITE), newer)
     assert isinstance(again, Publish)
     assert messages.parse_gateway(again.payload) == messages.GatewayState(3, "boot-b", "up")
-    assert session.received(1.0, topics.gateway(SITE), higher) == [GatewaySuperseded(3)]
+
+
+def test_of_two_coordinators_with_one_epoch_the_one_with_the_lower_boot_stays() -> None:
+    session = gateway()
+    lower, higher = (messages.format_gateway(messages.GatewayState(3, f"boot-{each}", "up")) for each in "ac")
+    (again,) = session.received(1.0, topics.gateway(SITE), higher)
+    assert isinstance(again, Publish)
+    assert session.received(1.0, topics.gateway(SITE), lower) == [GatewaySuperseded(3)]
+
+
+def status(state: str = "online", boot: str = "b1") -> bytes:
+    return messages.format_status(messages.Status(boot, 1, state, 5, {}))
+
+
+def statuses(session: GatewaySession, *said: tuple[bytes, bool]) -> list[tuple[str, bool]]:
+    outcomes = [o for payload, retain in said for o in session.received(0.0, STATUS, payload, retain=retain)]
+    return [(outcome.state, outcome.live) for outcome in outcomes if isinstance(outcome, DeviceStatus)]
+
+
+STATUS = topics.status(SITE, "a")
+
+
+def test_a_birth_that_the_broker_has_kept_is_told_as_such_until_the_device_speaks() -> None:
+    session = gateway()
+    kept, spoken = (status(), True), (status(), False)
+    assert statuses(session, kept, spoken, spoken, kept) == [("online", False), ("online", True)]
+
+
+def test_after_a_new_connection_a_device_must_speak_again_and_its_end_is_not_told_twice() -> None:
+    session = gateway()
+    assert statuses(session, (status(), False)) == [("online", True)]
+    session.connected(1.0)
+    assert statuses(session, (status(), True), (status(), False)) == [("online", False), ("online", True)]
+    assert statuses(session, (status("lost"), False)) == [("lost", True)]
+    session.connected(2.0)
+    assert statuses(session, (status("lost"), True)) == []
+
+
+def test_a_live_sign_of_the_coordinator_is_answered_with_the_birth_and_a_kept_one_is_not() -> None:
+    world = World("a")
+    world.connect_all()
+    device = world.boards["a"].session
+    world.run(lambda: device.online)
+    up = messages.format_gateway(messages.GatewayState(1, "boot", "up"))
+    lost = messages.format_gateway(messages.GatewayState(1, "boot", "lost"))
+    for _ in range(2):
+        (birth,) = device.received(world.now, topics.gateway(SITE), up)
+        assert isinstance(birth, Publish)
+        assert (birth.topic, birth.retain, messages.parse_status(birth.payload).state) == (STATUS, True, "online")
+    assert device.received(world.now, topics.gateway(SITE), up, retain=True) == []
+    assert device.received(world.now, topics.gateway(SITE), lost) == []
+
+
+def test_a_device_listens_to_the_coordinator_before_it_says_that_it_is_there() -> None:
+    world = World("a")
+    device = world.boards["a"].session
+    device.connected(0.0)
+    device.subscribed(0.0, (STATUS,))
+    commands = device.tick(1.0)
+    listens = [i for i, c in enumerate(commands) if isinstance(c, Subscribe) and topics.gateway(SITE) in c.topics]
+    speaks = [i for i, c in enumerate(commands) if isinstance(c, Publish) and c.topic == STATUS]
+    assert listens < speaks
 
 
 def test_a_task_needs_its_blobs_and_a_sound_device_id() -> None:
