@@ -8,8 +8,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
@@ -21,8 +21,8 @@ from coordinator.gateway import EXIT_DONE, EXIT_FAILED, Parts, RunningJob, super
 from coordinator.jobfile import JobFileError, load_job
 from coordinator.journal import JournalError
 from coordinator.program import Program, build_program, definition, make_version
-from coordinator.results import export
-from coordinator.store import open_store
+from coordinator.results import export, fold
+from coordinator.store import Version, open_store, updates_beside
 from edge_runtime.data import Dataset, load_dataset
 from edge_runtime.errors import LocalError
 from edge_runtime.link import Connected, Disconnected, Link, LinkEvent, Message, Refused, Subscribed
@@ -82,17 +82,25 @@ def _prepare(options: argparse.Namespace, emit: Emit, stack: ExitStack) -> Parts
     check_held_out(program.model, held_out)
     store = stack.enter_context(closing(open_store(options.state)))
     store.begin(definition(program), make_version(1, program.weights, {}))
-    return Parts(program, _judge(program, held_out, stack), store, options.state, emit)
+    # Folds and judges in a thread: the link must go on, however large the model is.
+    worker = stack.enter_context(ThreadPoolExecutor(1, "versions"))
+    return Parts(
+        program=program,
+        fold=lambda old: worker.submit(_fold, program, options.state, old),
+        judge=lambda weights: worker.submit(_judge, program, held_out, weights),
+        store=store,
+        directory=options.state,
+        emit=emit,
+    )
 
 
-def _judge(program: Program, held_out: Dataset, stack: ExitStack) -> Callable[[bytes], Future[Evaluation]]:
-    """Judges weights in a thread: the link must go on, however large the model is."""
-    worker = stack.enter_context(ThreadPoolExecutor(1, "judge"))
+def _fold(program: Program, directory: Path, old: Version) -> Version:
+    with closing(updates_beside(directory, old.version)) as updates:
+        return fold(program, updates, old)
 
-    def work(weights: bytes) -> Evaluation:
-        return evaluate(with_weights(program.model, decode_tensors(weights)[0]), held_out)
 
-    return lambda weights: worker.submit(work, weights)
+def _judge(program: Program, held_out: Dataset, weights: bytes) -> Evaluation:
+    return evaluate(with_weights(program.model, decode_tensors(weights)[0]), held_out)
 
 
 def _broker(options: argparse.Namespace, stack: ExitStack) -> tuple[str, str]:
@@ -180,9 +188,9 @@ def _serve(job: RunningJob, link: Link, emit: Emit, asked_to_stop: list[int]) ->
         due = job.has_work
         _exchange(job, link, emit, 0.0 if due else POLL_S)
         if due:
-            _send(link, job.work(time.monotonic))
-            if job.judging is not None:
-                job.judging.add_done_callback(lambda _: link.wake())
+            _send(link, job.work(time.monotonic()))
+            if job.beside is not None:
+                job.beside.add_done_callback(lambda _: link.wake())
     until_s = time.monotonic() + LEAVE_S
     while not link.connected and job.exit_code is not None and time.monotonic() < until_s:
         _exchange(job, link, emit, POLL_S)  # what a finished job leaves on the broker is worth a wait
