@@ -17,20 +17,18 @@ from coordinator import rounds
 from coordinator.evaluate import Evaluation, EvaluationError
 from coordinator.events import Emit
 from coordinator.fleet import Presence
+from coordinator.leftovers import clear_versions
 from coordinator.program import Program, make_task, rules_of
 from coordinator.results import export
 from coordinator.store import JournalTask, JournalUpdate, RoundFigures, Store, Version
 from coordinator.updates import check_update
 from edge_runtime.errors import RemoteError
-from edge_runtime.wire import topics
-from edge_runtime.wire.chunks import chunk_count
 from edge_runtime.wire.events import (
     Command,
     DeviceStatus,
     Event,
     GatewaySuperseded,
     Outcome,
-    Publish,
     TaskFailed,
     Telemetry,
     UpdateReceived,
@@ -40,9 +38,6 @@ from edge_runtime.wire.gateway import GatewaySession
 from edge_runtime.wire.tasks import format_task, parse_task
 
 EXIT_DONE, EXIT_FAILED = 0, 3
-
-# Chunks of earlier versions that are cleared on every connection to the broker.
-OLD_CHUNKS = 256
 
 # Failures that say nothing about the device: it is asked again in the next attempt or round.
 PASSING_RULES = frozenset({"BlobMissing", "BlobCorrupt", "TaskStopped"})
@@ -120,7 +115,7 @@ class RunningJob:
         self._links += 1
         commands = [
             *self._commands(self.session.connected(now_s), now_s),
-            *self._clear_old_versions(),
+            *clear_versions(self._parts.store, self.session.site, keep=self._version.sha256),
             *self._clear_old_tasks(),
         ]
         return commands if self._links == 1 else commands + self._step(records.FleetUnknown(), now_s)
@@ -186,24 +181,8 @@ class RunningJob:
                 commands += _TAKE[type(outcome)](self, outcome, now_s)
         return commands
 
-    def _clear_old_versions(self) -> list[Command]:
-        """Takes earlier versions off the broker.
-
-        A crash may have come between a version's fold and that; and a broker that was killed comes back with what it
-        had written last, up to a minute of rounds ago. Many small versions or the one before a large one: both are
-        cheap, and of large ones few are made in a minute.
-        """
-        commands: list[Command] = []
-        for sha256, size_bytes in self._parts.store.digests(OLD_CHUNKS)[1:]:
-            if commands and len(commands) + chunk_count(size_bytes) > OLD_CHUNKS:
-                break
-            if sha256 != self._version.sha256:
-                chunks = (topics.chunk(self.session.site, sha256, index) for index in range(chunk_count(size_bytes)))
-                commands += [Publish(topic, b"", 1, retain=True) for topic in chunks]
-        return commands
-
     def _clear_old_tasks(self) -> list[Command]:
-        """Takes the tasks of everybody who is asked nothing now off the broker, for the same reason."""
+        """Takes the tasks of everybody who is asked nothing now off the broker, for clear_versions' reasons."""
         idle = sorted(self._state.fleet.keys() - set(rounds.pending(self._state)))
         return [command for device in idle for command in self.session.clear_task(device)]
 
