@@ -2,8 +2,8 @@
 
 The shell (coordinator.server) hands in what the link brought and the time, and publishes what comes back. Two orders
 make a crash at any point harmless: the journal is written before anything that follows from it is published, and
-folding is left to `work`, which the shell calls once the acknowledgement of the last update is out. Judging may take
-longer than the broker's patience with a silent client, so the shell has it done beside this and `work` takes it up.
+folding is left to `work`, which the shell calls once the acknowledgement of the last update is out. Folding and judging
+may take longer than the broker's patience with a silent client, so they are done beside this and `work` takes them up.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,20 +17,18 @@ from coordinator import rounds
 from coordinator.evaluate import Evaluation, EvaluationError
 from coordinator.events import Emit
 from coordinator.fleet import Presence
+from coordinator.leftovers import clear_versions
 from coordinator.program import Program, make_task, rules_of
-from coordinator.results import export, fold
-from coordinator.store import JournalTask, JournalUpdate, RoundFigures, Store
+from coordinator.results import export
+from coordinator.store import JournalTask, JournalUpdate, RoundFigures, Store, Version
 from coordinator.updates import check_update
 from edge_runtime.errors import RemoteError
-from edge_runtime.wire import topics
-from edge_runtime.wire.chunks import chunk_count
 from edge_runtime.wire.events import (
     Command,
     DeviceStatus,
     Event,
     GatewaySuperseded,
     Outcome,
-    Publish,
     TaskFailed,
     Telemetry,
     UpdateReceived,
@@ -41,18 +39,20 @@ from edge_runtime.wire.tasks import format_task, parse_task
 
 EXIT_DONE, EXIT_FAILED = 0, 3
 
-# Chunks of earlier versions that are cleared on every connection to the broker.
-OLD_CHUNKS = 256
-
 # Failures that say nothing about the device: it is asked again in the next attempt or round.
 PASSING_RULES = frozenset({"BlobMissing", "BlobCorrupt", "TaskStopped"})
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a running job is made of; `judge` starts the evaluation of weights (a tensor file) and does not wait."""
+    """What a running job is made of.
+
+    `fold` starts the fold of the round that began from a version, `judge` the evaluation of weights (a tensor file);
+    neither waits.
+    """
 
     program: Program
+    fold: Callable[[Version], Future[Version]]
     judge: Callable[[bytes], Future[Evaluation]]
     store: Store
     directory: Path
@@ -71,7 +71,7 @@ def superseded(event: GatewaySuperseded) -> dict[str, object]:
 class RunningJob:
     """Holds the wire session, the machine's state and the newest version; everything durable is in the store.
 
-    `exit_code` is None while the job runs, `judging` is the evaluation that is under way.
+    `exit_code` is None while the job runs; `folding` and `judging` are under way elsewhere, at most one of them.
     """
 
     def __init__(self, parts: Parts, site: str, epoch: int, boot: str, now_s: float) -> None:
@@ -81,7 +81,9 @@ class RunningJob:
         journalled = parts.store.journalled()
         self._state = rounds.resumed(rules_of(parts.program.job), journalled, now_s)
         self._to_close: list[records.CloseRound] = []
-        self._judged_round = 0
+        self._closing = records.CloseRound(0, (), ())
+        self._closed_s = now_s
+        self.folding: Future[Version] | None = None
         self.judging: Future[Evaluation] | None = None
         self._round_began_s = now_s
         self._links = 0
@@ -113,7 +115,7 @@ class RunningJob:
         self._links += 1
         commands = [
             *self._commands(self.session.connected(now_s), now_s),
-            *self._clear_old_versions(),
+            *clear_versions(self._parts.store, self.session.site, keep=self._version.sha256),
             *self._clear_old_tasks(),
         ]
         return commands if self._links == 1 else commands + self._step(records.FleetUnknown(), now_s)
@@ -133,16 +135,31 @@ class RunningJob:
 
     @property
     def has_work(self) -> bool:
-        """Whether a round waits to be folded, or has been judged."""
-        waits = self.judging.done() if self.judging is not None else bool(self._to_close)
+        """Whether a round waits to be folded, or has been folded or judged."""
+        waits = self.beside.done() if self.beside is not None else bool(self._to_close)
         return waits and self.exit_code is None
 
-    def work(self, clock: Callable[[], float]) -> list[Command]:
-        """Folds the round that waits, or ends the one that was judged; it takes long, so it asks the clock itself."""
+    @property
+    def beside(self) -> Future[Version] | Future[Evaluation] | None:
+        """What is under way elsewhere; `work` takes it up when it is done."""
+        return self.folding or self.judging
+
+    def work(self, now_s: float) -> list[Command]:
+        """The next step of the round that is being closed: folded, its version written and judged, ended."""
         if self.judging is not None:
             judging, self.judging = self.judging, None
-            return self._end_round(judging, clock)
-        return self._close_round(self._to_close.pop(0), clock)
+            return self._end_round(judging, now_s)
+        if self.folding is not None:
+            folding, self.folding = self.folding, None
+            commands = self._take_version(folding.result())
+        else:
+            commands = []
+            self._closing, self._closed_s = self._to_close.pop(0), now_s
+            if self._version.version == self._closing.round:
+                self.folding = self._parts.fold(self._version)
+                return commands
+        self.judging = self._parts.judge(self._version.weights)
+        return commands
 
     def stopping(self) -> list[Command]:
         """The coordinator leaves: an unfinished job's tasks stay with the devices, an ended one's are withdrawn.
@@ -164,24 +181,8 @@ class RunningJob:
                 commands += _TAKE[type(outcome)](self, outcome, now_s)
         return commands
 
-    def _clear_old_versions(self) -> list[Command]:
-        """Takes earlier versions off the broker.
-
-        A crash may have come between a version's fold and that; and a broker that was killed comes back with what it
-        had written last, up to a minute of rounds ago. Many small versions or the one before a large one: both are
-        cheap, and of large ones few are made in a minute.
-        """
-        commands: list[Command] = []
-        for sha256, size_bytes in self._parts.store.digests(OLD_CHUNKS)[1:]:
-            if commands and len(commands) + chunk_count(size_bytes) > OLD_CHUNKS:
-                break
-            if sha256 != self._version.sha256:
-                chunks = (topics.chunk(self.session.site, sha256, index) for index in range(chunk_count(size_bytes)))
-                commands += [Publish(topic, b"", 1, retain=True) for topic in chunks]
-        return commands
-
     def _clear_old_tasks(self) -> list[Command]:
-        """Takes the tasks of everybody who is asked nothing now off the broker, for the same reason."""
+        """Takes the tasks of everybody who is asked nothing now off the broker, for clear_versions' reasons."""
         idle = sorted(self._state.fleet.keys() - set(rounds.pending(self._state)))
         return [command for device in idle for command in self.session.clear_task(device)]
 
@@ -325,19 +326,13 @@ class RunningJob:
 
     # Rounds.
 
-    def _close_round(self, command: records.CloseRound, clock: Callable[[], float]) -> list[Command]:
-        """Folds, unless the journal says that it was done, and has the new version judged."""
-        commands = self._fold(command, clock()) if self._version.version == command.round else []
-        self._judged_round, self.judging = command.round, self._parts.judge(self._version.weights)
-        return commands
-
-    def _end_round(self, judging: Future[Evaluation], clock: Callable[[], float]) -> list[Command]:
+    def _end_round(self, judging: Future[Evaluation], now_s: float) -> list[Command]:
         """Writes and tells what the evaluation said, and lets the machine go on."""
-        number = self._judged_round
+        number = self._closing.round
         try:
             judged = judging.result()
         except EvaluationError as error:
-            return self._do_fail(records.FailJob(str(error)), clock())
+            return self._do_fail(records.FailJob(str(error)), now_s)
         self._parts.store.judge_round(number, judged.accuracy, judged.loss)
         figures = self._parts.store.figures(number)
         self._parts.emit(
@@ -353,19 +348,19 @@ class RunningJob:
                 "seconds": figures.seconds,
             }
         )
-        return self._step(records.Evaluated(number, judged.accuracy), clock())
+        return self._step(records.Evaluated(number, judged.accuracy), now_s)
 
-    def _fold(self, command: records.CloseRound, now_s: float) -> list[Command]:
-        old = self._version
-        made = fold(self._parts.program, self._parts.store, old)
-        self._parts.store.fold_round(command.round, made, self._figures(command, now_s))
+    def _take_version(self, made: Version) -> list[Command]:
+        """Writes the version that a round made, then takes the round off the broker."""
+        old, command = self._version, self._closing
+        self._parts.store.fold_round(command.round, made, self._figures(command))
         self._version = made
         commands: list[Command] = []
         for device in command.cohort:
             commands += self.session.clear_task(device)
         return commands + (self.session.drop_blob(old.sha256) if old.sha256 != made.sha256 else [])
 
-    def _figures(self, command: records.CloseRound, now_s: float) -> RoundFigures:
+    def _figures(self, command: records.CloseRound) -> RoundFigures:
         program, store = self._parts.program, self._parts.store
         down = len(self._version.weights) * len(command.cohort)
         plans = sum(len(plan.data) for plan in program.plans.values())
@@ -374,7 +369,7 @@ class RunningJob:
             cohort=len(command.cohort),
             bytes_up=store.bytes_up(command.round),
             bytes_down=down + plans * store.newcomers(command.round),
-            seconds=now_s - self._round_began_s,
+            seconds=self._closed_s - self._round_began_s,
         )
 
     def _publish_blobs(self) -> list[Command]:

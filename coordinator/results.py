@@ -1,13 +1,13 @@
 """What comes out: the version that a round makes, and the files that a job leaves behind."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from coordinator.aggregators import Contribution
 from coordinator.journal import write_file
 from coordinator.program import Program, make_version
-from coordinator.store import Store, Version
+from coordinator.store import JournalUpdate, Store, Version
 from edge_runtime.codecs import find_codec
 from edge_runtime.tensors import decode_tensors
 from models.compiler import with_weights
@@ -16,19 +16,19 @@ MODEL_NAME = "final.onnx"
 WEIGHTS_NAME = "final.safetensors"
 
 
-def fold(program: Program, store: Store, old: Version) -> Version:
+def fold(program: Program, updates: Iterable[JournalUpdate], old: Version) -> Version:
     """Folds the journalled updates of the round that started from `old` into the next version.
 
     The journal gives them in ascending order of device ids, whatever order they arrived in, and one at a time.
     """
-    mean = program.method.aggregate(_contributions(program, store, old.version))
+    mean = program.method.aggregate(_contributions(program, updates))
     weights, state = program.method.server_step(decode_tensors(old.weights)[0], mean, decode_tensors(old.state)[0])
     return make_version(old.version + 1, weights, state)
 
 
-def _contributions(program: Program, store: Store, number: int) -> Iterator[Contribution]:
+def _contributions(program: Program, updates: Iterable[JournalUpdate]) -> Iterator[Contribution]:
     codec = find_codec(program.method.upload.codec)
-    for update in store.updates(number):
+    for update in updates:
         yield Contribution(update.device, update.examples, codec.decode(update.data)[0])
 
 

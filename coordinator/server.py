@@ -8,8 +8,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
@@ -20,15 +20,17 @@ from coordinator.events import Emit, json_lines, log_lines, seldom
 from coordinator.gateway import EXIT_DONE, EXIT_FAILED, Parts, RunningJob, superseded
 from coordinator.jobfile import JobFileError, load_job
 from coordinator.journal import JournalError
+from coordinator.leftovers import clear_job
 from coordinator.program import Program, build_program, definition, make_version
-from coordinator.results import export
-from coordinator.store import open_store
+from coordinator.results import export, fold
+from coordinator.store import Version, open_store, updates_beside
 from edge_runtime.data import Dataset, load_dataset
 from edge_runtime.errors import LocalError
 from edge_runtime.link import Connected, Disconnected, Link, LinkEvent, Message, Refused, Subscribed
 from edge_runtime.tensors import decode_tensors
 from edge_runtime.wire.entry import EntryOutcome, SiteEntry
 from edge_runtime.wire.events import Command, GatewaySuperseded, Publish, Subscribe, Unsubscribe, Warned
+from edge_runtime.wire.gateway import GatewaySession
 from edge_runtime.wire.topics import check_id
 from models.compiler import CompileError, with_weights
 from models.zoo import ZooError
@@ -49,10 +51,9 @@ def main(argv: list[str] | None = None) -> int:
         try:
             parts = _prepare(options, emit, stack)
             if parts.store.done() is not None:
-                return _already_done(parts)
+                return _already_done(parts, options)
             url, kind = _broker(options, stack)
-            # The process id keeps two coordinators from taking each other's connection; epochs decide which one stays.
-            link = stack.enter_context(closing(Link(url, f"edge-coordinator-{options.site}-{os.getpid()}")))
+            link = stack.enter_context(closing(Link(url, _client_id(options.site))))
             emit(_listening(parts, options.site, (url, kind)))
         except BAD_INPUT as error:
             return _failed(emit, error, EXIT_BAD_INPUT)
@@ -82,17 +83,25 @@ def _prepare(options: argparse.Namespace, emit: Emit, stack: ExitStack) -> Parts
     check_held_out(program.model, held_out)
     store = stack.enter_context(closing(open_store(options.state)))
     store.begin(definition(program), make_version(1, program.weights, {}))
-    return Parts(program, _judge(program, held_out, stack), store, options.state, emit)
+    # Folds and judges in a thread: the link must go on, however large the model is.
+    worker = stack.enter_context(ThreadPoolExecutor(1, "versions"))
+    return Parts(
+        program=program,
+        fold=lambda old: worker.submit(_fold, program, options.state, old),
+        judge=lambda weights: worker.submit(_judge, program, held_out, weights),
+        store=store,
+        directory=options.state,
+        emit=emit,
+    )
 
 
-def _judge(program: Program, held_out: Dataset, stack: ExitStack) -> Callable[[bytes], Future[Evaluation]]:
-    """Judges weights in a thread: the link must go on, however large the model is."""
-    worker = stack.enter_context(ThreadPoolExecutor(1, "judge"))
+def _fold(program: Program, directory: Path, old: Version) -> Version:
+    with closing(updates_beside(directory, old.version)) as updates:
+        return fold(program, updates, old)
 
-    def work(weights: bytes) -> Evaluation:
-        return evaluate(with_weights(program.model, decode_tensors(weights)[0]), held_out)
 
-    return lambda weights: worker.submit(work, weights)
+def _judge(program: Program, held_out: Dataset, weights: bytes) -> Evaluation:
+    return evaluate(with_weights(program.model, decode_tensors(weights)[0]), held_out)
 
 
 def _broker(options: argparse.Namespace, stack: ExitStack) -> tuple[str, str]:
@@ -102,6 +111,11 @@ def _broker(options: argparse.Namespace, stack: ExitStack) -> tuple[str, str]:
     broker = start_broker(None, options.state / "broker")
     stack.callback(broker.stop)
     return broker.url, broker.kind
+
+
+def _client_id(site: str) -> str:
+    # The process id keeps two coordinators from taking each other's connection; epochs decide which one stays.
+    return f"edge-coordinator-{site}-{os.getpid()}"
 
 
 def _listening(parts: Parts, site: str, broker: tuple[str, str]) -> dict[str, object]:
@@ -116,12 +130,32 @@ def _listening(parts: Parts, site: str, broker: tuple[str, str]) -> dict[str, ob
     }
 
 
-def _already_done(parts: Parts) -> int:
+def _already_done(parts: Parts, options: argparse.Namespace) -> int:
     done = export(parts.program, parts.store, parts.directory)
     name = parts.program.job.name
     parts.emit({"event": "warning", "message": f"job {name} is done already: {parts.store.done()}; exported again"})
     parts.emit(done)
+    if options.broker is not None:
+        _clear_site(parts, options.site, options.broker)
     return EXIT_DONE
+
+
+def _clear_site(parts: Parts, site: str, url: str) -> None:
+    """Takes off the broker what the job left there if the two had no link when it ended."""
+    entry = SiteEntry(site, parts.store.epoch(), os.urandom(8).hex())
+    older: GatewaySuperseded | None = None
+    until_s = time.monotonic() + LEAVE_S
+    with closing(Link(url, _client_id(site))) as link:
+        while not entry.entered and older is None and time.monotonic() < until_s:
+            older = _knock(entry, link, parts.emit)
+        if entry.entered:
+            parts.store.keep_epoch(entry.epoch)
+            goodbye = GatewaySession(site, entry.epoch, entry.boot).stopping()
+            _send(link, [*clear_job(parts.program, parts.store, site), *goodbye])
+            return
+    why = "no link to it" if older is None else "another coordinator is on this site"
+    message = f"it was not looked after whether the job has left messages on the broker: {why}"
+    parts.emit({"event": "warning", "message": message})
 
 
 def _failed(emit: Emit, error: Exception, code: int) -> int:
@@ -136,7 +170,8 @@ def _run(parts: Parts, site: str, link: Link) -> int:
         while not entry.entered:
             if asked_to_stop:
                 return EXIT_DONE
-            if not _knock(entry, link, parts.emit):
+            if (older := _knock(entry, link, parts.emit)) is not None:
+                parts.emit(superseded(older))
                 return EXIT_FAILED
         parts.store.keep_epoch(entry.epoch)
         job = RunningJob(parts, site, entry.epoch, entry.boot, time.monotonic())
@@ -145,8 +180,8 @@ def _run(parts: Parts, site: str, link: Link) -> int:
         return _serve(job, link, parts.emit, asked_to_stop)
 
 
-def _knock(entry: SiteEntry, link: Link, emit: Emit) -> bool:
-    """One turn of the way onto the site; False when there is another."""
+def _knock(entry: SiteEntry, link: Link, emit: Emit) -> GatewaySuperseded | None:
+    """One turn of the way onto the site; returns the other when there is one."""
     outcomes: list[EntryOutcome] = []
     for event in link.poll(ENTRY_POLL_S):
         match event:
@@ -161,13 +196,12 @@ def _knock(entry: SiteEntry, link: Link, emit: Emit) -> bool:
     for outcome in [*outcomes, *entry.tick(time.monotonic())]:
         match outcome:
             case GatewaySuperseded():
-                emit(superseded(outcome))
-                return False
+                return outcome
             case Warned(source, rule, message):
                 emit({"event": "warning", "message": f"{source}: {rule}: {message}", "rule": rule})
             case _:
                 _send(link, [outcome])
-    return True
+    return None
 
 
 def _serve(job: RunningJob, link: Link, emit: Emit, asked_to_stop: list[int]) -> int:
@@ -180,12 +214,15 @@ def _serve(job: RunningJob, link: Link, emit: Emit, asked_to_stop: list[int]) ->
         due = job.has_work
         _exchange(job, link, emit, 0.0 if due else POLL_S)
         if due:
-            _send(link, job.work(time.monotonic))
-            if job.judging is not None:
-                job.judging.add_done_callback(lambda _: link.wake())
+            _send(link, job.work(time.monotonic()))
+            if job.beside is not None:
+                job.beside.add_done_callback(lambda _: link.wake())
     until_s = time.monotonic() + LEAVE_S
     while not link.connected and job.exit_code is not None and time.monotonic() < until_s:
         _exchange(job, link, emit, POLL_S)  # what a finished job leaves on the broker is worth a wait
+    if not link.connected and job.exit_code == EXIT_DONE:
+        message = "no link to the broker at the end of the job; to take its last messages off, start this command again"
+        emit({"event": "warning", "message": message})
     _send(link, job.stopping())
     return EXIT_DONE if job.exit_code is None else job.exit_code
 

@@ -9,8 +9,8 @@ version r + 1.
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -177,10 +177,7 @@ class Store:
 
     def updates(self, number: int) -> Iterator[JournalUpdate]:
         """The accepted updates of a round that is not folded yet, in ascending order of device ids, one at a time."""
-        columns = "round, device, uid, sha256, examples, loss, data"
-        for (device,) in self._all("SELECT device FROM updates WHERE round = ? ORDER BY device", (number,)):
-            row = self._one(f"SELECT {columns} FROM updates WHERE round = ? AND device = ?", (number, device))  # noqa: S608  columns is a constant
-            yield JournalUpdate(*row)
+        return _updates(self._connection, self._path, number)
 
     def accepted_digest(self, device: str, task: str) -> str | None:
         """The SHA-256 of the update that was accepted for this task of this device, folded or not."""
@@ -318,6 +315,26 @@ def open_store(directory: Path) -> Store:
     except BaseException:
         lock.close()
         raise
+
+
+def updates_beside(directory: Path, number: int) -> Generator[JournalUpdate, None, None]:
+    """Store.updates for another thread than the store's: SQLite's connections are not shared.
+
+    Raises:
+        JournalError: The journal cannot be read.
+    """
+    path = directory / JOURNAL_NAME
+    with explained(path), closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        yield from _updates(connection, path, number)
+
+
+def _updates(connection: sqlite3.Connection, path: Path, number: int) -> Iterator[JournalUpdate]:
+    columns = "round, device, uid, sha256, examples, loss, data"
+    with explained(path):
+        names = connection.execute("SELECT device FROM updates WHERE round = ? ORDER BY device", (number,)).fetchall()
+        for (device,) in names:
+            query = f"SELECT {columns} FROM updates WHERE round = ? AND device = ?"  # noqa: S608  columns is a constant
+            yield JournalUpdate(*connection.execute(query, (number, device)).fetchone())
 
 
 def _insert_version(write: Any, made: Version) -> None:

@@ -99,6 +99,12 @@ def wait_for(link: Link, topic: str, words: bytes) -> None:
     raise AssertionError(f"{words!r} did not come over {topic}")
 
 
+def wait_for_link(link: Link) -> None:
+    until_s = time.monotonic() + DEADLINE_S
+    while not link.connected and time.monotonic() < until_s:
+        link.poll(0.1)
+
+
 def test_a_bad_job_file_is_answered_with_every_problem_and_code_2(
     job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,15 +163,62 @@ def finish_in_memory(job: Path, state: Path) -> str:
 
 
 def test_a_job_that_is_done_says_so_and_exports_again(
-    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("coordinator.server.LEAVE_S", 0.1)
     sha256 = finish_in_memory(job, tmp_path / "state")
     (tmp_path / "state" / "final.onnx").unlink()
     assert run_main(job, tmp_path / "state") == 0
-    told, done = events(capsys.readouterr().out)
+    told, done, *_, last = events(capsys.readouterr().out)
     assert "done already" in told["message"]
     assert (done["event"], done["model_sha256"], done["rounds"]) == ("job_done", sha256, 1)
     assert (tmp_path / "state" / "final.onnx").exists()
+    assert "no link" in last["message"]
+
+
+def retained_on(url: str, site: str) -> dict[str, bytes]:
+    """Everything the broker keeps of a site; what it sends after our own message is not retained."""
+    link, found, fence = Link(url, "collector"), dict[str, bytes](), f"edge/v1/{site}/fence"
+    until_s = time.monotonic() + DEADLINE_S
+    while time.monotonic() < until_s:
+        for event in link.poll(0.1):
+            match event:
+                case Connected():
+                    link.subscribe((f"edge/v1/{site}/#",), 1)
+                    link.publish(fence, b"fence", 1)
+                case Message(topic, payload, _):
+                    found[topic] = payload
+        if fence in found:
+            link.close()
+            return {topic: payload for topic, payload in found.items() if topic != fence}
+    raise AssertionError("the broker did not answer")
+
+
+@pytest.mark.parametrize("occupied", [False, True])
+def test_what_a_job_left_on_a_broker_that_was_away_at_its_end_is_taken_off_by_the_next_start(
+    job: Path, tmp_path: Path, broker: RunningBroker, capsys: pytest.CaptureFixture[str], *, occupied: bool
+) -> None:
+    sha256 = finish_in_memory(job, tmp_path / "state")
+    other = start(job, tmp_path / "other", broker) if occupied else None
+    link = Link(broker.url, "left")
+    if other is not None:
+        wait_for(link, "edge/v1/s/gateway", b'"up"')
+    wait_for_link(link)
+    left = {"edge/v1/s/d/dev-a/task", f"edge/v1/s/b/{sha256}/0"}
+    for topic in sorted(left):
+        link.publish(topic, b"left", 1, retain=True)
+    link.close()
+    assert left <= retained_on(broker.url, "s").keys()
+    command = ["--job", str(job), "--state", str(tmp_path / "state"), "--site", "s", "--events"]
+    assert main([*command, "--broker", broker.url]) == 0
+    kept = retained_on(broker.url, "s")
+    assert (left & kept.keys()) == (left if occupied else set())
+    assert (b'"up"' in kept["edge/v1/s/gateway"]) == occupied
+    assert ("another coordinator" in capsys.readouterr().out) == occupied
+    if other is not None:
+        other.send_signal(signal.SIGTERM)
+        other.communicate(timeout=DEADLINE_S)
+        assert other.returncode == 0
 
 
 def test_a_changed_job_file_is_refused_with_what_differs(

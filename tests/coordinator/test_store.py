@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from coordinator.store import (
     Store,
     Version,
     open_store,
+    updates_beside,
 )
 
 DEFINITION = {"job.name": '"digits"', "job.seed": "1"}
@@ -88,6 +90,15 @@ def test_updates_come_in_the_order_of_device_ids(store: Store) -> None:
     for device in "cab":
         store.add_update(update(device))
     assert [each.device for each in store.updates(1)] == ["a", "b", "c"]
+
+
+def test_another_thread_reads_the_updates_beside_the_store(store: Store, tmp_path: Path) -> None:
+    store.start_round(1, 1, (task("a"), task("b"), task("c")))
+    for device in "ba":
+        store.add_update(update(device))
+    with ThreadPoolExecutor(1) as worker:
+        found = worker.submit(lambda: list(updates_beside(tmp_path / "state", 1))).result()
+    assert found == list(store.updates(1)) == [update("a"), update("b")]
 
 
 def test_a_second_attempt_keeps_what_was_delivered_and_who_is_still_at_it(store: Store) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from coordinator.aggregators import Contribution, weighted_mean
 from coordinator.evaluate import Evaluation, evaluate
-from coordinator.store import JournalUpdate, Store, open_store
+from coordinator.store import JournalUpdate, Store, Version, open_store
 from edge_runtime.data import Dataset
 from edge_runtime.plan import read_plan
 from edge_runtime.task import run_task
@@ -525,3 +525,22 @@ def test_while_a_version_is_judged_the_site_goes_on_and_a_late_update_is_refused
     finished(site)
     assert [event["devices"] for event in site.seen("round_done")] == [2, 3]
     assert sorted(e["device"] for e in site.seen("update") if e["round"] == 1) == ["dev-a", "dev-c"]
+
+
+def test_while_a_round_is_folded_the_site_goes_on_and_a_kill_folds_it_again(tmp_path: Path, undisturbed: str) -> None:
+    site = make_site(tmp_path)
+    fold, made = site._fold, Future[Version]()
+    site._fold = lambda _old: made  # type: ignore[method-assign]
+    start_all(site)
+    site.run(lambda: site.job is not None and site.job.folding is not None)
+    site.devices["dev-c"].kill()
+    for _ in range(3):
+        site.turn()
+    assert site.seen("device")[-1]["state"] == "lost"
+    assert site.seen("round_done") == []
+    site.kill()
+    made.cancel()
+    site._fold = fold  # type: ignore[method-assign]
+    site.devices["dev-c"].start(site.now_s)
+    site.start()
+    assert finished(site) == undisturbed

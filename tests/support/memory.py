@@ -13,7 +13,8 @@ from coordinator.evaluate import Evaluation, evaluate
 from coordinator.gateway import Parts, RunningJob
 from coordinator.jobfile import load_job
 from coordinator.program import build_program, definition, make_version
-from coordinator.store import Store, open_store
+from coordinator.results import fold
+from coordinator.store import Store, Version, open_store, updates_beside
 from edge_runtime.data import load_dataset
 from edge_runtime.errors import EdgeError
 from edge_runtime.plan import read_plan
@@ -208,12 +209,19 @@ class MemorySite:
         if store.done() is not None:
             self._stack.close()
             return False
-        parts = Parts(self.program, self._judge, store, self.state, lambda event: self.events.append(dict(event)))
+        parts = Parts(
+            self.program, self._fold, self._judge, store, self.state, lambda event: self.events.append(dict(event))
+        )
         store.keep_epoch(epoch := store.epoch() + 1)
         self.job = RunningJob(parts, SITE, epoch, f"boot-{epoch}", self.now_s)
         self.broker.connect("gateway", self.job.session.will())
         self.send(self.job.connected(self.now_s))
         return True
+
+    def _fold(self, old: Version) -> Future[Version]:
+        made: Future[Version] = Future()
+        made.set_result(fold(self.program, updates_beside(self.state, old.version), old))
+        return made
 
     def _judge(self, weights: bytes) -> Future[Evaluation]:
         judged: Future[Evaluation] = Future()
@@ -271,7 +279,7 @@ class MemorySite:
             self.send(self.job.received(topic, payload, self.now_s, retain=retain))
         self.send(self.job.tick(self.now_s))
         if due:
-            self.send(self.job.work(lambda: self.now_s))
+            self.send(self.job.work(self.now_s))
 
     def run(self, until: Callable[[], bool] | None = None, turns: int = 5000) -> None:
         """Take turns until a condition holds, by default the end of the job."""

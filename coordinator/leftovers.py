@@ -1,0 +1,42 @@
+"""What a job may have left on the broker: retained tasks and chunks that nobody needs any more."""
+
+from coordinator.program import Program
+from coordinator.store import Store
+from edge_runtime.wire import topics
+from edge_runtime.wire.chunks import chunk_count
+from edge_runtime.wire.events import Command, Publish
+
+# Chunks of earlier versions that are cleared at one time.
+OLD_CHUNKS = 256
+
+
+def clear_versions(store: Store, site: str, keep: str = "") -> list[Command]:
+    """Takes versions off the broker, the newest first, but for the one whose SHA-256 is `keep`.
+
+    A crash may have come between a version's fold and that; and a broker that was killed comes back with what it had
+    written last, up to a minute of rounds ago. Many small versions or the one before a large one: both are cheap, and
+    of large ones few are made in a minute.
+    """
+    commands: list[Command] = []
+    for sha256, size_bytes in store.digests(OLD_CHUNKS):
+        if sha256 == keep:
+            continue
+        if commands and len(commands) + chunk_count(size_bytes) > OLD_CHUNKS:
+            break
+        commands += _clear_blob(site, sha256, size_bytes)
+    return commands
+
+
+def clear_job(program: Program, store: Store, site: str) -> list[Command]:
+    """Takes an ended job off the broker: the broker may have been away when it ended."""
+    tasks = [_clear(topics.task(site, device)) for device in sorted(store.journalled().fleet)]
+    plans = [command for plan in program.plans.values() for command in _clear_blob(site, plan.sha256, len(plan.data))]
+    return [*tasks, *plans, *clear_versions(store, site)]
+
+
+def _clear_blob(site: str, sha256: str, size_bytes: int) -> list[Command]:
+    return [_clear(topics.chunk(site, sha256, index)) for index in range(chunk_count(size_bytes))]
+
+
+def _clear(topic: str) -> Command:
+    return Publish(topic, b"", 1, retain=True)
