@@ -26,6 +26,7 @@ from models.compiler.ir import Graph, Value, topological
 from models.compiler.onnx_moves import CONVERTERS as MOVES
 from models.compiler.onnx_nodes import ModelNode, Term, Training
 from models.compiler.onnx_ops import CONVERTERS as LAYERS
+from models.compiler.onnx_recurrent import CONVERTERS as RECURRENT
 from models.compiler.onnx_tensor_ops import CONVERTERS as TENSOR_OPS
 
 MAX_MODEL_BYTES = 256 << 20
@@ -56,7 +57,7 @@ FOLDABLE = frozenset(
         "Where",
     ]
 )
-CONVERTERS = LAYERS | TENSOR_OPS | MOVES
+CONVERTERS = LAYERS | TENSOR_OPS | MOVES | RECURRENT
 SUPPORTED = frozenset(CONVERTERS) | FOLDABLE
 # What the onnx package and NumPy raise on malformed attributes, tensors and shapes.
 BROKEN = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)

@@ -13,6 +13,7 @@ import models.compiler.graph as g
 from models.compiler.errors import ModelError
 from models.compiler.ir import Value, Window
 from models.compiler.onnx_nodes import Convert, ModelNode, Term, Terms, axes_of, known, value
+from models.compiler.onnx_volumes import conv_volume
 
 
 def _binary(function: Callable[[Value, Value], Value]) -> Convert:
@@ -95,6 +96,9 @@ def _conv(node: ModelNode, terms: Terms) -> Value:
         raise ModelError(f"input {list(x.shape)} and weight {list(w.shape)} differ in rank")
     if list(node.attrs.get("kernel_shape", w.shape[2:])) != list(w.shape[2:]):
         raise ModelError(f"kernel_shape {node.attrs['kernel_shape']} is not the weight's {list(w.shape[2:])}")
+    if len(x.shape) == 5:
+        y = conv_volume(node, x, w)
+        return y if len(terms) < 3 or terms[2] is None else y + g.reshape(value(terms, 2), (w.shape[0], 1, 1, 1))
     x4, w4 = _as_image(x), _as_image(w)
     window, _ = _window(node, x4.shape[2:], w4.shape[2:], len(x.shape) - 2)
     y = g.conv(x4, w4, window, int(node.attrs.get("group", 1)))
@@ -201,6 +205,9 @@ def _global_pool(pool: Callable[[Value, tuple[int, int], Window], Value]) -> Con
     def convert(node: ModelNode, terms: Terms) -> Value:
         del node
         x = value(terms, 0)
+        if len(x.shape) == 5:
+            flat = g.reshape(x, (*x.shape[:3], x.shape[3] * x.shape[4]))
+            return g.reshape(pool(flat, (flat.shape[2], flat.shape[3]), Window()), (*x.shape[:2], 1, 1, 1))
         image = _as_image(x)
         return _like(pool(image, (image.shape[2], image.shape[3]), Window()), x)
 

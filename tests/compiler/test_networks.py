@@ -5,6 +5,7 @@ import io
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ torch = pytest.importorskip("torch")
 nn, functional = torch.nn, torch.nn.functional
 pytestmark = pytest.mark.torch
 
-STEPS, BATCH, CLASSES = 20, 6, 5
+STEPS, BATCH, CLASSES, TOKENS = 20, 6, 5, 11
 # The next normalisation takes this bias out again: its gradient is zero, and AdamW divides rounding noise by itself.
 NO_GRADIENT = {("mobilenet", "3.layers.7.bias")}
 Arrays = dict[str, NDArray[np.float32]]
@@ -137,11 +138,43 @@ class Mixed(nn.Module):  # type: ignore[misc, name-defined]
         return self.head(self.batch(functional.log_softmax(y, dim=1)))
 
 
+def clips() -> "nn.Module":
+    """R(2+1)D's pair of convolutions (arXiv 1711.11248), and a whole three-dimensional one."""
+    return nn.Sequential(
+        nn.Conv3d(3, 8, (1, 3, 3), (1, 2, 2), (0, 1, 1), bias=False),
+        nn.BatchNorm3d(8),
+        nn.ReLU(),
+        nn.Conv3d(8, 6, (3, 1, 1), (2, 1, 1), (1, 0, 0), bias=False),
+        nn.BatchNorm3d(6),
+        nn.Sigmoid(),
+        nn.Conv3d(6, 8, (2, 3, 2), (1, 2, 1), (1, 0, 1), dilation=(2, 1, 1), groups=2),
+        nn.AdaptiveAvgPool3d(1),
+        nn.Flatten(),
+        nn.Linear(8, CLASSES),
+    )
+
+
+class Text(nn.Module):  # type: ignore[misc, name-defined]
+    """Embedded tokens through a bidirectional GRU and another layer of one direction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(TOKENS, 7)
+        self.both = nn.GRU(7, 6, batch_first=True, bidirectional=True)
+        self.one = nn.GRU(12, 5, batch_first=True)
+        self.head = nn.Linear(5, CLASSES)
+
+    def forward(self, x: "torch.Tensor") -> "torch.Tensor":
+        return self.head(self.one(self.both(self.table(x))[0])[1][-1])
+
+
 MODELS: dict[str, tuple[Callable[[], "nn.Module"], tuple[int, ...]]] = {
     "resnet8": (resnet8, (3, 32, 32)),
     "mobilenet": (mobilenet, (3, 16, 16)),
     "vit": (Vit, (3, 16, 16)),
     "mixed": (Mixed, (4, 20)),
+    "text": (Text, (9,)),
+    "clips": (clips, (3, 8, 10, 12)),
 }
 
 
@@ -175,7 +208,7 @@ def export(model: "nn.Module", shape: tuple[int, ...]) -> bytes:
         warnings.simplefilter("ignore")  # the exporter announces its successor
         torch.onnx.export(
             model.train(),
-            (torch.zeros(2, *shape),),
+            (torch.zeros(2, *shape, dtype=torch.long if len(shape) == 1 else torch.float32),),
             file,
             dynamo=False,
             input_names=["input"],
@@ -186,14 +219,16 @@ def export(model: "nn.Module", shape: tuple[int, ...]) -> bytes:
     return file.getvalue()
 
 
-def batches(shape: tuple[int, ...]) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int32]]]:
+def batches(shape: tuple[int, ...]) -> Iterator[tuple[NDArray[Any], NDArray[np.int32]]]:
     """Random batches; every third ends with two rows that fill it up, as the end of an epoch."""
     rng = np.random.default_rng(7)
     for step in range(STEPS):
         labels = rng.integers(0, CLASSES, BATCH).astype(np.int32)
-        x = rng.normal(size=(BATCH, *shape)).astype(np.float32)
+        x: NDArray[Any] = rng.normal(size=(BATCH, *shape)).astype(np.float32)
+        if len(shape) == 1:
+            x = rng.integers(0, TOKENS, (BATCH, *shape)).astype(np.int32)
         if step % 3 == 2:
-            labels[-2:], x[-2:] = -1, 0.0
+            labels[-2:], x[-2:] = -1, 0
         yield x, labels
 
 
@@ -218,7 +253,8 @@ def train_torch(model: "nn.Module", shape: tuple[int, ...], setting: Setting) ->
     losses = []
     for x, y in batches(shape):
         kept = y >= 0  # torch sees the short batch itself
-        rows = torch.from_numpy(x[kept]).to(next(model.parameters()).dtype)
+        rows = torch.from_numpy(x[kept])
+        rows = rows.long() if len(shape) == 1 else rows.to(next(model.parameters()).dtype)
         loss = functional.cross_entropy(model(rows), torch.from_numpy(y[kept]).long())
         optimizer.zero_grad()
         loss.backward()

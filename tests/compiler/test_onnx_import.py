@@ -282,7 +282,15 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "opset 6": (model(LINEAR, {"w": weights(4, 3)}, ["N", 4], opset=6), "opset"),
     "wrong shapes": (model(LINEAR, {"w": weights(5, 3)}, ["N", 4]), "node 'mm'.*inner dimensions 4 and 5"),
     "product with a scalar": (node_model("MatMul", ["N", 4], weights(1).reshape(())), "no scalars"),
-    "3-D convolution": (node_model("Conv", ["N", 2, 4, 4, 4], weights(3, 2, 2, 2, 2)), "n1.*data must be"),
+    "4-D convolution": (node_model("Conv", ["N", 2, 4, 4, 4, 4], weights(3, 2, 2, 2, 2, 2)), "n1.*data must be"),
+    "long kernel of a 3-D convolution": (
+        node_model("Conv", ["N", 2, 4, 4, 4], weights(3, 2, 5, 2, 2)),
+        "than 4 frames",
+    ),
+    "auto_pad of a 3-D convolution": (
+        node_model("Conv", ["N", 2, 4, 4, 4], weights(3, 2, 2, 2, 2), auto_pad="SAME_UPPER"),
+        "give its pads",
+    ),
     "groups": (node_model("Conv", ["N", 4, 4, 4], weights(3, 2, 2, 2), group=2), "groups"),
     "groups of nothing": (node_model("Conv", ["N", 4, 4, 4], weights(3, 4, 2, 2), group=0), "groups"),
     "stride 0": (node_model("Conv", ["N", 4, 4, 4], weights(3, 4, 2, 2), strides=[0, 1]), "strides"),
