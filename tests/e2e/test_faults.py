@@ -75,6 +75,23 @@ def test_a_job_survives_a_killed_and_restarted_broker(federation: Federation, un
     assert federation.until_done()["model_sha256"] == undisturbed_sha256
 
 
+def test_a_device_that_dies_while_the_broker_is_down_costs_the_grace_and_not_the_deadline(
+    federation: Federation,
+) -> None:
+    """The broker comes back with the device's birth, out of its file, and nobody is left to send the will."""
+    federation.start()
+    federation.until(lambda e: e["event"] == "round_started" and e["round"] == 2, "second round")
+    assert federation.broker.process is not None
+    federation.broker.process.terminate()  # it writes its file
+    federation.broker.process.wait()
+    federation.kill_device("dev-1")
+    federation.broker.restart()
+    second = federation.until(lambda e: e["event"] == "round_done" and e["round"] == 2, "end of the second round")
+    assert second["devices"] == 3
+    assert federation.until_done()["rounds"] == 4
+    assert all(e["seconds"] < 50.0 for e in federation.seen if e["event"] == "round_done")  # the deadline is 100 s
+
+
 @pytest.mark.slow
 def test_a_device_that_hangs_is_given_up_by_its_keepalive_and_takes_part_again_when_it_wakes(
     federation: Federation,
