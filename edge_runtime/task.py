@@ -140,9 +140,10 @@ def run_task(  # noqa: PLR0913 the one seam between a task and what it runs on
 def check_phase(phase: Phase, plan: Plan, dataset: Dataset, weights: Mapping[str, NDArray[Any]]) -> None:
     """Refuse a phase whose plan, weights, scalars and data do not fit together, before any memory is spent on it."""
     batch = plan.named(ROLE_BATCH)
-    if set(batch) != {_X, _Y} or batch[_X].shape[:1] != batch[_Y].shape:
-        shapes = {name: tensor.shape for name, tensor in batch.items()}
-        raise BadBatchShape(f"the plan's batch is {shapes}; it must be x (B, ...) and y (B,)")
+    dtypes = {name: tensor.dtype for name, tensor in batch.items()}
+    if dtypes != {_X: "float32", _Y: "int32"} or batch[_X].shape[:1] != batch[_Y].shape:
+        shown = {name: f"{tensor.dtype} {tensor.shape}" for name, tensor in batch.items()}
+        raise BadBatchShape(f"the plan's batch is {shown}; it must be x float32 (B, ...) and y int32 (B,)")
     check_row_shape(dataset, batch[_X].shape)
     scalars = set(plan.named(ROLE_SCALAR))
     if scalars != set(phase.scalars):

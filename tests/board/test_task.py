@@ -10,6 +10,7 @@ from edge_runtime.data import Dataset, NoExamples, ShapeMismatch, batch_indices
 from edge_runtime.engine import EngineMemoryError
 from edge_runtime.plan import read_plan
 from edge_runtime.task import (
+    BadBatchShape,
     LabelOutOfRange,
     NonFiniteUpdate,
     PlanMissing,
@@ -197,3 +198,10 @@ def test_every_codec_gives_back_what_it_took() -> None:
         assert state is None
         assert metadata == {"task": "t"}
         assert np.array_equal(again["w"], tensors["w"])
+
+
+def test_a_plan_for_integer_rows_is_refused(mlp: Compiled) -> None:
+    plan = read_plan(mlp.plan)
+    tensors = tuple(replace(tensor, dtype="int32") if tensor.name == "x" else tensor for tensor in plan.tensors)
+    with pytest.raises(BadBatchShape, match="x float32"):
+        run_task(make_task(mlp), {mlp.sha256: replace(plan, tensors=tensors)}, mlp.weights, DATA)
