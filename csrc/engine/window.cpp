@@ -65,6 +65,23 @@ void require_same(std::int64_t a, std::int64_t b, const char* what) {
           std::string(what) + " differ: " + std::to_string(a) + " and " + std::to_string(b));
 }
 
+// The geometry that convolution and pooling name alike.
+template <typename Args>
+void place(const WindowAxis& v, const WindowAxis& h, Args& args) {
+  args.height = v.size;
+  args.width = h.size;
+  args.out_height = v.outputs;
+  args.out_width = h.outputs;
+  args.kernel_h = v.kernel;
+  args.kernel_w = h.kernel;
+  args.stride_h = v.stride;
+  args.stride_w = h.stride;
+  args.pad_top = v.pad_before;
+  args.pad_left = h.pad_before;
+  args.dilation_h = v.dilation;
+  args.dilation_w = h.dilation;
+}
+
 }  // namespace
 
 ConvArgs conv_args(const Tensor& x, const Tensor& w, const Tensor& y,
@@ -89,18 +106,7 @@ ConvArgs conv_args(const Tensor& x, const Tensor& w, const Tensor& y,
   args.images = x.dims[0];
   args.channels = w.dims[1];
   args.filters = w.dims[0] / args.groups;
-  args.height = v.size;
-  args.width = h.size;
-  args.out_height = v.outputs;
-  args.out_width = h.outputs;
-  args.kernel_h = v.kernel;
-  args.kernel_w = h.kernel;
-  args.stride_h = v.stride;
-  args.stride_w = h.stride;
-  args.pad_top = v.pad_before;
-  args.pad_left = h.pad_before;
-  args.dilation_h = v.dilation;
-  args.dilation_w = h.dilation;
+  place(v, h, args);
   return args;
 }
 
@@ -119,18 +125,7 @@ PoolArgs pool_args(const Tensor& x, const Tensor& y, Span<const std::int32_t> at
   check_no_empty_window(h, "columns");
   PoolArgs args;
   args.planes = x.dims[0] * x.dims[1];
-  args.height = v.size;
-  args.width = h.size;
-  args.out_height = v.outputs;
-  args.out_width = h.outputs;
-  args.kernel_h = v.kernel;
-  args.kernel_w = h.kernel;
-  args.stride_h = v.stride;
-  args.stride_w = h.stride;
-  args.pad_top = v.pad_before;
-  args.pad_left = h.pad_before;
-  args.dilation_h = v.dilation;
-  args.dilation_w = h.dilation;
+  place(v, h, args);
   return args;
 }
 
