@@ -51,7 +51,6 @@ class LiveView:
         self._devices: dict[str, dict[str, Any]] = {}
         self._rounds: list[Mapping[str, Any]] = []
         self._round = 0
-        self._notes: list[str] = []
         self._live = Live(self._tables(), console=self._console, refresh_per_second=8)
 
     def __enter__(self) -> Self:
