@@ -14,7 +14,7 @@ from edge_runtime.plan import read_plan
 from models.compiler.errors import CompileError
 from models.compiler.ir import Role
 from models.compiler.onnx_import import import_onnx
-from models.compiler.ops import bits_float
+from models.compiler.encode import bits_float
 from models.compiler.training import Compiled, Report, compile_training
 
 if TYPE_CHECKING:
