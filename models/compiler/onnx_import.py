@@ -237,7 +237,7 @@ def _result(
 ) -> Term | list[Value]:
     arrays = [t for t in inputs if isinstance(t, np.ndarray)]
     convert = CONVERTERS.get(node.op_type)
-    small = convert is None or sum(a.size for a in arrays) <= MAX_FOLDED_ELEMENTS
+    small = convert is None or _folded_elements(node, arrays) <= MAX_FOLDED_ELEMENTS
     if node.op_type in FOLDABLE and arrays and len(arrays) == sum(t is not None for t in inputs) and small:
         return _fold(node, arrays, reading.opset)
     if convert is None:
@@ -301,13 +301,17 @@ def _array(tensor: onnx.TensorProto) -> Array:
     return np.asarray(onnx.numpy_helper.to_array(tensor))
 
 
+def _folded_elements(node: onnx.NodeProto, inputs: Sequence[Array]) -> int:
+    """Elements that computing a node on known arrays would touch; only one operator makes many of few."""
+    filled = math.prod(int(d) for d in inputs[0].ravel()) if node.op_type == "ConstantOfShape" and inputs else 0
+    return sum(a.size for a in inputs) + filled
+
+
 def _fold(node: onnx.NodeProto, inputs: Sequence[Array], opset: int) -> Array:
     """Compute a node on known arrays with the reference evaluator."""
-    sizes = [a.size for a in inputs]
-    if node.op_type == "ConstantOfShape":
-        sizes.append(math.prod(int(d) for d in inputs[0].ravel()))
-    if sum(sizes) > MAX_FOLDED_ELEMENTS:
-        raise ModelError(f"shape arithmetic on {sum(sizes)} elements; at most {MAX_FOLDED_ELEMENTS} are computed")
+    elements = _folded_elements(node, inputs)
+    if elements > MAX_FOLDED_ELEMENTS:
+        raise ModelError(f"shape arithmetic on {elements} elements; at most {MAX_FOLDED_ELEMENTS} are computed")
     given = dict(zip([name for name in node.input if name], inputs, strict=True))
     function = onnx.helper.make_function(
         "fold", "fold", list(given), list(node.output[:1]), [node], [onnx.helper.make_opsetid("", opset)]

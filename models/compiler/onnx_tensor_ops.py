@@ -99,8 +99,8 @@ def _where(node: ModelNode, terms: Terms) -> Value:
 
 def _cast(node: ModelNode, terms: Terms) -> Value:
     """A truth value is float32 already; whole numbers are int32."""
-    x, to = value(terms, 0), int(node.attrs["to"])
-    kinds = onnx.TensorProto
+    to, kinds = int(node.attrs["to"]), onnx.TensorProto
+    x = value(terms, 0) if isinstance(terms[0], Value) else number(terms, 0)
     if to == kinds.FLOAT:
         return g.cast(x, "float32")
     if to in (kinds.INT32, kinds.INT64):

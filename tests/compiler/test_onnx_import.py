@@ -373,12 +373,24 @@ def test_a_model_over_the_cap_is_refused_before_it_is_parsed(monkeypatch: pytest
 
 
 def test_folding_is_capped() -> None:
+    nodes = [oh.make_node("Mod", ["many", "many"], ["rest"]), oh.make_node("Gather", ["in", "rest"], ["out"])]
+    with pytest.raises(ModelError, match="2050 elements; at most 1024"):
+        import_onnx(model(nodes, {"many": np.ones(1025, np.int64)}, ["N", 4]), batch=2)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int64])
+def test_a_constant_of_a_shape_is_filled_up_to_what_a_tensor_may_hold(kind: type[np.generic]) -> None:
+    fill = onnx.numpy_helper.from_array(np.array([3], kind))
     nodes = [
-        oh.make_node("ConstantOfShape", ["size"], ["ones"]),
-        oh.make_node("Add", ["in", "ones"], ["out"]),
+        oh.make_node("ConstantOfShape", ["size"], ["filled"], value=fill),
+        oh.make_node("Cast", ["filled"], ["whole"], to=onnx.TensorProto.FLOAT),
+        oh.make_node("Add", ["in", "whole"], ["out"]),
     ]
-    with pytest.raises(ModelError, match="at most 1024"):
-        import_onnx(model(nodes, {"size": np.array([1 << 20, 1 << 20], np.int64)}, ["N", 4]), batch=2)
+    size = np.array([2, 3000], np.int64)
+    (out,) = import_onnx(model(nodes, {"size": size}, ["N", 3000]), batch=2).outputs
+    np.testing.assert_array_equal(evaluate([out], {"x": np.ones((2, 3000), np.float32)})[0], 4.0)
+    with pytest.raises(ModelError, match="more than"):
+        import_onnx(model(nodes, {"size": size * (1 << 20)}, ["N", 3000]), batch=2)
 
 
 def test_batch_must_be_positive() -> None:
