@@ -98,7 +98,7 @@ def compile_training(  # noqa: PLR0913 - the settings a user may give
         weight_decay: added to the gradient as weight_decay * parameter.
         nesterov: use Nesterov's look-ahead.
         rule: another update rule; then momentum, weight_decay and nesterov are not looked at.
-        recompute: do cheap work twice where that keeps fewer bytes for the backward part; the results are the same bits.
+        recompute: do cheap work twice where that keeps fewer bytes for the backward part; same bits either way.
 
     Raises:
         CompileError: settings out of range, patterns that match nothing, an output that is no logits.

@@ -52,9 +52,7 @@ def test_cut_separates_and_no_subset_of_the_vertices_is_cheaper(
     assert sum(costs[i] for i in cut) == cheapest
 
 
-def residual_network(
-    depth: int, batch: int = 4, *, identity: bool = True
-) -> tuple[Value, tuple[Value, Value]]:
+def residual_network(depth: int, batch: int = 4, *, identity: bool = True) -> tuple[Value, tuple[Value, Value]]:
     """Convolutions with batch normalisation, with or without identities, and a mean over places at the end."""
     x, labels = g.leaf("x", "float32", (batch, 3, 12, 12)), g.leaf("y", "int32", (batch,))
     rows = g.labelled_rows(labels)
