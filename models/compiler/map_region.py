@@ -27,6 +27,7 @@ ELEMENTWISE = frozenset({"add", "sub", "mul", "unary", "binary", "where", "relu"
 REDUCTIONS = frozenset({"reduce_sum", "minmax"})
 STEPS = 128  # more would crowd the registers out of the first cache
 Axes = tuple[int, ...]
+Planned = tuple[MapProgram, tuple[Value, ...]]  # and the operands
 
 
 def mappable(node: Node) -> bool:
@@ -212,10 +213,13 @@ def number_of(value: Value) -> float | None:
     if value.node.op != "constant":
         return None
     array = value.node.attrs["value"]
-    return float(array.flat[0]) if bool(np.all(array == array.flat[0])) else None
+    first = float(array.flat[0])
+    # -0.0 equals 0.0 and a NaN nothing, so neither can stand in a table of numbers.
+    plain = math.isfinite(first) and math.copysign(1.0, first) == (1.0 if first >= 0 else -1.0)
+    return first if plain and bool(np.all(array == first)) else None
 
 
-def program_of(region: Region, stored: Sequence[Node]) -> tuple[MapProgram, tuple[Value, ...]] | None:
+def program_of(region: Region, stored: Sequence[Node]) -> Planned | None:
     """The program of a region that stores what some of its nodes make, and its operands; None beyond a limit."""
     operands: dict[tuple[Value, Axes], None] = {}
     constants: dict[float, None] = {}
