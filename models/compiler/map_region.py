@@ -143,8 +143,12 @@ def region_of(nodes: Sequence[Node]) -> Region | None:
 
 
 def _agrees(node: Node, operands: tuple[Axes, ...] | None, axes: Mapping[Node, Axes], frame: Frame) -> bool:
-    """Whether a node's operands have the axes that their producers give them."""
-    if operands is None or (node.op in REDUCTIONS and operands != (frame.axes,)):
+    """Whether a node's operands have the axes that their producers give them, and its result those of some operand."""
+    if operands is None:
+        return False
+    if node.op in REDUCTIONS and _kept_axes(node, frame) != axes[node]:
+        return False
+    if node.op in ELEMENTWISE and {a for o in operands for a in o} != set(axes[node]):
         return False
     made = (axes.get(value.node) for _, value in inputs_of(node))
     return all(m is None or m == o for m, o in zip(made, operands, strict=True))

@@ -201,7 +201,7 @@ OPS: dict[str, Op] = {
         overwrites=(0, 3, 4),
     ),
     "blend": Op(shapes.blend, gradients.in_place, 33, _floats("rate"), overwrites=(0,)),
-    "map": Op(tensor_shapes.fused, gradients.unavailable, 40, lambda node: encode_program(node.attrs["program"])),
+    "map": Op(tensor_shapes.fused, gradients.in_place, 40, lambda node: encode_program(node.attrs["program"])),
     # What gradients take as a constant is the value itself.
     "detach": Op(tensor_shapes.detach, tensor_gradients.flat, None),
     # A reshape names the same bytes again, and a broadcast is a multiplication by ones: neither has a kernel.
