@@ -1,7 +1,7 @@
 """From a model to a training plan: the passes, in order.
 
     import -> objective -> simplify -> autodiff of what is trainable -> update rule -> simplify -> fuse ->
-    order and place -> emit
+    recompute -> order and place -> emit
 
 Backward work for frozen tensors is never reached from an update, so it never gets into the plan.
 """
@@ -20,6 +20,7 @@ from models.compiler.fuse import fuse
 from models.compiler.ir import Graph, Role, Value, substitute, topological
 from models.compiler.lower import lower
 from models.compiler.ops import OPS
+from models.compiler.recompute import recompute as recomputed
 from models.compiler.rules import Rule, Sgd
 from models.compiler.simplify import simplify
 from models.compiler.storage import Layout, Owner, Owners, lay_out
@@ -82,6 +83,7 @@ def compile_training(  # noqa: PLR0913 - the settings a user may give
     weight_decay: float = 0.0,
     nesterov: bool = False,
     rule: Rule | None = None,
+    recompute: bool = True,
 ) -> Compiled:
     """Compile a classifier with softmax cross-entropy and an update rule (SGD by default) into a plan.
 
@@ -96,6 +98,7 @@ def compile_training(  # noqa: PLR0913 - the settings a user may give
         weight_decay: added to the gradient as weight_decay * parameter.
         nesterov: use Nesterov's look-ahead.
         rule: another update rule; then momentum, weight_decay and nesterov are not looked at.
+        recompute: do cheap work twice where that keeps fewer bytes for the backward part; same bits either way.
 
     Raises:
         CompileError: settings out of range, patterns that match nothing, an output that is no logits.
@@ -118,7 +121,14 @@ def compile_training(  # noqa: PLR0913 - the settings a user may give
     updates = tuple(zip((slot for slot, _ in graph.updates), moved, strict=True))
     columns = (*graph.inputs, labels)
     return compile_loss(
-        loss, columns, trainable=trainable, frozen=frozen, rule=rule, notes=graph.notes, updates=updates
+        loss,
+        columns,
+        trainable=trainable,
+        frozen=frozen,
+        rule=rule,
+        notes=graph.notes,
+        updates=updates,
+        recompute=recompute,
     )
 
 
@@ -131,6 +141,7 @@ def compile_loss(  # noqa: PLR0913 - as above
     rule: Rule | None = None,
     notes: tuple[str, ...] = (),
     updates: Sequence[tuple[Value, Value]] = (),
+    recompute: bool = True,
 ) -> Compiled:
     """Compile any scalar loss written in the graph language; leaves that are not in `batch` are parameters.
 
@@ -142,15 +153,16 @@ def compile_loss(  # noqa: PLR0913 - as above
     parameters = _parameters([loss, *targets, *moved], batch)
     trained = select([p.name for p in parameters], trainable, frozen)
     learned = [p for p in parameters if p.name in trained and p not in targets]
-    outputs, owners = _step(loss, learned, {p: new for p, new in targets.items() if p.name in trained}, rule or Sgd())
+    moving = {p: new for p, new in targets.items() if p.name in trained}
+    outputs, owners = _step(loss, learned, moving, rule or Sgd(), recompute=recompute)
     owners |= {p: Owner(Role.FROZEN, p.name) for p in parameters if p.name not in trained}
     owners |= {v: Owner(Role.BATCH, v.name) for v in batch}
     _check_names(owners)
-    layout = lay_out(outputs, owners)
-    made = program(layout, owners)
+    layout = lay_out(outputs, owners, repeat=recompute)
+    made = program(layout)
     workspace = _workspace(made)
     plan = write(made, workspace)
-    return Compiled(plan, hashlib.sha256(plan).hexdigest(), _report(layout, outputs, owners, workspace, notes))
+    return Compiled(plan, hashlib.sha256(plan).hexdigest(), _report(layout, workspace, notes))
 
 
 def _parameters(outputs: Sequence[Value], batch: Sequence[Value]) -> list[Value]:
@@ -160,14 +172,15 @@ def _parameters(outputs: Sequence[Value], batch: Sequence[Value]) -> list[Value]
 
 
 def _step(
-    loss: Value, learned: Sequence[Value], targets: Mapping[Value, Value], rule: Rule
+    loss: Value, learned: Sequence[Value], targets: Mapping[Value, Value], rule: Rule, *, recompute: bool = True
 ) -> tuple[tuple[Value, ...], dict[Value, Owner]]:
     """Loss and updates as lowered values, and the owners among them. The deepest tensor is updated first."""
     pairs = list(zip(reversed(learned), reversed(gradients(loss, learned)), strict=True)) if learned else []
     step = rule.updates(pairs)
     owners = step.owners | {p: Owner(Role.TRAINED, p.name) for p in (*learned, *targets)}
     moved = [g.blend(slot, new) for slot, new in targets.items()]
-    outputs = lower(simplify(fuse(simplify([loss, *step.outputs, *moved]))))
+    outputs = simplify(fuse(simplify([loss, *step.outputs, *moved])))
+    outputs = lower(recomputed(outputs) if recompute else outputs)
     owners[outputs[0]] = Owner(Role.OUTPUT, LOSS)
     return outputs, owners
 
@@ -189,8 +202,9 @@ def _workspace(made: Program) -> int:
     return max(sizes, default=0)
 
 
-def _report(layout: Layout, outputs: Sequence[Value], owners: Owners, workspace: int, notes: tuple[str, ...]) -> Report:
-    forward = set(topological(outputs[:1]))
+def _report(layout: Layout, workspace: int, notes: tuple[str, ...]) -> Report:
+    owners = layout.owners
+    forward = set(topological([v for v, owner in owners.items() if owner.role is Role.OUTPUT]))
     products = [(OPS[node.op].multiply_adds(node), node in forward) for node in layout.order]
     by_role = {role: tuple(o.name for o in owners.values() if o.role is role) for role in Role}
     return Report(

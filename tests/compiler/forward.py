@@ -22,7 +22,7 @@ def run_on_engine(outputs: Sequence[Value], given: Mapping[str, Array], isa: str
     owners = {n.out(): Owner(Role.BATCH, n.out().name) for n in topological(outputs) if n.op == "leaf"}
     lowered = lower(simplify(fuse(simplify(outputs))))
     owners |= {v: Owner(Role.OUTPUT, f"out{i}") for i, v in enumerate(lowered)}
-    made = program(lay_out(lowered, owners), owners)
+    made = program(lay_out(lowered, owners))
     scratch = [_core.workspace_bytes(op.opcode, made.shapes(op), list(op.attrs)) for op in made.operations]
     engine = _core.Engine(write(made, max(scratch, default=0)), 1, isa)
     engine.poison()

@@ -222,8 +222,8 @@ def test_without_momentum_there_is_no_velocity() -> None:
 
 
 def test_absent_operands_are_marked() -> None:
-    layout, owners = laid_out(lenet(), trained=2)
-    products = [op for op in program(layout, owners).operations if op.opcode == 1]
+    layout, _ = laid_out(lenet(), trained=2)
+    products = [op for op in program(layout).operations if op.opcode == 1]
     assert all(len(op.inputs) == 3 for op in products)
     assert any(op.inputs[2] == ABSENT for op in products)
 
