@@ -2,6 +2,8 @@
 
 #include "kernels/conv_lanes.h"
 #include "kernels/conv_plan.h"
+#include "kernels/depthwise.h"
+#include "kernels/depthwise_plan.h"
 #include "kernels/pack.h"
 #include "kernels/tile.h"
 #include "kernels/winograd.h"
@@ -142,6 +144,7 @@ void correlate(const Correlation& c, const Worker& worker) {
 }  // namespace
 
 void conv(const ConvArgs& a, const Worker& worker) {
+  if (depthwise::takes(a)) return depthwise_conv(a, worker);
   const Index taps = a.kernel_h * a.kernel_w;
   const winograd::Problem minimal = winograd::forward_problem(a);
   const winograd::Blocks blocks = winograd::correlate_blocks(a, minimal);
@@ -165,6 +168,7 @@ void conv(const ConvArgs& a, const Worker& worker) {
 }
 
 void conv_grad_x(const ConvArgs& a, const Worker& worker) {
+  if (depthwise::takes(a)) return depthwise_grad_x(a, worker);
   const Index taps = a.kernel_h * a.kernel_w;
   const winograd::Problem minimal = winograd::backward_problem(a);
   const winograd::Blocks blocks = winograd::correlate_blocks(a, minimal);
