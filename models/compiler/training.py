@@ -15,7 +15,8 @@ from edge_runtime import _core
 from models.compiler.autodiff import gradients
 from models.compiler.emit import Program, program, write
 from models.compiler.errors import ModelError
-from models.compiler.freeze import select
+from models.compiler.fold import fold
+from models.compiler.freeze import select, settle
 from models.compiler.fuse import fuse
 from models.compiler.ir import Graph, Role, Value, substitute, topological
 from models.compiler.lower import lower
@@ -101,6 +102,37 @@ def compile_training(  # noqa: PLR0913 - the settings a user may give
         CompileError: settings out of range, patterns that match nothing, an output that is no logits.
         NotDifferentiable: an operation above the shallowest trainable tensor has no gradient.
     """
+    goal = objective(graph, trainable, frozen)
+    return compile_loss(
+        goal.loss,
+        goal.columns,
+        trainable=trainable,
+        frozen=frozen,
+        rule=rule or Sgd(momentum=momentum, weight_decay=weight_decay, nesterov=nesterov),
+        notes=graph.notes,
+        updates=goal.updates,
+    )
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised, before it is differentiated.
+
+    Attributes:
+        loss: mean cross-entropy.
+        columns: batch columns, "y" last.
+        updates: slots that a step moves without a gradient, and what they become.
+        trained: names of the tensors to train.
+    """
+
+    loss: Value
+    columns: tuple[Value, ...]
+    updates: tuple[tuple[Value, Value], ...]
+    trained: tuple[str, ...]
+
+
+def objective(graph: Graph, trainable: Iterable[str], frozen: Iterable[str]) -> Objective:
+    """Softmax cross-entropy on a model whose frozen layers are as in inference; raises as compile_training."""
     logits = graph.outputs[0]
     batch = graph.inputs[0].shape[0]
     if len(logits.shape) != 2 or logits.shape[0] != batch:
@@ -109,17 +141,15 @@ def compile_training(  # noqa: PLR0913 - the settings a user may give
         raise ModelError(f"the model ends with {graph.last_op}, which the loss contains: let it end with its logits")
     if logits.shape[1] == 1:
         raise ModelError("the model has one logit, with which the loss is always 0; two classes need two outputs")
+    trained = select([p.name for p in graph.parameters], trainable, frozen)
+    graph = settle(graph, trained)
     labels = g.leaf(LABELS, "int32", (batch,))
-    loss = g.softmax_cross_entropy(logits, labels)
-    rule = rule or Sgd(momentum, weight_decay, nesterov)
+    loss = g.softmax_cross_entropy(graph.outputs[0], labels)
     # Rows without a label fill up the last batch: they must not enter the statistics of a batch.
     rows = {} if graph.rows is None else {graph.rows: g.labelled_rows(labels)}
     loss, *moved = substitute([loss, *(new for _, new in graph.updates)], rows)
     updates = tuple(zip((slot for slot, _ in graph.updates), moved, strict=True))
-    columns = (*graph.inputs, labels)
-    return compile_loss(
-        loss, columns, trainable=trainable, frozen=frozen, rule=rule, notes=graph.notes, updates=updates
-    )
+    return Objective(loss, (*graph.inputs, labels), updates, trained)
 
 
 def compile_loss(  # noqa: PLR0913 - as above
@@ -137,7 +167,7 @@ def compile_loss(  # noqa: PLR0913 - as above
     `updates` are parameters that a step moves without a gradient, and what they become; they are chosen by
     `trainable` and `frozen` like the others.
     """
-    loss, *moved = simplify([loss, *(new for _, new in updates)])
+    loss, *moved = fold(simplify([loss, *(new for _, new in updates)]), batch)
     targets = dict(zip((slot for slot, _ in updates), moved, strict=True))
     parameters = _parameters([loss, *targets, *moved], batch)
     trained = select([p.name for p in parameters], trainable, frozen)
@@ -145,6 +175,11 @@ def compile_loss(  # noqa: PLR0913 - as above
     outputs, owners = _step(loss, learned, {p: new for p, new in targets.items() if p.name in trained}, rule or Sgd())
     owners |= {p: Owner(Role.FROZEN, p.name) for p in parameters if p.name not in trained}
     owners |= {v: Owner(Role.BATCH, v.name) for v in batch}
+    return assemble(outputs, owners, notes)
+
+
+def assemble(outputs: tuple[Value, ...], owners: Owners, notes: tuple[str, ...]) -> Compiled:
+    """Order, place and write a lowered graph; output 0 is what its forward part ends with."""
     _check_names(owners)
     layout = lay_out(outputs, owners)
     made = program(layout, owners)
@@ -167,9 +202,14 @@ def _step(
     step = rule.updates(pairs)
     owners = step.owners | {p: Owner(Role.TRAINED, p.name) for p in (*learned, *targets)}
     moved = [g.blend(slot, new) for slot, new in targets.items()]
-    outputs = lower(simplify(fuse(simplify([loss, *step.outputs, *moved]))))
+    outputs = lowered([loss, *step.outputs, *moved])
     owners[outputs[0]] = Owner(Role.OUTPUT, LOSS)
     return outputs, owners
+
+
+def lowered(outputs: Sequence[Value]) -> tuple[Value, ...]:
+    """The same values as kernels compute them."""
+    return lower(simplify(fuse(simplify(outputs))))
 
 
 def _check_names(owners: Owners) -> None:
