@@ -20,6 +20,8 @@ ROLE_SCALAR = 5
 ROLE_OUTPUT = 6
 ROLE_CONSTANT = 7
 
+ANCHOR = "global/"  # a frozen tensor "global/NAME" holds NAME as the task received it
+
 CHECK_BYTES = 32
 FILE_BYTES_FIELD = slice(56, 64)
 

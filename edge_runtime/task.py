@@ -13,7 +13,7 @@ from edge_runtime.codecs import find_codec
 from edge_runtime.data import Dataset, NoExamples, batch_indices, check_row_shape, fill_batch
 from edge_runtime.engine import Engine
 from edge_runtime.errors import EdgeError, LocalError
-from edge_runtime.plan import ROLE_BATCH, ROLE_FROZEN, ROLE_SCALAR, ROLE_TRAINED, Plan
+from edge_runtime.plan import ANCHOR, ROLE_BATCH, ROLE_FROZEN, ROLE_SCALAR, ROLE_TRAINED, Plan
 from edge_runtime.wire.tasks import Phase, Task, Upload, format_task, parse_task
 
 __all__ = [
@@ -124,9 +124,10 @@ def run_task(  # noqa: PLR0913 the one seam between a task and what it runs on
         if phase.plan not in plans:
             raise PlanMissing(f"plan {phase.plan} is not at hand; it must be sent before the task")
         plan = plans[phase.plan]
-        check_phase(phase, plan, dataset, {**weights, **trained})
+        given = {**{ANCHOR + name: array for name, array in weights.items()}, **weights, **trained}
+        check_phase(phase, plan, dataset, given)
         engine = Engine(plan, threads=threads, memory_limit_bytes=memory_limit_bytes)
-        _write_inputs(engine, phase, plan, {**weights, **trained})
+        _write_inputs(engine, phase, plan, given)
         losses += _train(engine, task.seed, range(epoch, epoch + phase.epochs), dataset, should_stop)
         trained |= {name: engine.read(name) for name in plan.named(ROLE_TRAINED)}
         epoch += phase.epochs

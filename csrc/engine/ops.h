@@ -51,6 +51,7 @@ constexpr std::size_t kMaxInputs = 6, kMaxOutputs = 3;
 constexpr int kAnyNumber = -1;  // of attributes
 
 struct OpInfo {
+  std::uint16_t code;
   const char* name;
   std::size_t n_inputs, n_outputs;
   unsigned optional_inputs, optional_outputs;  // bit masks

@@ -7,9 +7,14 @@ None, for each input. Rules build more nodes than are needed; those nobody asks 
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 import models.compiler.graph as g
 from models.compiler.errors import NotDifferentiable
-from models.compiler.ir import Node, Value
+from models.compiler.ir import Node, Value, Window
+
+EXACT_WHOLE = 1 << 24  # float32 holds every whole number up to here
+EXACT_QUOTIENT = 1 << 20  # and the whole part of a quotient of two of them, half a unit off the edge, up to here
 
 Gradients = tuple[Value | None, ...]
 Gradient = Callable[[Node, Sequence[Value | None]], Gradients]
@@ -114,6 +119,28 @@ def maxpool(node: Node, d_outputs: Sequence[Value | None]) -> Gradients:
     return (g.max_pool_grad(first(d_outputs), node.out(1), x.shape, attrs["kernel"], attrs["window"]),)
 
 
+def maxpool_grad(node: Node, d_outputs: Sequence[Value | None]) -> Gradients:
+    """Linear in d_y: each gets the u of the place its maximum came from, which is taken as fixed."""
+    d_y, index = operands(node)
+    u, (kh, kw), window = first(d_outputs), node.attrs["kernel"], node.attrs["window"]
+    n, c, h, w = u.shape
+    if h * w > EXACT_WHOLE or kh * kw > EXACT_QUOTIENT:
+        raise NotDifferentiable(node.op, f"places of a {kh} x {kw} window in {h} x {w} have no numbers in float32")
+    tap = g.cast(index, "float32")
+    row = g.unary("floor", (tap + 0.5) * (1.0 / kw))
+    down = _begins(window, 0, d_y.shape) + row * float(window.dilations[0])
+    across = _begins(window, 1, d_y.shape) + (tap - row * float(kw)) * float(window.dilations[1])
+    places = g.reshape(g.cast(down * float(w) + across, "int32"), (n * c, -1))
+    return g.reshape(g.gather(g.reshape(u, (n * c, h * w)), places, 1, elements=True), d_y.shape), None
+
+
+def _begins(window: Window, axis: int, shape: tuple[int, ...]) -> Value:
+    """Where each window of a pool with results of `shape` begins along `axis` (0 down, 1 across)."""
+    count = shape[axis + 2]
+    begin = np.arange(count, dtype=np.float32) * window.strides[axis] - window.pads[axis]
+    return g.constant(begin.reshape((1, 1, count, 1) if axis == 0 else (1, 1, 1, count)))
+
+
 def avgpool(node: Node, d_outputs: Sequence[Value | None]) -> Gradients:
     """Spreads each mean over its window."""
     (x,) = operands(node)
@@ -152,13 +179,26 @@ def reshape(node: Node, d_outputs: Sequence[Value | None]) -> Gradients:
 
 
 def softmax_xent(node: Node, d_outputs: Sequence[Value | None]) -> Gradients:
-    """Known for the loss with respect to the logits."""
-    if d_outputs[0] is None or d_outputs[1] is not None:
-        raise NotDifferentiable("softmax_xent", "only its loss has a gradient here, its probabilities have none")
-    return g.softmax_xent_grad(node.out(1), operands(node)[1], d_outputs[0]), None
+    """To the logits: of the loss by its own kernel, of the probabilities p by p (d - sum(p d))."""
+    labels, probs = operands(node)[1], node.out(1)
+    d_loss, d_probs = d_outputs
+    parts = [] if d_loss is None else [g.softmax_xent_grad(probs, labels, d_loss, node.attrs.get("first_row"))]
+    if d_probs is not None:
+        parts.append(probs * (d_probs - g.sum(probs * d_probs, [1], keepdims=True)))
+    return sum(parts[1:], start=parts[0]), None
 
 
-def unavailable(node: Node, d_outputs: Sequence[Value | None]) -> Gradients:
-    """Say which operation cannot be differentiated."""
+def softmax_xent_grad(node: Node, d_outputs: Sequence[Value | None]) -> Gradients:
+    """Linear in d_loss; to the probabilities of labelled rows u d_loss / their number."""
+    probs, labels, d_loss = operands(node)
+    u, begin = first(d_outputs), node.attrs.get("first_row")
+    all_rows = g.labelled_rows(labels)
+    rows = g.slice(all_rows, [begin or 0], [probs.shape[0]], [1])
+    to_probs = u * g.reshape(rows, (probs.shape[0], 1)) * (d_loss / g.maximum(g.sum(all_rows), 1.0))
+    return to_probs, None, g.sum(u * g.softmax_xent_grad(probs, labels, g.constant(1.0), begin))
+
+
+def in_place(node: Node, d_outputs: Sequence[Value | None]) -> Gradients:
+    """Say that an update has no gradient, and what has."""
     del d_outputs
-    raise NotDifferentiable(node.op, "its derivative is not among the operations yet")
+    raise NotDifferentiable(node.op, "it updates in place; write the step out, as parameter - lr * gradient")

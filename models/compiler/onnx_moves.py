@@ -11,6 +11,8 @@ from models.compiler.ir import Value
 from models.compiler.onnx_nodes import Convert, ModelNode, Term, Terms, axis_of, integers, known, value
 from models.compiler.onnx_resize import resize
 
+MAX_FILLED_ELEMENTS = 1 << 24  # of a constant of whole numbers, which is written out where it is read
+
 
 def _concat(node: ModelNode, terms: Terms) -> Value:
     values = [value(terms, i) for i in range(len(terms))]
@@ -147,13 +149,18 @@ def _space_to_depth(node: ModelNode, terms: Terms) -> Value:
 
 
 def _constant_of_shape(node: ModelNode, terms: Terms) -> Term:
-    """Larger ones than shape arithmetic computes; whole numbers stay an array."""
+    """Larger ones than shape arithmetic computes: one number, repeated where it is read."""
     shape = known(terms, 0)
     assert shape is not None
-    fill = node.attrs.get("value", np.zeros(1, np.float32))
-    if fill.dtype != np.float32:
-        raise ModelError(f"a constant of {math.prod(shape.tolist())} {fill.dtype} elements is too large")
-    return g.broadcast_to(g.constant(fill.reshape(())), [int(n) for n in shape])
+    sizes = [int(n) for n in shape]
+    fill = node.attrs.get("value", np.zeros(1, np.float32)).reshape(())
+    if fill.dtype == np.float32:
+        return g.broadcast_to(g.constant(fill), sizes)
+    if min(sizes) < 0 or math.prod(sizes) > MAX_FILLED_ELEMENTS:
+        raise ModelError(
+            f"a constant of shape {sizes} and type {fill.dtype} has more than {MAX_FILLED_ELEMENTS} elements"
+        )
+    return np.broadcast_to(fill, sizes)
 
 
 CONVERTERS: dict[str, Convert] = {

@@ -98,6 +98,10 @@ def _sgd(node: Node) -> list[int]:
     return [float_bits(attrs["momentum"]), float_bits(attrs["weight_decay"]), int(attrs["nesterov"])]
 
 
+def _first_row(node: Node) -> list[int]:
+    return [node.attrs["first_row"]] if "first_row" in node.attrs else []
+
+
 def _function(names: tuple[str, ...]) -> Encode:
     return lambda node: [names.index(node.attrs["function"])]
 
@@ -164,7 +168,7 @@ OPS: dict[str, Op] = {
     "relu": Op(shapes.same("relu"), gradients.relu, 5, no_attrs, (0,)),
     "relu_grad": Op(shapes.same("relu_grad"), gradients.relu_grad, 6, no_attrs, (0, 1)),
     "maxpool": Op(shapes.maxpool, gradients.maxpool, 7, _maxpool),
-    "maxpool_grad": Op(shapes.maxpool_grad, gradients.unavailable, 8, _maxpool),
+    "maxpool_grad": Op(shapes.maxpool_grad, gradients.maxpool_grad, 8, _maxpool),
     "avgpool": Op(shapes.avgpool, gradients.avgpool, 9, _avgpool),
     "avgpool_grad": Op(shapes.avgpool_grad, gradients.avgpool_grad, 10, _avgpool),
     "add": Op(shapes.elementwise("add"), gradients.add, 11, no_attrs, (0, 1)),
@@ -172,9 +176,9 @@ OPS: dict[str, Op] = {
     "mul": Op(shapes.elementwise("mul"), gradients.mul, 13, no_attrs, (0, 1)),
     "reduce_sum": Op(shapes.reduce_sum, gradients.reduce_sum, 14, _reduce_sum),
     "transpose": Op(shapes.transpose, gradients.transpose, 15, _transpose),
-    "softmax_xent": Op(shapes.softmax_xent, gradients.softmax_xent, 16),
-    "softmax_xent_grad": Op(shapes.softmax_xent_grad, gradients.unavailable, 17),
-    "sgd": Op(shapes.sgd, gradients.unavailable, 18, _sgd, operands=(4, 2), overwrites=(0, 3)),
+    "softmax_xent": Op(shapes.softmax_xent, gradients.softmax_xent, 16, _first_row),
+    "softmax_xent_grad": Op(shapes.softmax_xent_grad, gradients.softmax_xent_grad, 17, _first_row),
+    "sgd": Op(shapes.sgd, gradients.in_place, 18, _sgd, operands=(4, 2), overwrites=(0, 3)),
     "copy": Op(shapes.reshape, gradients.reshape, 19),
     "unary": Op(shapes.elementwise("unary"), tensor_gradients.unary_function, 20, _function(UNARY), (0,)),
     "binary": Op(shapes.elementwise("binary"), tensor_gradients.binary_function, 21, _function(BINARY), (0, 1)),
@@ -192,12 +196,12 @@ OPS: dict[str, Op] = {
     "topk": Op(tensor_shapes.topk, tensor_gradients.topk, 31, _numbers("smallest", "axis", "k")),
     "adamw": Op(
         shapes.adamw,
-        gradients.unavailable,
+        gradients.in_place,
         32,
         _floats("beta1", "beta2", "epsilon", "weight_decay"),
         overwrites=(0, 3, 4),
     ),
-    "blend": Op(shapes.blend, gradients.unavailable, 33, _floats("rate"), overwrites=(0,)),
+    "blend": Op(shapes.blend, gradients.in_place, 33, _floats("rate"), overwrites=(0,)),
     # What gradients take as a constant is the value itself.
     "detach": Op(tensor_shapes.detach, tensor_gradients.flat, None),
     # A reshape names the same bytes again, and a broadcast is a multiplication by ones: neither has a kernel.

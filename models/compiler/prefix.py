@@ -11,13 +11,13 @@ larger is computed behind it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from glob import escape
+from dataclasses import dataclass, replace
 
 import models.compiler.graph as g
 from models.compiler.errors import CompileError
 from models.compiler.fold import depending, fold
 from models.compiler.ir import Role, Value, substitute, topological
+from models.compiler.lower import own
 from models.compiler.min_cut import cheapest_cut
 from models.compiler.onnx_import import import_onnx
 from models.compiler.ops import OPS
@@ -25,7 +25,7 @@ from models.compiler.rows import example_axes
 from models.compiler.rules import Rule
 from models.compiler.simplify import simplify
 from models.compiler.storage import Owner
-from models.compiler.training import Compiled, Objective, assemble, compile_loss, lowered, objective
+from models.compiler.training import Compiled, Objective, assemble, compile_objective, kernels, objective
 
 FEATURES = "features/"
 PREFIX_BATCH = 8
@@ -64,16 +64,20 @@ def compile_split(  # noqa: PLR0913 - the settings a user may give
     trainable: Iterable[str] = ("*",),
     frozen: Iterable[str] = (),
     rule: Rule,
+    recompute: bool = True,
+    micro_batches: int = 1,
     prefix_batch: int = PREFIX_BATCH,
 ) -> Split:
     """Compile a classifier whose frozen prefix has a plan of its own.
 
     Args:
         model: ONNX, as import_onnx.
-        batch: examples in a step.
+        batch: examples in a step, or in each of its slices.
         trainable: shell patterns over parameter names.
         frozen: patterns of names not to train after all.
         rule: the update rule.
+        recompute: as compile_training.
+        micro_batches: as compile_training.
         prefix_batch: examples the prefix takes at a time, at most `batch`: its memory grows with it, its speed hardly.
 
     Raises:
@@ -82,28 +86,29 @@ def compile_split(  # noqa: PLR0913 - the settings a user may give
     if prefix_batch < 1:
         raise CompileError(f"prefix_batch must be at least 1, got {prefix_batch}")
     trainable, frozen = tuple(trainable), tuple(frozen)
-    graph = import_onnx(model, batch=batch)
-    goal = _simplified(objective(graph, trainable, frozen))
+    goal = _simplified(objective(import_onnx(model, batch=batch), trainable, frozen, micro_batches))
     cut = find_cut(goal)
     if cut.reason:
-        return Split(_training(goal, (), rule, graph.notes), None, {}, cut.reason)
-    lower_part = goal.columns[0], cut.values
+        return Split(compile_objective(goal, rule, recompute=recompute), None, {}, cut.reason)
+    (x,), values = goal.inputs, cut.values
     if prefix_batch < batch:
         small = _simplified(objective(import_onnx(model, batch=prefix_batch), trainable, frozen))
-        values = find_cut(small).values
+        found = find_cut(small).values
         # An operation may take another form for another batch; then the prefix keeps the batch of the training plan.
-        lower_part = (small.columns[0], values) if _shape_of(values) == _shape_of(cut.values) else lower_part
+        if _shape_of(found) == _shape_of(values):
+            (x,), values = small.inputs, found
     features = {_name(i): v.type.nbytes // batch for i, v in enumerate(cut.values)}
-    return Split(_training(goal, cut.values, rule, graph.notes), _inference(*lower_part), features)
+    above = compile_objective(_above(goal, cut.values), rule, recompute=recompute)
+    return Split(above, _inference(x, values), features)
 
 
 def find_cut(goal: Objective) -> Cut:
     """The cheapest features that spare the training plan every frozen product."""
-    x, labels = goal.columns
+    (x,) = goal.inputs
     outputs = [goal.loss, *(new for _, new in goal.updates)]
     order = topological(outputs)
     trained = [node.out() for node in order if node.op == "leaf" and node.attrs["name"] in goal.trained]
-    upper, varying = depending(outputs, [*trained, labels]), depending(outputs, [x])
+    upper, varying = depending(outputs, [*trained, goal.labels, *goal.counting]), depending(outputs, [x])
     lower = [node for node in order if node in varying and node not in upper]
     products = [node for node in lower if node.inputs and OPS[node.op].multiply_adds(node)]
     if not products:
@@ -131,10 +136,9 @@ def _can_be_kept(value: Value, axes: Mapping[Value, int]) -> bool:
 
 def _simplified(goal: Objective) -> Objective:
     """The same objective, normalisation by running statistics folded."""
-    loss, *moved = fold(simplify([goal.loss, *(new for _, new in goal.updates)]), goal.columns)
-    loss, *moved = simplify([loss, *moved])
-    updates = tuple(zip((slot for slot, _ in goal.updates), moved, strict=True))
-    return Objective(loss, goal.columns, updates, goal.trained)
+    columns = (*goal.inputs, goal.labels, *goal.counting)
+    loss, *moved = simplify(fold(simplify([goal.loss, *(new for _, new in goal.updates)]), columns))
+    return replace(goal, loss=loss, updates=tuple(zip((slot for slot, _ in goal.updates), moved, strict=True)))
 
 
 def _shape_of(values: Sequence[Value]) -> list[tuple[object, ...]]:
@@ -157,26 +161,20 @@ def _by_example(value: Value, batch: int) -> tuple[int, ...]:
     return value.shape if value.shape[0] == batch else (batch, value.type.size // batch)
 
 
-def _training(goal: Objective, cut: Sequence[Value], rule: Rule, notes: tuple[str, ...]) -> Compiled:
-    """The plan of what is above the cut, of all when there is none."""
-    x, labels = goal.columns
+def _above(goal: Objective, cut: Sequence[Value]) -> Objective:
+    """The part of an objective above a cut, whose values come as batch columns."""
+    (x,) = goal.inputs
     leaves = [g.leaf(_name(i), v.type.dtype, _by_example(v, x.shape[0])) for i, v in enumerate(cut)]
     replaced = {v: g.reshape(leaf, v.shape) for v, leaf in zip(cut, leaves, strict=True)}
-    outputs = substitute([goal.loss, *(new for _, new in goal.updates)], replaced)
-    reached = set(topological(outputs))
-    return compile_loss(
-        outputs[0],
-        (*(v for v in (x, *leaves) if v.node in reached), labels),
-        trainable=[escape(name) for name in goal.trained],  # those very tensors
-        rule=rule,
-        notes=notes,
-        updates=tuple(zip((slot for slot, _ in goal.updates), outputs[1:], strict=True)),
-    )
+    loss, *moved = substitute([goal.loss, *(new for _, new in goal.updates)], replaced)
+    reached = set(topological([loss, *moved]))
+    updates = tuple(zip((slot for slot, _ in goal.updates), moved, strict=True))
+    return replace(goal, loss=loss, inputs=tuple(v for v in (x, *leaves) if v.node in reached), updates=updates)
 
 
 def _inference(x: Value, values: Sequence[Value]) -> Compiled:
     """The plan that computes the features."""
-    outputs = lowered([g.reshape(v, _by_example(v, x.shape[0])) for v in values])
+    outputs = tuple(own(v) for v in kernels([g.reshape(v, _by_example(v, x.shape[0])) for v in values]))
     leaves = [node.out() for node in topological(outputs) if node.op == "leaf"]
     owners = {v: Owner(Role.FROZEN, v.name) for v in leaves if v != x}
     owners |= {x: Owner(Role.BATCH, x.name)}

@@ -1,20 +1,27 @@
 """Update rules: what a step does with the gradients, and the state it keeps.
 
 A rule is a record of settings, fixed in the plan, with one function `updates`; the learning rate is a scalar of the
-plan, which a task sets.
+plan, which a task sets. All rules share `Shared`: what is done to a gradient before it is used, and to a tensor after.
 """
 
 import math
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TypeVar
 
 import models.compiler.graph as g
+from edge_runtime.plan import ANCHOR
 from models.compiler.errors import CompileError
 from models.compiler.ir import Role, Value
 from models.compiler.storage import Owner
 
 LEARNING_RATE = "lr"
+CONTROL = "control/"  # slots of what `control_variates` adds to the gradients
+AVERAGE = "ema/"  # slots of the moving averages
 Pairs = Sequence[tuple[Value, Value]]  # parameter and gradient, in the order they shall be updated
+Content = TypeVar("Content")
 
 
 @dataclass(frozen=True)
@@ -23,22 +30,22 @@ class Updates:
 
     Attributes:
         outputs: the last value of every update, so that all of them are reached.
-        owners: the scalars and state tensors among the leaves.
+        owners: the scalars and slots among the leaves.
     """
 
     outputs: list[Value]
     owners: dict[Value, Owner]
 
 
-def _learning_rate() -> tuple[Value, dict[Value, Owner]]:
-    lr = g.leaf(LEARNING_RATE, "float32", ())
-    return lr, {lr: Owner(Role.SCALAR, LEARNING_RATE)}
+def with_averages(weights: Mapping[str, Content], trained: Iterable[str]) -> dict[str, Content]:
+    """Weights to start from where a plan trains averages: each "ema/NAME" of `trained` begins as its tensor NAME."""
+    averages = [name for name in trained if name.startswith(AVERAGE) and name not in weights]
+    return {**weights, **{name: weights[name.removeprefix(AVERAGE)] for name in averages}}
 
 
-def _state(name: str, shape: tuple[int, ...], owners: dict[Value, Owner]) -> Value:
-    """A state tensor; it is zero when an engine starts."""
+def _slot(role: Role, name: str, shape: tuple[int, ...], owners: dict[Value, Owner]) -> Value:
     slot = g.leaf(name, "float32", shape)
-    owners[slot] = Owner(Role.STATE, name)
+    owners[slot] = Owner(role, name)
     return slot
 
 
@@ -55,92 +62,169 @@ def clipped(pairs: Pairs, max_norm: float | None) -> Pairs:
     return [(parameter, gradient * factor) for parameter, gradient in pairs]
 
 
-def _check_norm(max_norm: float | None) -> None:
-    if max_norm is not None and not (math.isfinite(max_norm) and max_norm > 0.0):
-        raise CompileError(f"max_norm must be finite and above 0, got {max_norm}")
+def _check(name: str, value: float, *, above: bool = False) -> None:
+    """Refuse what is not finite, is negative, or is 0 where it must be above."""
+    if not (math.isfinite(value) and value >= 0.0) or (above and value == 0.0):
+        raise CompileError(f"{name} must be finite and {'above 0' if above else 'not negative'}, got {value}")
 
 
-def _check_decay(weight_decay: float) -> None:
-    if not (math.isfinite(weight_decay) and weight_decay >= 0.0):
-        raise CompileError(f"weight_decay must be finite and not negative, got {weight_decay}")
+@dataclass(frozen=True, kw_only=True)
+class Shared(ABC):
+    """What every rule can do besides its own step.
+
+    Attributes:
+        max_norm: all gradients together are scaled down to this Euclidean norm.
+        proximal: the objective gains proximal / 2 * |w - w_global|^2 (FedProx, arXiv 1812.06127, eq. 2), whose gradient
+            is clipped with the others. w_global is the frozen slot "global/NAME", which a task fills with what it
+            received.
+        control_variates: the frozen slot "control/NAME", which holds c - c_i, is added to each gradient after clipping
+            (SCAFFOLD, arXiv 1910.06378, eq. 3).
+        ema: None, or the decay of a moving average of each trained tensor: the trained slot "ema/NAME" becomes
+            ema * average + (1 - ema) * tensor after every step.
+        rates: (pattern, factor): the learning rate of a tensor is lr times the factor of the first shell pattern that
+            matches its name.
+    """
+
+    max_norm: float | None = None
+    proximal: float = 0.0
+    control_variates: bool = False
+    ema: float | None = None
+    rates: tuple[tuple[str, float], ...] = ()
+
+    def check_shared(self) -> None:
+        """Refuse settings out of range."""
+        _check("proximal", self.proximal)
+        if self.max_norm is not None:
+            _check("max_norm", self.max_norm, above=True)
+        if self.ema is not None and not 0.0 <= self.ema < 1.0:
+            raise CompileError(f"ema must be in [0, 1), got {self.ema}")
+        for pattern, factor in self.rates:
+            _check(f"the rate of {pattern!r}", factor)
+
+    @abstractmethod
+    def steps(self, pairs: Pairs, lr: "LearningRates", owners: dict[Value, Owner]) -> list[tuple[Value, Value]]:
+        """Every parameter, and slot of the rule's own, with what it becomes; adds its state to `owners`."""
+
+    def updates(self, pairs: Pairs) -> Updates:
+        """The step of every parameter, and what is shared around it."""
+        owners: dict[Value, Owner] = {}
+        lr = LearningRates(_slot(Role.SCALAR, LEARNING_RATE, (), owners), self.rates)
+        lr.check([p.name for p, _ in pairs])
+        moved = self.steps(self._corrected(pairs, owners), lr, owners)
+        return Updates([new for _, new in moved] + self._averages(pairs, dict(moved), owners), owners)
+
+    def _corrected(self, pairs: Pairs, owners: dict[Value, Owner]) -> Pairs:
+        if self.proximal:
+            anchors = [_slot(Role.FROZEN, ANCHOR + p.name, p.shape, owners) for p, _ in pairs]
+            pairs = [(p, d + (p - w) * self.proximal) for (p, d), w in zip(pairs, anchors, strict=True)]
+        pairs = clipped(pairs, self.max_norm)
+        if self.control_variates:
+            pairs = [(p, d + _slot(Role.FROZEN, CONTROL + p.name, p.shape, owners)) for p, d in pairs]
+        return pairs
+
+    def _averages(self, pairs: Pairs, moved: Mapping[Value, Value], owners: dict[Value, Owner]) -> list[Value]:
+        """The averages follow the tensors as they are after the step."""
+        if self.ema is None:
+            return []
+        slots = [_slot(Role.TRAINED, AVERAGE + p.name, p.shape, owners) for p, _ in pairs]
+        return [g.blend(slot, moved[p], 1.0 - self.ema) for slot, (p, _) in zip(slots, pairs, strict=True)]
 
 
 @dataclass(frozen=True)
-class Sgd:
+class LearningRates:
+    """The learning rate of each tensor: the scalar, times the factor of the first pattern that matches."""
+
+    lr: Value
+    rates: tuple[tuple[str, float], ...]
+
+    def check(self, names: Sequence[str]) -> None:
+        """Refuse a pattern that matches no trained tensor: it would be a misspelt one."""
+        for pattern, _ in self.rates:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise CompileError(f"the rate pattern {pattern!r} matches no trained tensor: {', '.join(names)}")
+
+    def of(self, parameter: Value) -> Value:
+        """A scalar."""
+        factors = [factor for pattern, factor in self.rates if fnmatchcase(parameter.name, pattern)]
+        return self.lr * factors[0] if factors and factors[0] != 1.0 else self.lr
+
+
+@dataclass(frozen=True)
+class Sgd(Shared):
     """Settings of stochastic gradient descent; they are fixed in the plan, the learning rate is not."""
 
     momentum: float = 0.9
     weight_decay: float = 0.0
     nesterov: bool = False
-    max_norm: float | None = None
 
     def __post_init__(self) -> None:
+        self.check_shared()
         if not 0.0 <= self.momentum < 1.0:
             raise CompileError(f"momentum must be in [0, 1), got {self.momentum}")
-        _check_decay(self.weight_decay)
-        _check_norm(self.max_norm)
+        _check("weight_decay", self.weight_decay)
         if self.nesterov and not self.momentum:
             raise CompileError("nesterov needs a momentum above 0")
 
-    def updates(self, pairs: Pairs) -> Updates:
+    def steps(self, pairs: Pairs, lr: LearningRates, owners: dict[Value, Owner]) -> list[tuple[Value, Value]]:
         """One `sgd` for each parameter; the velocity of NAME is "momentum/NAME"."""
-        lr, owners = _learning_rate()
-        outputs = []
-        for parameter, gradient in clipped(pairs, self.max_norm):
-            velocity = _state(f"momentum/{parameter.name}", parameter.shape, owners) if self.momentum else None
+        moved = []
+        for p, gradient in pairs:
+            velocity = _slot(Role.STATE, f"momentum/{p.name}", p.shape, owners) if self.momentum else None
             new = g.sgd(
-                parameter,
+                p,
                 gradient,
-                lr,
+                lr.of(p),
                 velocity,
                 momentum=self.momentum,
                 weight_decay=self.weight_decay,
                 nesterov=self.nesterov,
             )
-            outputs.append(new[0])
-        return Updates(outputs, owners)
+            moved.append((p, new[0]))
+        return moved
 
 
 @dataclass(frozen=True)
-class AdamW:
-    """Settings of AdamW (arXiv 1711.05101); bias correction as in torch.optim.AdamW."""
+class AdamW(Shared):
+    """Settings of AdamW (arXiv 1711.05101); bias correction as in torch.optim.AdamW.
+
+    With `decoupled` False the decay is added to the gradient instead: Adam (arXiv 1412.6980) as in torch.optim.Adam.
+    """
 
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
     weight_decay: float = 0.01
-    max_norm: float | None = None
+    decoupled: bool = True
 
     def __post_init__(self) -> None:
+        self.check_shared()
         if not (0.0 <= self.beta1 < 1.0 and 0.0 <= self.beta2 < 1.0):
             raise CompileError(f"beta1 and beta2 must be in [0, 1), got {self.beta1} and {self.beta2}")
-        if not (math.isfinite(self.epsilon) and self.epsilon > 0.0):
-            raise CompileError(f"epsilon must be finite and above 0, got {self.epsilon}")
-        _check_decay(self.weight_decay)
-        _check_norm(self.max_norm)
+        _check("epsilon", self.epsilon, above=True)
+        _check("weight_decay", self.weight_decay)
 
-    def updates(self, pairs: Pairs) -> Updates:
+    def steps(self, pairs: Pairs, lr: LearningRates, owners: dict[Value, Owner]) -> list[tuple[Value, Value]]:
         """One `adamw` for each parameter; moments of NAME are "adam.m/NAME" and "adam.v/NAME", the count "adam.t"."""
-        lr, owners = _learning_rate()
-        counter = _state("adam.t", (), owners)
+        counter = _slot(Role.STATE, "adam.t", (), owners)
         t = counter + 1.0
-        outputs = [g.blend(counter, t)]
-        for parameter, gradient in clipped(pairs, self.max_norm):
-            m, v = (_state(f"adam.{k}/{parameter.name}", parameter.shape, owners) for k in "mv")
+        moved = [(counter, g.blend(counter, t))]
+        for p, gradient in pairs:
+            m, v = (_slot(Role.STATE, f"adam.{k}/{p.name}", p.shape, owners) for k in "mv")
+            decayed = self.weight_decay and not self.decoupled
             new = g.adamw(
-                parameter,
-                gradient,
-                lr,
+                p,
+                gradient + p * self.weight_decay if decayed else gradient,
+                lr.of(p),
                 m,
                 v,
                 t,
                 beta1=self.beta1,
                 beta2=self.beta2,
                 epsilon=self.epsilon,
-                weight_decay=self.weight_decay,
+                weight_decay=self.weight_decay if self.decoupled else 0.0,
             )
-            outputs.append(new[0])
-        return Updates(outputs, owners)
+            moved.append((p, new[0]))
+        return moved
 
 
 Rule = Sgd | AdamW

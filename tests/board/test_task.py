@@ -23,6 +23,9 @@ from edge_runtime.task import (
 )
 from edge_runtime.tensors import decode_tensors, encode_tensors
 from edge_runtime.wire import Phase, Upload
+from models.compiler import compile_training, import_onnx
+from models.compiler.rules import Sgd
+from models.zoo import MODELS
 from support.boards import Compiled, compile_model, task_for
 
 RNG = np.random.default_rng(17)
@@ -75,6 +78,21 @@ def sgd_twin(model: Compiled, task: Task) -> tuple[dict[str, np.ndarray], float]
                 velocity[name] = 0.9 * velocity[name] + grads[name]
                 w[name] -= task.phases[0].scalars["lr"] * velocity[name]
     return {name: w[name] - model.weights[name] for name in names}, float(np.mean(losses))
+
+
+@pytest.mark.parametrize("mu", [0.0, 5.0])
+def test_a_proximal_pull_is_towards_what_the_task_brought(mlp: Compiled, mu: float) -> None:
+    """A second phase is pulled to the task's weights, not to those that the first phase left."""
+    graph = import_onnx(MODELS["mlp"]((6,), 4, 3), batch=8)
+    plain, pulled = (compile_training(graph, rule=Sgd(momentum=0.0, proximal=p)) for p in (0.0, mu))
+    phases = (Phase(plain.sha256, 4, {"lr": 0.5}), Phase(pulled.sha256, 4, {"lr": 0.1}))
+    plans = {c.sha256: read_plan(c.plan) for c in (plain, pulled)}
+    far, near = (
+        decode_tensors(run_task(make_task(mlp, phases=ran), plans, mlp.weights, DATA).data)[0]
+        for ran in (phases[:1], phases)
+    )
+    gone = [float(sum(np.square(v).sum() for v in delta.values())) for delta in (far, near)]
+    assert (gone[1] < 0.1 * gone[0]) == (mu > 0.0)
 
 
 def oriented(weight: np.ndarray, inputs: int) -> np.ndarray:

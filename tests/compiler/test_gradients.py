@@ -87,6 +87,10 @@ CASES: dict[str, Case] = {
         [(2, 6, 3, 3), (2, 4, 6, 7)],
     ),
     "maxpool": (lambda x: g.max_pool(x, (3, 2), POOL), [(2, 2, 7, 8)]),
+    "maxpool_grad": (
+        lambda d, x: g.max_pool_grad(d, g.max_pool(x, (3, 2), POOL).node.out(1), x.shape, (3, 2), POOL),
+        [(2, 2, 3, 3), (2, 2, 7, 8)],
+    ),
     "avgpool": (lambda x: g.avg_pool(x, (3, 2), POOL), [(2, 2, 7, 8)]),
     "avgpool-pad": (lambda x: g.avg_pool(x, (3, 2), POOL, count_include_pad=True), [(2, 2, 7, 8)]),
     "avgpool_grad": (
@@ -246,11 +250,11 @@ def test_cross_entropy_of_no_label_is_zero_with_zero_gradient() -> None:
 
 
 def test_every_differentiable_operation_has_a_case() -> None:
-    known = {name.split("-")[0] for name in [*CASES, *TENSOR_CASES]} | {"softmax_xent", "copy"}
+    known = {name.split("-")[0] for name in [*CASES, *TENSOR_CASES]} | {"softmax_xent", "softmax_xent_grad", "copy"}
     known |= {"detach", "cast", "argminmax"}  # flat: no gradient passes, which a test below says
     missing = []
     for op, row in OPS.items():
-        if row.grad.__name__ != "unavailable" and op not in known:
+        if row.grad.__name__ != "in_place" and op not in known:
             missing.append(op)
     assert missing == []
 
@@ -273,12 +277,27 @@ def test_second_derivative_through_relu_and_average_pool(rng: np.random.Generato
     check(smooth(first[0], 1) + smooth(first[1], 2), [w, x], rng)
 
 
-def test_operation_without_a_gradient_is_named() -> None:
-    logits = f32("logits", 2, 3)
-    loss = g.softmax_cross_entropy(logits, g.leaf("y", "int32", (2,)))
-    (first,) = gradients(loss, [logits])
-    with pytest.raises(NotDifferentiable, match="softmax_xent_grad"):
-        gradients(g.sum(g.square(first)), [logits])
+@pytest.mark.parametrize("labels", [[2, 0, -1, 4], [-1, -1, -1, -1]])
+def test_second_derivative_of_cross_entropy_equals_central_difference(
+    labels: list[int], rng: np.random.Generator
+) -> None:
+    logits, y = f32("logits", 4, 5), g.leaf("y", "int32", (4,))
+    (first,) = gradients(g.square(g.softmax_cross_entropy(logits * 1.3, y)), [logits])
+    check(smooth(first), [logits], rng, y=np.array(labels, np.int32))
+
+
+def test_second_derivative_through_relu_and_maximum_pool(rng: np.random.Generator) -> None:
+    x, w = f32("x", 2, 2, 8, 8), f32("w", 3, 2, 2, 2)
+    hidden = g.relu(g.conv(x, w))
+    first = gradients(smooth(g.max_pool(hidden, (3, 2), POOL)), [w, x])
+    check(smooth(first[0], 1) + smooth(first[1], 2), [w, x], rng)
+
+
+def test_an_update_in_place_has_no_gradient_and_the_error_says_what_has() -> None:
+    w, lr = f32("w", 2), f32("lr")
+    (new,) = g.sgd(w, w * 2.0, lr, momentum=0.0, weight_decay=0.0, nesterov=False)
+    with pytest.raises(NotDifferentiable, match=r"sgd: .* parameter - lr \* gradient"):
+        gradients(g.sum(new), [w])
 
 
 def test_loss_must_be_a_scalar_that_depends_on_what_is_asked() -> None:

@@ -201,7 +201,7 @@ def test_a_prefix_batch_below_one_is_refused() -> None:
 
 def objective_of(logits: Value, x: Value, trained: Sequence[str]) -> Objective:
     labels = g.leaf("y", "int32", (x.shape[0],))
-    return Objective(g.softmax_cross_entropy(logits, labels), (x, labels), (), tuple(trained))
+    return Objective(g.softmax_cross_entropy(logits, labels), (x,), labels, (), tuple(trained))
 
 
 def test_every_value_that_crosses_the_cut_becomes_a_feature() -> None:

@@ -186,7 +186,18 @@ def label_case(rows: int, classes: int, missing: int) -> list[Case]:
     ]
 
 
+def sliced_label_case(rows: int, first: int, count: int) -> list[Case]:
+    """A slice of a batch: its logits, and the labels of all."""
+    labels = np.random.default_rng(rows).integers(-1, 5, rows).astype(I32)
+    probs = np.random.default_rng(1).dirichlet(np.ones(5), count).astype(F32)
+    return [
+        Case("softmax_xent", ((count, 5), labels), (((), F32), ((count, 5), F32)), (first,), 5),
+        Case("softmax_xent_grad", (probs, labels, np.array(0.7, F32)), (((count, 5), F32),), (first,)),
+    ]
+
+
 XENTS = [c for shape in [(1, 1, 0), (32, 10, 0), (32, 10, 5), (7, 100, 7), (500, 100, 1)] for c in label_case(*shape)]
+XENTS += [c for slice_ in [(9, 0, 9), (9, 4, 3), (9, 8, 1)] for c in sliced_label_case(*slice_)]
 
 CASES = [
     *GEMMS,
