@@ -18,7 +18,20 @@ from numpy.typing import ArrayLike, NDArray
 from models.compiler import shapes, tensor_shapes
 from models.compiler.shapes import Attrs, Infer, Type, Window
 
-__all__ = ["Graph", "Mode", "Node", "Role", "Type", "Value", "Window", "apply", "constant", "leaf", "rewrite", "topological"]
+__all__ = [
+    "Graph",
+    "Mode",
+    "Node",
+    "Role",
+    "Type",
+    "Value",
+    "Window",
+    "apply",
+    "constant",
+    "leaf",
+    "rewrite",
+    "topological",
+]
 
 
 class Role(IntEnum):

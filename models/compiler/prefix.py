@@ -51,7 +51,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Cut:
-    """Where a model is cut: `values` are what the upper part reads of the lower one, and `reason` why there are none."""
+    """Where a model is cut: `values` are what the upper part reads of the lower one, `reason` why there are none."""
 
     values: tuple[Value, ...]
     reason: str = ""

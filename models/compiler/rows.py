@@ -96,7 +96,7 @@ def _reduced(node: Node, moving: Mapping[int, int], _batch: int) -> int | None:
 
 
 def _argument(node: Node, moving: Mapping[int, int], _batch: int) -> int | None:
-    axis = node.attrs["axis"]
+    axis = int(node.attrs["axis"])
     return None if moving[0] == axis else moving[0] - (axis < moving[0])
 
 
@@ -106,11 +106,11 @@ def _along(node: Node, moving: Mapping[int, int], _batch: int) -> int | None:
 
 def _gather(node: Node, moving: Mapping[int, int], _batch: int) -> int | None:
     """Rows of a table by the numbers of each example, or the same places of every example."""
-    axis = node.attrs["axis"]
+    axis = int(node.attrs["axis"])
     if node.attrs["elements"]:
         return moving[0] if set(moving) == {0, 1} and moving[0] == moving[1] != axis else None
     if set(moving) == {1}:
-        return int(axis) + moving[1]
+        return axis + moving[1]
     if set(moving) == {0} and moving[0] != axis:
         return moving[0] + (_rank(node, 1) - 1) * (axis < moving[0])
     return None
