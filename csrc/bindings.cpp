@@ -102,8 +102,7 @@ std::uint64_t workspace_bytes(std::uint16_t opcode, const Shapes& shapes,
   const auto code = static_cast<Opcode>(opcode);
   // An operation of any number of operands says first how many.
   const bool any = info.any_count && attributes.size() >= 2 && attributes[0] >= 1 &&
-                   attributes[1] >= 1 &&
-                   static_cast<std::size_t>(attributes[0]) <= info.n_inputs &&
+                   attributes[1] >= 1 && static_cast<std::size_t>(attributes[0]) <= info.n_inputs &&
                    static_cast<std::size_t>(attributes[1]) <= info.n_outputs;
   const std::size_t n_inputs = any ? static_cast<std::size_t>(attributes[0]) : info.n_inputs;
   const std::size_t wanted =

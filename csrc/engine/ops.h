@@ -57,7 +57,7 @@ struct OpInfo {
   std::size_t n_inputs, n_outputs;
   unsigned optional_inputs, optional_outputs;  // bit masks
   int n_attributes;
-  unsigned may_alias;  // inputs that an output may be exactly, a bit mask
+  unsigned may_alias;      // inputs that an output may be exactly, a bit mask
   bool any_count = false;  // of operands, up to the numbers above, none of them absent
 };
 

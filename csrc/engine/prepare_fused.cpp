@@ -60,8 +60,8 @@ class Reader {
   std::int32_t next_in(const char* what, std::int32_t low, std::int32_t high) {
     const std::int32_t value = next(what);
     require(value >= low && value <= high, "BadAttribute",
-            std::string(what) + " must be in " + std::to_string(low) + ".." +
-                std::to_string(high) + ", is " + std::to_string(value));
+            std::string(what) + " must be in " + std::to_string(low) + ".." + std::to_string(high) +
+                ", is " + std::to_string(value));
     return value;
   }
   bool done() const { return at_ == words_.size(); }
@@ -173,9 +173,9 @@ bool share_bytes(const Tensor& a, const Tensor& b) {
 }
 
 void check_operands(const Operands& o, const Listing& list) {
-  require(o.n_inputs == static_cast<std::size_t>(list.n_operands) &&
-              o.n_outputs == list.results.size(),
-          "BadOperand", "the program has another number of operands or results");
+  require(
+      o.n_inputs == static_cast<std::size_t>(list.n_operands) && o.n_outputs == list.results.size(),
+      "BadOperand", "the program has another number of operands or results");
   const std::uint64_t all = list.elements(list.whole());
   bool whole = false;
   for (std::size_t i = 0; i < o.n_inputs; ++i) {
@@ -477,8 +477,8 @@ class Layout {
     std::vector<std::size_t> holder;  // of each register, the life that had it last
     for (std::size_t i = 0; i < lives_.size(); ++i) {
       std::size_t r = 0;
-      while (r < holder.size() && (lives_[holder[r]].kind != lives_[i].kind ||
-                                   lives_[holder[r]].last >= lives_[i].born))
+      while (r < holder.size() &&
+             (lives_[holder[r]].kind != lives_[i].kind || lives_[holder[r]].last >= lives_[i].born))
         ++r;
       if (r == holder.size()) {
         holder.push_back(i);
@@ -532,8 +532,8 @@ Call prepare_map(const Operands& o, const Kernels& kernels) {
   Listing list = read_listing(o.attributes);
   check_operands(o, list);
   mark_needed(list);
-  const double work = static_cast<double>(list.elements(list.whole())) *
-                      static_cast<double>(list.values.size());
+  const double work =
+      static_cast<double>(list.elements(list.whole())) * static_cast<double>(list.values.size());
   const std::shared_ptr<const Laid> laid = Layout(std::move(list), o).take();
   const auto kernel = kernels.map;
   return {[kernel, laid](const Worker& worker) { kernel(laid->program, worker); },

@@ -58,8 +58,8 @@ struct Machine {
   float* scratch;
   float* at[kMapOperands + kMapConstants + kMapSteps];  // by slot
 
-  // An operand is read where it lies, unless a vector could reach beyond its end; single numbers and
-  // those of rows are copied, since a loop over them alone reads whole vectors.
+  // An operand is read where it lies, unless a vector could reach beyond its end; single numbers
+  // and those of rows are copied, since a loop over them alone reads whole vectors.
   void load_operand(const MapTensor& operand, const Tile& tile) {
     const Index place = place_of(operand, tile), size = size_of(operand.kind, tile);
     float* from = operand.data + place;
@@ -256,7 +256,8 @@ void map(const MapProgram& program, const Worker& worker) {
   Machine machine{program, worker.scratch, {}};
   float** slot = machine.at + program.n_operands;
   // Constants are only read: no step writes the slot of one.
-  for (Index i = 0; i < program.n_constants; ++i) *slot++ = const_cast<float*>(program.constants + i);
+  for (Index i = 0; i < program.n_constants; ++i)
+    *slot++ = const_cast<float*>(program.constants + i);
   for (Index i = 0; i < program.n_registers; ++i) *slot++ = worker.scratch + program.registers[i];
   const Walk outer = walk_of(program, false), inner = walk_of(program, true);
   const Share share = share_of(outer.total, worker);

@@ -67,7 +67,7 @@ struct MapStep {
   // Row by row, for a box-sized result of an operand that rows or columns have in common; otherwise
   // the tile is one long row.
   bool by_rows = false;
-  std::uint8_t moving = 0;  // a bit for each operand: it has a number for each place in a row
+  std::uint8_t moving = 0;    // a bit for each operand: it has a number for each place in a row
   Index row_numbers[3] = {};  // 0 or 1; -1 for a whole row: from one row to the next
   std::int32_t in[3] = {};
   std::int32_t out = 0;  // no slot of an operand or of `in`
@@ -98,8 +98,8 @@ struct MapProgram {
   MapRange group_loads, group_stores;
   std::int32_t n_operands = 0, n_constants = 0, n_registers = 0, n_stages = 0;
   const MapTensor* operands = nullptr;
-  const float* constants = nullptr;    // kMapPad more may be read
-  const Index* registers = nullptr;    // their places in scratch, in floats
+  const float* constants = nullptr;  // kMapPad more may be read
+  const Index* registers = nullptr;  // their places in scratch, in floats
   const MapStage* stages = nullptr;
   const MapStep* steps = nullptr;
   const MapReduction* reductions = nullptr;

@@ -33,8 +33,8 @@ EDGE_SCALAR(float_cos, __builtin_cosf(x))
 
 EDGE_INLINE Vec truth(IntVec mask) { return floats_of(mask & bits_of(splat(1.0F))); }
 
-#define EDGE_ONE(name, expression) \
-  struct name {                    \
+#define EDGE_ONE(name, expression)                      \
+  struct name {                                         \
     EDGE_INLINE Vec apply(Vec x) { return expression; } \
   };
 EDGE_ONE(Exp, exp_of(x))
@@ -55,8 +55,8 @@ EDGE_ONE(Cos, each<float_cos>(x))
 EDGE_ONE(Relu, select(x < Vec{}, Vec{}, x))
 #undef EDGE_ONE
 
-#define EDGE_TWO(name, expression) \
-  struct name {                    \
+#define EDGE_TWO(name, expression)                             \
+  struct name {                                                \
     EDGE_INLINE Vec apply(Vec a, Vec b) { return expression; } \
   };
 EDGE_TWO(Div, a / b)
@@ -67,7 +67,7 @@ EDGE_TWO(Less, truth(a < b))
 EDGE_TWO(LessEqual, truth(a <= b))
 EDGE_TWO(Add, a + b)
 EDGE_TWO(Sub, a - b)
-EDGE_TWO(Mul, a * b)
+EDGE_TWO(Mul, a* b)
 EDGE_TWO(ReluGrad, select(b > Vec{}, a, Vec{}))
 #undef EDGE_TWO
 
@@ -130,9 +130,9 @@ void loop_where(float* out, const LoopOperand* in, Index rows, Index columns) {
 
 // In the order of UnaryFunction.
 constexpr Loop kOnes[kUnaryFunctions] = {
-    loop_one<Exp>,     loop_one<Log>, loop_one<Sqrt>,     loop_one<Reciprocal>, loop_one<Tanh>,
-    loop_one<Sigmoid>, loop_one<Erf>, loop_one<Softplus>, loop_one<Abs>,        loop_one<Sign>,
-    loop_one<Floor>,   loop_one<Ceil>, loop_one<Round>,   loop_one<Sin>,        loop_one<Cos>,
+    loop_one<Exp>,     loop_one<Log>,  loop_one<Sqrt>,     loop_one<Reciprocal>, loop_one<Tanh>,
+    loop_one<Sigmoid>, loop_one<Erf>,  loop_one<Softplus>, loop_one<Abs>,        loop_one<Sign>,
+    loop_one<Floor>,   loop_one<Ceil>, loop_one<Round>,    loop_one<Sin>,        loop_one<Cos>,
 };
 
 template <class F>

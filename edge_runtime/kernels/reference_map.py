@@ -16,6 +16,11 @@ Attributes = Sequence[int | float]
 Output = tuple[tuple[int, ...], Any]  # shape, dtype
 Reduce = Callable[..., Array]
 
+
+def _where(condition: Array, a: Array, b: Array) -> Array:
+    return np.asarray(np.where(condition != 0, a, b))
+
+
 # By the numbers of the plan format.
 ELEMENTWISE: dict[int, tuple[int, Callable[..., Array]]] = {
     **{number: (1, function) for number, function in enumerate(UNARY)},
@@ -25,7 +30,7 @@ ELEMENTWISE: dict[int, tuple[int, Callable[..., Array]]] = {
     50: (2, np.multiply),
     51: (1, lambda x: np.where(x < 0, 0, x)),
     52: (2, lambda d_y, y: np.where(y > 0, d_y, 0)),
-    53: (3, lambda condition, a, b: np.where(condition != 0, a, b)),
+    53: (3, _where),
 }
 REDUCTIONS: dict[int, Reduce] = {64: np.sum, 65: np.max, 66: np.min}
 

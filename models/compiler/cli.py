@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from edge_runtime import _core
 from edge_runtime.plan import read_plan
+from models.compiler.encode import bits_float
 from models.compiler.errors import CompileError
 from models.compiler.ir import Role
 from models.compiler.onnx_import import import_onnx
-from models.compiler.encode import bits_float
 from models.compiler.training import Compiled, Report, compile_training
 
 if TYPE_CHECKING:

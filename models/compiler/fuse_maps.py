@@ -124,9 +124,7 @@ def _leaves(order: Sequence[Node], kept: Collection[Node]) -> dict[Node, frozens
     for node in order:
         if mappable(node) and node.op in ELEMENTWISE:
             sources = (source for _, source in inputs_of(node) if number_of(source) is None)
-            inward = (
-                leaves[s.node] if s.node in leaves and s.node not in kept else frozenset((s,)) for s in sources
-            )
+            inward = (leaves[s.node] if s.node in leaves and s.node not in kept else frozenset((s,)) for s in sources)
             leaves[node] = frozenset().union(*inward)
     return leaves
 
@@ -242,7 +240,9 @@ def _large_operands(unit: Unit) -> set[Value]:
 def _merge_into(survey: Survey, unit: Unit, other: Unit) -> bool:
     """Make two maps one, if they are one; the first stays."""
     nodes, both = unit.nodes | other.nodes, (unit, other)
-    stored = {n for n in unit.stored | other.stored if n in survey.kept or any(u not in both for u in survey.reading(n))}
+    stored = {
+        n for n in unit.stored | other.stored if n in survey.kept or any(u not in both for u in survey.reading(n))
+    }
     if not _program(survey, nodes, stored):
         return False
     unit.nodes, unit.stored = nodes, stored

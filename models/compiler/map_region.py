@@ -155,7 +155,7 @@ def _agrees(node: Node, operands: tuple[Axes, ...] | None, axes: Mapping[Node, A
 
 
 def _node_axes(nodes: Sequence[Node], frame: Frame) -> dict[Node, Axes] | None:
-    """The axes of every node, from those whose size or operands say it, forwards and backwards; None if some stay open."""
+    """The axes of every node, from those whose size or operands say it, both ways; None if some stay open."""
     known: dict[Node, Axes] = {}
     inside = set(nodes)
     while len(known) < len(nodes):
@@ -237,7 +237,9 @@ def program_of(region: Region, stored: Sequence[Node]) -> Planned | None:
     numbers: dict[object, int] = {key: i for i, key in enumerate((*operands, *constants))}
     steps = _steps(region, numbers)
     merged = _merge(region, [axes for _, axes in operands])
-    whole = any(len(axes) == len(region.frame.axes) for axes in (*(a for _, a in operands), *(region.axes[n] for n in stored)))
+    whole = any(
+        len(axes) == len(region.frame.axes) for axes in (*(a for _, a in operands), *(region.axes[n] for n in stored))
+    )
     too_large = len(operands) > MAX_OPERANDS or len(stored) > MAX_RESULTS or len(constants) > MAX_CONSTANTS
     if merged is None or too_large or not operands or not whole:
         return None
@@ -291,9 +293,7 @@ def _function(node: Node) -> str:
             return node.op
 
 
-def _merge(
-    region: Region, operands: Sequence[Axes]
-) -> tuple[tuple[int, ...], Axes, tuple[Axes, ...]] | None:
+def _merge(region: Region, operands: Sequence[Axes]) -> tuple[tuple[int, ...], Axes, tuple[Axes, ...]] | None:
     """The frame with neighbouring axes merged that all operands and reductions treat alike; None if too many stay."""
     groups: list[list[int]] = []
     for axis in region.frame.axes:

@@ -1,4 +1,4 @@
-"""Fused maps against their NumPy twin in float64: programs drawn at random, the shapes that tile differently, bad ones."""
+"""Fused maps against their NumPy twin in float64: programs drawn at random, every way to tile a box, broken rules."""
 
 from __future__ import annotations
 
@@ -95,7 +95,9 @@ def shapes_of(program: MapProgram) -> list[tuple[int, ...]]:
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(("dims", "reduced"), BOXES, ids=str)
-def test_random_programs_compute_what_their_twin_says(isa: str, dims: tuple[int, ...], reduced: tuple[int, ...]) -> None:
+def test_random_programs_compute_what_their_twin_says(
+    isa: str, dims: tuple[int, ...], reduced: tuple[int, ...]
+) -> None:
     for seed in range(4):
         rng = np.random.default_rng(seed)
         case = case_of(drawn(dims, reduced, rng), rng)
@@ -109,7 +111,9 @@ def test_random_programs_compute_what_their_twin_says(isa: str, dims: tuple[int,
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(("dims", "reduced"), [b for b in BOXES if b[1]], ids=str)
-def test_normalisation_is_as_accurate_as_float32_can_be(isa: str, dims: tuple[int, ...], reduced: tuple[int, ...]) -> None:
+def test_normalisation_is_as_accurate_as_float32_can_be(
+    isa: str, dims: tuple[int, ...], reduced: tuple[int, ...]
+) -> None:
     every, count = tuple(range(len(dims))), float(np.prod([dims[a] for a in reduced]))
     steps = [Step("sum", (0,)), Step("div", (3, 1)), Step("sub", (0, 4)), Step("mul", (5, 5)), Step("sum", (6,))]
     steps += [Step("div", (7, 1)), Step("add", (8, 2)), Step("sqrt", (9,)), Step("div", (5, 10))]
