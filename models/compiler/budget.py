@@ -16,6 +16,7 @@ import numpy as np
 
 from edge_runtime import _core
 from models.compiler.errors import CompileError
+from models.compiler.freeze import settle
 from models.compiler.ir import Graph, topological
 from models.compiler.onnx_import import import_onnx
 from models.compiler.ops import OPS, no_products
@@ -133,17 +134,22 @@ def compile_within(  # noqa: PLR0913 - the settings a user may give
     graph = import_onnx(model, batch=batch)
     whole = compile_training(graph, trainable=trainable, frozen=frozen, rule=rule)
     groups = layers(graph, whole.report.trained)
-    sliceable = statistics_of_slices or not needs_batch_statistics(graph)
-    slices = [n for n in range(1, batch + 1) if batch % n == 0 and (n == 1 or sliceable)]
+
+    def held(frozen_layers: int) -> list[str]:
+        return [glob.escape(name) for layer in groups[:frozen_layers] for name in layer]
+
+    def slices(frozen_layers: int) -> list[int]:
+        left = [name for layer in groups[frozen_layers:] for name in layer]
+        sliceable = statistics_of_slices or not needs_batch_statistics(settle(graph, left))
+        return [n for n in range(1, batch + 1) if batch % n == 0 and (n == 1 or sliceable)]
 
     def compiled(choice: Choice) -> Compiled:
         if choice == Choice(0, 1, recompute=True):
             return whole
-        held = [glob.escape(name) for layer in groups[: choice.frozen_layers] for name in layer]
         return compile_training(
             graph if choice.micro_batches == 1 else import_onnx(model, batch=batch // choice.micro_batches),
             trainable=trainable,
-            frozen=[*frozen, *held],
+            frozen=[*frozen, *held(choice.frozen_layers)],
             rule=rule,
             recompute=choice.recompute,
             micro_batches=choice.micro_batches,
@@ -162,14 +168,18 @@ class Found:
 
 
 def search(
-    compiled: Compile, layer_count: int, slices: Sequence[int], budget: Budget, rate: Callable[[Compiled], Rate]
+    compiled: Compile,
+    layer_count: int,
+    slices: Callable[[int], Sequence[int]],
+    budget: Budget,
+    rate: Callable[[Compiled], Rate],
 ) -> Found:
     """The option that trains most of the model within the budget, of those the one with the shortest step.
 
     Args:
         compiled: makes the plan of a choice.
         layer_count: layers of which all but the last may be frozen.
-        slices: numbers of micro-batches to consider, ascending from 1.
+        slices: numbers of micro-batches to consider with so many frozen layers, ascending from 1.
         budget: the limits.
         rate: what the board does in a second, asked once, of the first plan that is made.
 
@@ -186,7 +196,7 @@ def search(
         options.append(option)
         return option
 
-    chosen = _least_frozen(lambda frozen: _fitting(frozen, slices, budget, tried), layer_count)
+    chosen = _least_frozen(lambda frozen: _fitting(frozen, slices(frozen), budget, tried), layer_count)
     options.sort(key=lambda o: (o.choice.frozen_layers, o.choice.micro_batches, not o.choice.recompute))
     if chosen is None:
         raise _nothing_fits(options, budget)
