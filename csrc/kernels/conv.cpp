@@ -5,6 +5,8 @@
 #include "kernels/depthwise.h"
 #include "kernels/depthwise_plan.h"
 #include "kernels/pack.h"
+#include "kernels/pointwise.h"
+#include "kernels/pointwise_plan.h"
 #include "kernels/tile.h"
 
 namespace edge {
@@ -144,6 +146,7 @@ void correlate(const Correlation& c, const Worker& worker) {
 
 void conv(const ConvArgs& a, const Worker& worker) {
   if (depthwise::takes(a)) return depthwise_conv(a, worker);
+  if (pointwise::takes(a)) return pointwise_conv(a, worker);
   const Index taps = a.kernel_h * a.kernel_w;
   const Index cut = conv_lanes::fills(a.images, kLanes) ? conv_lanes::forward_cut(a) : 0;
   if (cut > 0) {
@@ -160,6 +163,7 @@ void conv(const ConvArgs& a, const Worker& worker) {
 
 void conv_grad_x(const ConvArgs& a, const Worker& worker) {
   if (depthwise::takes(a)) return depthwise_grad_x(a, worker);
+  if (pointwise::takes(a)) return pointwise_grad_x(a, worker);
   const Index taps = a.kernel_h * a.kernel_w;
   const Index cut = conv_lanes::fills(a.images, kLanes) ? conv_lanes::backward_cut(a) : 0;
   if (cut > 0) {

@@ -7,6 +7,7 @@
 #include "kernels/conv_lanes_plan.h"
 #include "kernels/conv_plan.h"
 #include "kernels/depthwise_plan.h"
+#include "kernels/pointwise_plan.h"
 
 namespace edge {
 
@@ -91,6 +92,7 @@ std::uint64_t depthwise_floats(const depthwise::Problem& p,
 std::uint64_t conv_scratch_floats(const ConvArgs& a) {
   if (depthwise::takes(a))
     return depthwise_floats(depthwise::forward_problem(a), depthwise::scratch_floats);
+  if (pointwise::takes(a)) return gemm_scratch_floats(a.channels);
   const std::uint64_t planes = bound(conv_plan::forward_problem(a));
   bound_planes(a);
   return std::max(planes, lanes_floats(conv_lanes::forward_cut(a), conv_lanes::forward_problem(a),
@@ -100,6 +102,7 @@ std::uint64_t conv_scratch_floats(const ConvArgs& a) {
 std::uint64_t conv_grad_w_scratch_floats(const ConvArgs& a) {
   if (depthwise::takes(a))
     return depthwise_floats(depthwise::forward_problem(a), depthwise::grad_w_scratch_floats);
+  if (pointwise::takes_grad_w(a, conv_lanes::kMostLanes)) return 0;
   const std::uint64_t planes = bound(conv_plan::grad_w_problem(a));
   bound_planes(a);
   return std::max(planes, lanes_floats(conv_lanes::grad_w_cut(a), conv_lanes::forward_problem(a),
@@ -109,6 +112,7 @@ std::uint64_t conv_grad_w_scratch_floats(const ConvArgs& a) {
 std::uint64_t conv_grad_x_scratch_floats(const ConvArgs& a) {
   if (depthwise::takes(a))
     return depthwise_floats(depthwise::backward_problem(a), depthwise::scratch_floats);
+  if (pointwise::takes(a)) return gemm_scratch_floats(a.filters);
   const std::uint64_t planes =
       bound({conv_plan::Mode::correlate, a.images, a.filters,
              largest_backward_axis(a.height, a.out_height, a.kernel_h, a.stride_h, a.dilation_h),
