@@ -1,5 +1,5 @@
-// Convolution with 1 x 1 taps and its gradients: what conv.h says, as products of matrices. Internal
-// to the kernels.
+// Convolution with 1 x 1 taps and its gradients: what conv.h says, as products of matrices.
+// Internal to the kernels.
 //
 //   y[n] (O, P) = W x[n],  d_x[n] (C, P) = W^T d_y[n],  d_w (O, C) = sum_n d_y[n] x[n]^T
 //

@@ -1,5 +1,5 @@
-// A convolution of 1 x 1 taps without strides and padding: when it is taken, and its scratch. Shared
-// by the kernels and by the check of a plan, like conv_plan.h.
+// A convolution of 1 x 1 taps without strides and padding: when it is taken, and its scratch.
+// Shared by the kernels and by the check of a plan, like conv_plan.h.
 #pragma once
 
 #include "kernels/conv_plan.h"

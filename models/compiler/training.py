@@ -8,14 +8,17 @@ Backward work for frozen tensors is never reached from an update, so it never ge
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from glob import escape
+from types import MappingProxyType
 
 import models.compiler.graph as g
 from edge_runtime import _core
 from models.compiler.autodiff import gradients
 from models.compiler.emit import Program, program, write
 from models.compiler.errors import CompileError, ModelError
-from models.compiler.freeze import select
+from models.compiler.fold import fold
+from models.compiler.freeze import select, settle
 from models.compiler.fuse import fuse
 from models.compiler.ir import Graph, Node, Role, Value, substitute, topological
 from models.compiler.lower import lower, own
@@ -111,24 +114,71 @@ def compile_training(  # noqa: PLR0913 - the settings a user may give
         CompileError: settings out of range, patterns that match nothing, an output that is no logits.
         NotDifferentiable: an operation above the shallowest trainable tensor has no gradient.
     """
+    rule = rule or Sgd(momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
+    goal = objective(graph, trainable, frozen, micro_batches, statistics_of_slices=statistics_of_slices)
+    return compile_objective(goal, rule, recompute=recompute)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised, before it is differentiated.
+
+    Attributes:
+        loss: mean cross-entropy, or a slice's part of it.
+        inputs: batch columns of the model, with the rows of a slice.
+        labels: int32, of the whole batch.
+        updates: slots that a step moves without a gradient, and what they become.
+        trained: names of the tensors to train.
+        notes: for people.
+        micro_batches: slices of the batch.
+        counting: with several slices, the leaf that says which rows count, and its value for the whole batch.
+    """
+
+    loss: Value
+    inputs: tuple[Value, ...]
+    labels: Value
+    updates: tuple[tuple[Value, Value], ...]
+    trained: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    micro_batches: int = 1
+    counting: Mapping[Value, Value] = field(default_factory=dict)
+
+
+def objective(
+    graph: Graph,
+    trainable: Iterable[str],
+    frozen: Iterable[str],
+    micro_batches: int = 1,
+    *,
+    statistics_of_slices: bool = False,
+) -> Objective:
+    """Softmax cross-entropy on a model whose frozen layers are as in inference; raises as compile_training."""
     _check_logits(graph)
     if micro_batches < 1:
         raise CompileError(f"micro_batches must be at least 1, got {micro_batches}")
-    rows = graph.outputs[0].shape[0]
-    labels = g.leaf(LABELS, "int32", (rows * micro_batches,))
+    trained = select([p.name for p in graph.parameters], trainable, frozen)
+    graph = settle(graph, trained)
+    labels = g.leaf(LABELS, "int32", (graph.outputs[0].shape[0] * micro_batches,))
     # Rows without a label fill up the last batch: they must not enter the statistics of a batch.
     counting = {} if graph.rows is None else {graph.rows: g.labelled_rows(labels)}
-    settings = _Settings(tuple(trainable), tuple(frozen), rule or Sgd(momentum, weight_decay, nesterov), recompute)
-    if micro_batches == 1:
-        loss = g.softmax_cross_entropy(graph.outputs[0], labels)
-        loss, *moved = substitute([loss, *(new for _, new in graph.updates)], counting)
-        updates = tuple(zip((slot for slot, _ in graph.updates), moved, strict=True))
-        return _compile(loss, (*graph.inputs, labels), updates, graph.notes, settings)
-    notes = (*graph.notes, *_statistics_note(graph, statistics_of_slices))
-    whole = {v: g.leaf(v.name, v.type.dtype, (rows * micro_batches, *v.shape[1:])) for v in graph.inputs}
-    loss = g.softmax_xent(graph.outputs[0], labels, 0)[0]
-    slices = Slices(micro_batches, whole | counting)
-    return _compile(loss, (*whole.values(), labels), graph.updates, notes, settings, slices)
+    if micro_batches > 1:
+        notes = (*graph.notes, *_statistics_note(graph, statistics_of_slices))
+        loss = g.softmax_xent(graph.outputs[0], labels, 0)[0]
+        return Objective(loss, graph.inputs, labels, graph.updates, trained, notes, micro_batches, counting)
+    loss = g.softmax_cross_entropy(graph.outputs[0], labels)
+    loss, *moved = substitute([loss, *(new for _, new in graph.updates)], counting)
+    updates = tuple(zip((slot for slot, _ in graph.updates), moved, strict=True))
+    return Objective(loss, graph.inputs, labels, updates, trained, graph.notes)
+
+
+def compile_objective(goal: Objective, rule: Rule, *, recompute: bool = True) -> Compiled:
+    """The plan of an objective."""
+    settings = _Settings(tuple(escape(name) for name in goal.trained), (), rule, recompute)
+    if goal.micro_batches == 1:
+        return _compile(goal.loss, (*goal.inputs, goal.labels), goal.updates, goal.notes, settings)
+    whole = {v: g.leaf(v.name, v.type.dtype, (v.shape[0] * goal.micro_batches, *v.shape[1:])) for v in goal.inputs}
+    slices = Slices(goal.micro_batches, {**whole, **goal.counting})
+    return _compile(goal.loss, (*whole.values(), goal.labels), goal.updates, goal.notes, settings, slices)
 
 
 def _check_logits(graph: Graph) -> None:
@@ -190,9 +240,10 @@ def _compile(  # noqa: PLR0913, PLR0917 - what the two ways of compiling have in
     settings: _Settings,
     slices: Slices | None = None,
 ) -> Compiled:
-    loss, *moved = simplify([loss, *(new for _, new in updates)])
+    columns = [*batch, *(slices.columns if slices else ())]
+    loss, *moved = fold(simplify([loss, *(new for _, new in updates)]), columns)
     targets = dict(zip((slot for slot, _ in updates), moved, strict=True))
-    parameters = _parameters([loss, *targets, *moved], [*batch, *(slices.columns if slices else ())])
+    parameters = _parameters([loss, *targets, *moved], columns)
     trained = select([p.name for p in parameters], settings.trainable, settings.frozen)
     learned = [p for p in parameters if p.name in trained and p not in targets]
     moving = {p: new for p, new in targets.items() if p.name in trained}
@@ -200,8 +251,20 @@ def _compile(  # noqa: PLR0913, PLR0917 - what the two ways of compiling have in
     owners = dict(step.owners)
     owners |= {p: Owner(Role.FROZEN, p.name) for p in parameters if p.name not in trained}
     owners |= {v: Owner(Role.BATCH, v.name) for v in batch}
+    return assemble(step.outputs, owners, notes, repeat=settings.recompute, stages=step.stages)
+
+
+def assemble(
+    outputs: tuple[Value, ...],
+    owners: Owners,
+    notes: tuple[str, ...],
+    *,
+    repeat: bool = False,
+    stages: Mapping[Node, int] = MappingProxyType({}),
+) -> Compiled:
+    """Order, place and write what `kernels` made; see lay_out for `repeat` and `stages`."""
     _check_names(owners)
-    layout = lay_out(step.outputs, owners, repeat=settings.recompute, stages=step.stages)
+    layout = lay_out(outputs, owners, repeat=repeat, stages=stages)
     made = program(layout)
     workspace = _workspace(made)
     plan = write(made, workspace)
@@ -236,11 +299,11 @@ def _step(
     if slices is None:
         step = settings.rule.updates(tuple(zip(parameters, found, strict=True)))
         moved = [g.blend(slot, new) for slot, new in targets.items()]
-        total, *outputs = _kernels([loss, *step.outputs, *moved], recompute=settings.recompute)
+        total, *outputs = kernels([loss, *step.outputs, *moved], recompute=settings.recompute)
         total = own(total)
         stages: Mapping[Node, int] = {}
     else:
-        loss, *others = _kernels([loss, *found, *targets.values()], recompute=settings.recompute)
+        loss, *others = kernels([loss, *found, *targets.values()], recompute=settings.recompute)
         moving = tuple(zip(targets, others[len(found) :], strict=True))
         unrolled = unroll(loss, others[: len(found)], moving, slices)
         step, outputs = _updated(parameters, unrolled.gradients, settings.rule)
@@ -250,7 +313,7 @@ def _step(
     return _Step((total, *outputs), step.owners | trained | {total: Owner(Role.OUTPUT, LOSS)}, stages)
 
 
-def _kernels(outputs: Sequence[Value], *, recompute: bool = False) -> tuple[Value, ...]:
+def kernels(outputs: Sequence[Value], *, recompute: bool = False) -> tuple[Value, ...]:
     """Everything rewritten to what kernels do; with `recompute`, output 0 is the loss."""
     simple = simplify(fuse(simplify(outputs)))
     return lower(recomputed(simple) if recompute else simple)
@@ -260,7 +323,7 @@ def _updated(parameters: Sequence[Value], sums: Sequence[Value], rule: Rule) -> 
     """The update by gradients that kernels have made already: its program is rewritten without theirs."""
     given = {p: g.leaf(f"gradient/{p.name}", "float32", p.shape) for p in parameters}
     step = rule.updates(tuple(given.items()))
-    outputs = substitute(_kernels(step.outputs), dict(zip(given.values(), sums, strict=True)))
+    outputs = substitute(kernels(step.outputs), dict(zip(given.values(), sums, strict=True)))
     return step, list(outputs)
 
 

@@ -45,11 +45,9 @@ def test_any_depthwise_convolution_equals_its_twin(shape: ConvShape) -> None:
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(small, small, st.integers(1, 30), st.integers(1, 30), sides, sides)
-def test_any_pointwise_convolution_equals_its_twin(  # noqa: PLR0913 - the numbers of one shape
-    images: int, groups: int, channels: int, filters: int, height: int, width: int
-) -> None:
-    for case in conv_cases(ConvShape(images, groups, channels, filters, (height, width), (1, 1))):
+@given(st.tuples(small, small, st.integers(1, 30), st.integers(1, 30)), st.tuples(sides, sides))
+def test_any_pointwise_convolution_equals_its_twin(counts: tuple[int, int, int, int], size: tuple[int, int]) -> None:
+    for case in conv_cases(ConvShape(*counts, size, (1, 1))):
         check(case)
 
 
