@@ -110,7 +110,7 @@ std::uint64_t conv_scratch_floats(const ConvArgs& a) {
 std::uint64_t conv_grad_w_scratch_floats(const ConvArgs& a) {
   if (depthwise::takes(a))
     return depthwise_floats(depthwise::forward_problem(a), depthwise::grad_w_scratch_floats);
-  if (pointwise::takes_grad_w(a, conv_lanes::kMostLanes)) return 0;
+  if (pointwise::takes(a)) return static_cast<std::uint64_t>(pointwise::grad_w_scratch_floats(a));
   const std::uint64_t planes = bound(conv_plan::grad_w_problem(a));
   bound_planes(a);
   const winograd::Blocks blocks = winograd::grad_w_blocks(a);

@@ -78,43 +78,68 @@ void finish_rows(const Product& p, const Block& b, Index row, Index rows, const 
   }
 }
 
-void multiply(const Product& p, const Block& b, float* scratch) {
+// Rows of an image are often whole pages apart: what several tiles of rows read again would share a
+// few sets of the cache, so it is packed.
+bool reads_in_place(const Product& p, Index depth) {
+  return p.rows <= kTileRows || depth <= kTileRows;
+}
+
+void multiply_rows(const Product& p, const Block& b, Index row, Index rows, const float* columns,
+                   Index pitch) {
   const Index image = b.first / p.positions, position = b.first % p.positions;
-  const bool inside = b.count == kTileColumns && position + b.count <= p.positions;
-  // Rows of an image are often whole pages apart: what several tiles of rows read again would
-  // share a few sets of the cache.
-  const bool in_place = inside && (p.rows <= kTileRows || b.depth <= kTileRows);
-  if (!in_place) pack(p, b, scratch);
-  const float* columns = in_place ? source_of(p, b, image, position) : scratch;
-  const StridedTaps taps{p.depth_step, in_place ? p.positions : kTileColumns};
-  const bool direct = inside && b.depth == p.depth && p.bias == nullptr && !p.relu;
+  const float* a = p.weights + b.group * p.rows * p.depth + row * p.row_step + b.k * p.depth_step;
+  const StridedTaps taps{p.depth_step, pitch};
+  if (b.count == kTileColumns && position + b.count <= p.positions && b.depth == p.depth &&
+      p.bias == nullptr && !p.relu) {
+    return tile_rows<2>(rows, a, p.row_step, taps, b.depth, columns,
+                        target_of(p, b, image, position, row), p.positions);
+  }
   alignas(64) float sums[kTileRows * kTileColumns];
+  if (b.count > kLanes) {
+    tile_rows<2>(rows, a, p.row_step, taps, b.depth, columns, sums, kTileColumns);
+  } else {
+    tile_rows<1>(rows, a, p.row_step, taps, b.depth, columns, sums, kTileColumns);
+  }
+  finish_rows(p, b, row, rows, sums);
+}
+
+// `tiles` tiles next to each other; several only where they are read in place, so that rows are
+// written in long runs.
+void multiply(const Product& p, const Block& first, Index tiles, bool in_place, float* scratch) {
+  if (!in_place) pack(p, first, scratch);
   for (Index tile = 0; tile < row_tiles(p.rows); ++tile) {
     const Index row = row_tile_begin(p.rows, tile), rows = row_tile_begin(p.rows, tile + 1) - row;
-    const float* a = p.weights + b.group * p.rows * p.depth + row * p.row_step + b.k * p.depth_step;
-    float* out = direct ? target_of(p, b, image, position, row) : sums;
-    const Index pitch = direct ? p.positions : kTileColumns;
-    if (b.count > kLanes) {
-      tile_rows<2>(rows, a, p.row_step, taps, b.depth, columns, out, pitch);
-    } else {
-      tile_rows<1>(rows, a, p.row_step, taps, b.depth, columns, out, pitch);
+    Block b = first;
+    for (Index i = 0; i < tiles; ++i, b.first += kTileColumns) {
+      const float* columns =
+          in_place ? source_of(p, b, b.first / p.positions, b.first % p.positions) : scratch;
+      multiply_rows(p, b, row, rows, columns, in_place ? p.positions : kTileColumns);
     }
-    if (!direct) finish_rows(p, b, row, rows, sums);
   }
 }
 
+// How many of the next tiles lie in one image as a whole.
+Index tiles_inside(const Product& p, Index first, Index most) {
+  return smaller(most, (p.positions - first % p.positions) / kTileColumns);
+}
+
 void multiply_all(const Product& p, const Worker& worker) {
+  constexpr Index kRun = 8;  // tiles: a source of kTileRows channels stays in a first-level cache
   const Index columns = p.images * p.positions, tiles = ceil_div(columns, kTileColumns);
   const Index blocks = ceil_div(p.depth, kGemmDepth);
   const Share share = share_of(p.groups * tiles, worker);
-  for (Index unit = share.begin; unit < share.end; ++unit) {
-    const Index first = unit % tiles * kTileColumns;
+  for (Index unit = share.begin, run = 1; unit < share.end; unit += run) {
+    const Index group = unit / tiles, first = unit % tiles * kTileColumns;
+    const Index rest = smaller(share.end - unit, tiles - unit % tiles);
+    const Index inside = tiles_inside(p, first, smaller(kRun, rest));
+    const bool in_place = inside > 0 && reads_in_place(p, ceil_div(p.depth, blocks));
+    run = in_place ? inside : 1;
     for (Index i = 0; i < blocks; ++i) {
       const Index k = p.depth * i / blocks;
-      multiply(p,
-               {unit / tiles, first, smaller(kTileColumns, columns - first), k,
-                p.depth * (i + 1) / blocks - k},
-               worker.scratch);
+      multiply(
+          p,
+          {group, first, smaller(kTileColumns, columns - first), k, p.depth * (i + 1) / blocks - k},
+          run, in_place, worker.scratch);
     }
   }
 }

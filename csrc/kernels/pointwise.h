@@ -5,9 +5,10 @@
 //
 // with P positions an image. The columns of all images are one matrix, cut into tiles of
 // kTileColumns: a tile inside one image is read and written where it lies, one that spans images
-// goes through scratch. d_w is a dot product of rows where they lie, no copy.
-// Bytes moved: the source once, the target once per kGemmDepth source channels; for d_w both
-// operands once while a chunk of positions of all channels fits the second-level cache.
+// goes through scratch. d_w is dot products of rows where they lie, or, of short rows, a product
+// with x transposed. Bytes moved: the source once, the target once per kGemmDepth source channels;
+// for d_w both operands once while a chunk of positions of all channels fits the second-level
+// cache.
 #pragma once
 
 #include "kernels/declare.h"

@@ -1,5 +1,7 @@
 #include "kernels/lanes.h"
 #include "kernels/pointwise.h"
+#include "kernels/pointwise_plan.h"
+#include "kernels/tile.h"
 
 namespace edge {
 namespace EDGE_ISA {
@@ -125,9 +127,7 @@ void add_chunk(const ConvArgs& a, const Tiles& tiles, Share share, Index image, 
   }
 }
 
-}  // namespace
-
-void pointwise_grad_w(const ConvArgs& a, const Worker& worker) {
+void grad_w_of_rows(const ConvArgs& a, const Worker& worker) {
   const Index positions = a.height * a.width;
   const Index images = larger(1, kChunk / positions);
   const Tiles tiles{ceil_div(a.filters, Index{kTileFilters}),
@@ -139,6 +139,97 @@ void pointwise_grad_w(const ConvArgs& a, const Worker& worker) {
                 {smaller(images, a.images - image), begin, smaller(begin + kChunk, positions),
                  positions, a.groups * a.filters * positions, a.groups * a.channels * positions});
     }
+  }
+}
+
+// Few positions: d_w is a product of d_y and the transposed x of all images.
+
+// Filters that share a packed tile; a worker's unit of work.
+constexpr Index kChunkFilters = 384;
+
+// Positions [first, first + count) of all images side by side, against `channels` channels.
+struct Part {
+  Index group, first, count, channel, channels;
+};
+
+// x of a part as [count][kTileColumns], zero beyond the last channel.
+void pack_x(const ConvArgs& a, const Part& part, float* to) {
+  const Index positions = a.height * a.width;
+  for (Index done = 0; done < part.count;) {
+    const Index image = (part.first + done) / positions, at = (part.first + done) % positions;
+    const Index count = smaller(smaller(positions - at, part.count - done), kLanes);
+    const float* from =
+        a.x + ((image * a.groups + part.group) * a.channels + part.channel) * positions + at;
+    for (Index column = 0; column < kTileColumns; column += kLanes) {
+      Vec square[kLanes];
+      for (Index j = 0; j < kLanes; ++j) {
+        square[j] =
+            column + j < part.channels ? load_part(from + (column + j) * positions, count) : Vec{};
+      }
+      transpose_square(square);
+      for (Index i = 0; i < count; ++i) store(to + (done + i) * kTileColumns + column, square[i]);
+    }
+    done += count;
+  }
+}
+
+void fill_taps(const ConvArgs& a, const Part& part, Tap* taps) {
+  const Index positions = a.height * a.width, image_step = a.groups * a.filters * positions;
+  const Index first = part.first / positions * image_step;
+  for (Index i = 0; i < part.count; ++i) {
+    const Index at = part.first + i;
+    taps[i] = {static_cast<std::int32_t>(at / positions * image_step - first + at % positions),
+               static_cast<std::int32_t>(i * kTileColumns)};
+  }
+}
+
+void add_part(const ConvArgs& a, const Part& part, Share filters, const float* x, const Tap* taps) {
+  const Index positions = a.height * a.width, count = filters.end - filters.begin;
+  alignas(64) float sums[kTileRows * kTileColumns];
+  for (Index tile = 0; tile < row_tiles(count); ++tile) {
+    const Index row = row_tile_begin(count, tile), rows = row_tile_begin(count, tile + 1) - row;
+    const Index filter = part.group * a.filters + filters.begin + row;
+    const float* d_y = a.w + (part.first / positions * a.groups * a.filters + filter) * positions;
+    if (part.channels > kLanes) {
+      tile_rows<2>(rows, d_y, positions, TableTaps{taps}, part.count, x, sums, kTileColumns);
+    } else {
+      tile_rows<1>(rows, d_y, positions, TableTaps{taps}, part.count, x, sums, kTileColumns);
+    }
+    for (Index i = 0; i < rows; ++i) {
+      float* to = a.out + (filter + i) * a.channels + part.channel;
+      const float* from = sums + i * kTileColumns;
+      EDGE_INDEPENDENT
+      for (Index j = 0; j < part.channels; ++j) to[j] = part.first == 0 ? from[j] : to[j] + from[j];
+    }
+  }
+}
+
+void grad_w_of_columns(const ConvArgs& a, const Worker& worker) {
+  const Index all = a.images * a.height * a.width, chunks = ceil_div(a.filters, kChunkFilters);
+  const Index tiles = ceil_div(a.channels, kTileColumns);
+  const Share share = share_of(a.groups * tiles * chunks, worker);
+  float* x = worker.scratch;
+  Tap* taps = reinterpret_cast<Tap*>(x + smaller(all, pointwise::kGradDepth) * kTileColumns);
+  for (Index unit = share.begin; unit < share.end; ++unit) {
+    const Index chunk = unit % chunks, channel = unit / chunks % tiles * kTileColumns;
+    const Share filters{a.filters * chunk / chunks, a.filters * (chunk + 1) / chunks};
+    for (Index first = 0; first < all; first += pointwise::kGradDepth) {
+      const Part part{unit / chunks / tiles, first, smaller(pointwise::kGradDepth, all - first),
+                      channel, smaller(kTileColumns, a.channels - channel)};
+      pack_x(a, part, x);
+      fill_taps(a, part, taps);
+      add_part(a, part, filters, x, taps);
+    }
+  }
+}
+
+}  // namespace
+
+void pointwise_grad_w(const ConvArgs& a, const Worker& worker) {
+  if (a.height * a.width >= pointwise::kFewPositions) {
+    grad_w_of_rows(a, worker);
+  } else {
+    grad_w_of_columns(a, worker);
   }
 }
 

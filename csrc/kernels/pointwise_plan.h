@@ -11,9 +11,17 @@ EDGE_STATIC bool takes(const ConvArgs& a) {
   return a.kernel_h == 1 && a.kernel_w == 1 && a.stride_h == 1 && a.stride_w == 1 &&
          a.height == a.out_height && a.width == a.out_width;
 }
-// Below a vector of positions, d_w is better off with one image a lane.
-EDGE_STATIC bool takes_grad_w(const ConvArgs& a, Index lanes) {
-  return takes(a) && a.height * a.width >= lanes;
+
+// Rows of d_y and x shorter than this are too short for dot products: their sums across lanes and
+// their jumps from image to image cost more than to transpose x.
+constexpr Index kFewPositions = 96;
+// Positions of all images that are multiplied at a time then.
+constexpr Index kGradDepth = 256;
+
+// x transposed, and a tap a position.
+EDGE_STATIC Index grad_w_scratch_floats(const ConvArgs& a) {
+  if (a.height * a.width >= kFewPositions) return 0;
+  return conv_plan::least(a.images * a.height * a.width, kGradDepth) * (kMaxTileColumns + 2);
 }
 
 }  // namespace pointwise
