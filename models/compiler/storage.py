@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from models.compiler.ir import Value
+from models.compiler.ir import Node, Value
 from models.compiler.memory import Buffer, aligned, lower_bound, place
 from models.compiler.schedule import Order, base, orders
 from models.compiler.sharing import Owner, Owners, share_bytes
@@ -43,12 +43,17 @@ class Layout:
         return self.shares.get(base(value), base(value))
 
 
-def lay_out(outputs: Sequence[Value], owners: Owners, *, repeat: bool = False) -> Layout:
+def lay_out(
+    outputs: Sequence[Value], owners: Owners, *, repeat: bool = False, stages: Mapping[Node, int] | None = None
+) -> Layout:
     """The layout with the smallest arena among the candidate orders; the first one wins a tie.
 
-    With `repeat`, cheap kernels may run twice where that lowers the peak.
+    With `repeat`, cheap kernels may run twice where that lowers the peak. `stages` numbers nodes that run only after
+    those of smaller numbers.
     """
-    found = min((program(order, owners) for order in orders(outputs)), key=lambda candidate: candidate.height)
+    found = min(
+        (program(order, owners) for order in orders(outputs, stages or {})), key=lambda candidate: candidate.height
+    )
     return _placed(shorten(found) if repeat else found)
 
 
