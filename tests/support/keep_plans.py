@@ -1,4 +1,4 @@
-"""A pytest plugin that keeps every plan the tests run, as seeds for the fuzzer: networks, and every use of every kernel.
+"""A pytest plugin that keeps every plan the tests run as a seed for the fuzzer: networks, and every use of each kernel.
 
 `KEPT_PLANS=FOLDER PYTHONPATH=tests pytest -p support.keep_plans tests/engine`
 """
