@@ -109,13 +109,15 @@ class Region:
     Attributes:
         nodes: producers first.
         frame: their box.
-        axes: of the value each node makes.
+        varying: the axes along which the result of each node is not just repeated.
+        axes: of the shape of each node's result.
         operands: the axes of each operand of each node, as it is read.
         reduced: the axes that the reductions run over, empty where there is none.
     """
 
     nodes: tuple[Node, ...]
     frame: Frame
+    varying: Mapping[Node, Axes]
     axes: Mapping[Node, Axes]
     operands: Mapping[Node, tuple[Axes, ...]]
     reduced: Axes
@@ -123,35 +125,42 @@ class Region:
     def storable(self, node: Node) -> bool:
         """Whether what a node makes can be stored: a box, or a number for each group."""
         kept = tuple(a for a in self.frame.axes if a not in self.reduced)
-        return self.axes[node] in (self.frame.axes, kept)
+        return self.varying[node] == self.axes[node] and self.axes[node] in (self.frame.axes, kept)
 
 
 def region_of(nodes: Sequence[Node]) -> Region | None:
     """The region of these nodes, given producers first, or None where they are not one map."""
-    frame = frame_of(nodes)
+    frame = frame_of(nodes) if len(nodes) <= STEPS else None
     axes = None if frame is None else _node_axes(nodes, frame)
-    if frame is None or axes is None or len(nodes) > STEPS:
+    if frame is None or axes is None:
         return None
-    operands = {n: _operand_axes(n, frame, axes[n]) for n in nodes}
     reduced = {tuple(a for a in frame.axes if a not in axes[n]) for n in nodes if n.op in REDUCTIONS}
-    if len(reduced) > 1 or any(not r for r in reduced):
+    operands = {n: _operand_axes(n, frame, axes[n]) for n in nodes}
+    known = {n: o for n, o in operands.items() if o is not None and _agrees(n, o, axes, frame)}
+    if len(reduced) > 1 or any(not r for r in reduced) or len(known) < len(nodes):
         return None
-    if not all(_agrees(n, operands[n], axes, frame) for n in nodes):
+    varying = _varying(known, axes)
+    if any(varying[v.node] != frame.axes for n in nodes if n.op in REDUCTIONS for _, v in inputs_of(n) if v.node in known):
         return None
-    known = {n: o for n, o in operands.items() if o is not None}
-    return Region(tuple(nodes), frame, axes, known, next(iter(reduced), ()))
+    return Region(tuple(nodes), frame, varying, axes, known, next(iter(reduced), ()))
 
 
-def _agrees(node: Node, operands: tuple[Axes, ...] | None, axes: Mapping[Node, Axes], frame: Frame) -> bool:
-    """Whether a node's operands have the axes that their producers give them, and its result those of some operand."""
-    if operands is None:
-        return False
+def _agrees(node: Node, operands: tuple[Axes, ...], axes: Mapping[Node, Axes], frame: Frame) -> bool:
+    """Whether a node's operands have the axes that their producers give them."""
     if node.op in REDUCTIONS and _kept_axes(node, frame) != axes[node]:
-        return False
-    if node.op in ELEMENTWISE and {a for o in operands for a in o} != set(axes[node]):
         return False
     made = (axes.get(value.node) for _, value in inputs_of(node))
     return all(m is None or m == o for m, o in zip(made, operands, strict=True))
+
+
+def _varying(operands: Mapping[Node, tuple[Axes, ...]], axes: Mapping[Node, Axes]) -> dict[Node, Axes]:
+    """The axes along which each node's result is not just repeated."""
+    varying: dict[Node, Axes] = {}
+    for node, given in operands.items():
+        sources = zip(inputs_of(node), given, strict=True)
+        inward = {a for (_, v), own in sources for a in varying.get(v.node, own)}
+        varying[node] = axes[node] if node.op in REDUCTIONS else tuple(a for a in axes[node] if a in inward)
+    return varying
 
 
 def _node_axes(nodes: Sequence[Node], frame: Frame) -> dict[Node, Axes] | None:
