@@ -41,7 +41,7 @@ enum class MapFunction : std::int32_t {
 };
 
 constexpr Index kMapAxes = 4;
-constexpr Index kMapTile = 512;  // elements of a tile, 2 KiB
+constexpr Index kMapTile = 1024;  // elements of a tile, 4 KiB
 constexpr Index kMapPad = 32;    // floats behind a register that a vector loop may touch
 constexpr Index kMapLanes = 16;  // an upper bound of kLanes, for scratch that fits every machine
 

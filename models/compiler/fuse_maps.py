@@ -144,8 +144,7 @@ def _join(survey: Survey, node: Node) -> bool:
     units = survey.reading(node)
     maps = [u for u in units if u.fusible]
     if node not in survey.kept and (len(maps) == 1 or _free_to_repeat(survey, node)):
-        joined = [u for u in maps if _program(survey, u.nodes | {node}, u.stored)]
-        if len(joined) == len(maps):
+        if all(_program(survey, u.nodes | {node}, u.stored) for u in maps):
             for unit in maps:
                 unit.nodes.add(node)
             survey.member[node] = maps

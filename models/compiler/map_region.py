@@ -9,6 +9,7 @@ whether all reductions run over the same ones, and what is one number for a whol
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -25,6 +26,7 @@ from models.compiler.map_program import (
 
 ELEMENTWISE = frozenset({"add", "sub", "mul", "unary", "binary", "where", "relu", "relu_grad"})
 REDUCTIONS = frozenset({"reduce_sum", "minmax"})
+CACHED = 8192  # answers kept of what is asked again for every map that is tried
 STEPS = 128  # more would crowd the registers out of the first cache
 Axes = tuple[int, ...]
 Planned = tuple[MapProgram, tuple[Value, ...]]  # and the operands
@@ -46,9 +48,10 @@ def read(value: Value) -> tuple[tuple[int, ...], Value]:
     return shape, value
 
 
-def inputs_of(node: Node) -> list[tuple[tuple[int, ...], Value]]:
+@lru_cache(CACHED)
+def inputs_of(node: Node) -> tuple[tuple[tuple[int, ...], Value], ...]:
     """What a map reads for each operand of a node."""
-    return [read(v) for v in node.inputs if v is not None]
+    return tuple(read(v) for v in node.inputs if v is not None)
 
 
 @dataclass(frozen=True)
@@ -66,25 +69,29 @@ class Frame:
         """Elements of a value with these axes."""
         return math.prod(self.sizes[a] for a in axes)
 
-    def split(self, shape: Sequence[int], axes: Axes) -> list[Axes] | None:
-        """The axes that each dimension of a shape covers, None where a dimension ends inside an axis."""
-        rest, parts = list(axes), []
-        for size in reversed(shape):
-            part: list[int] = []
-            while math.prod(self.sizes[a] for a in part) < size and rest:
-                part.insert(0, rest.pop())
-            if math.prod(self.sizes[a] for a in part) != size:
-                return None
-            parts.append(tuple(part))
-        return None if rest else parts[::-1]
 
-    def repeated(self, small: Sequence[int], shape: Sequence[int], axes: Axes) -> Axes | None:
-        """The axes of an operand that broadcasts to `shape`, which has `axes`."""
-        parts = self.split(shape, axes)
-        if parts is None:
+@lru_cache(CACHED)
+def split(frame: Frame, shape: tuple[int, ...], axes: Axes) -> tuple[Axes, ...] | None:
+    """The axes that each dimension of a shape covers, None where a dimension ends inside an axis."""
+    rest, parts = list(axes), []
+    for size in reversed(shape):
+        part: list[int] = []
+        while frame.places(tuple(part)) < size and rest:
+            part.insert(0, rest.pop())
+        if frame.places(tuple(part)) != size:
             return None
-        aligned = zip(small, parts[len(parts) - len(small) :], strict=True)
-        return tuple(a for size, part in aligned if size != 1 for a in part)
+        parts.append(tuple(part))
+    return None if rest else tuple(parts[::-1])
+
+
+@lru_cache(CACHED)
+def repeated(frame: Frame, small: tuple[int, ...], shape: tuple[int, ...], axes: Axes) -> Axes | None:
+    """The axes of an operand that broadcasts to `shape`, which has `axes`."""
+    parts = split(frame, shape, axes)
+    if parts is None:
+        return None
+    aligned = zip(small, parts[len(parts) - len(small) :], strict=True)
+    return tuple(a for size, part in aligned if size != 1 for a in part)
 
 
 def frame_of(nodes: Collection[Node]) -> Frame | None:
@@ -200,7 +207,7 @@ def _own_axes(node: Node, frame: Frame, known: Mapping[Node, Axes]) -> Axes | No
 def _kept_axes(node: Node, frame: Frame) -> Axes | None:
     """What a reduction of a value of full size leaves."""
     ((shape, _),) = inputs_of(node)
-    parts = frame.split(shape, frame.axes) if shape == _shape_read(node) else None
+    parts = split(frame, shape, frame.axes) if shape == _shape_read(node) else None
     if parts is None:
         return None
     gone = {a for d in node.attrs["axes"] for a in parts[d]}
@@ -216,11 +223,12 @@ def _shape_read(node: Node) -> tuple[int, ...]:
 def _operand_axes(node: Node, frame: Frame, axes: Axes) -> tuple[Axes, ...] | None:
     if node.op in REDUCTIONS:
         return (frame.axes,)
-    found = [frame.repeated(shape, node.types[0].shape, axes) for shape, _ in inputs_of(node)]
+    found = [repeated(frame, shape, node.types[0].shape, axes) for shape, _ in inputs_of(node)]
     known = [f for f in found if f is not None]
     return tuple(known) if len(known) == len(found) else None
 
 
+@lru_cache(CACHED)
 def number_of(value: Value) -> float | None:
     """The number that a constant holds everywhere, if it is one."""
     if value.node.op != "constant":
