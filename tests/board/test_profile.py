@@ -224,7 +224,10 @@ def test_what_a_device_trains_is_profiled_with_its_own_data(
     lenet: Compiled, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = StateDirectory(tmp_path / "state", 1 << 20)  # stays locked: the client runs
-    state.keep_plan(hashlib.sha256(lenet.plan).hexdigest(), lenet.plan)
+    x = g.leaf("x", "float32", (2,))
+    prefix = compile_loss(g.mean(x * g.leaf("w", "float32", (2,))), [x], frozen=["*"]).plan
+    for plan in (lenet.plan, prefix):  # the later one trains nothing, as a frozen prefix
+        state.keep_plan(hashlib.sha256(plan).hexdigest(), plan)
     config = tmp_path / "client.toml"
     config.write_text(f'broker = "mqtt://h"\ndevice = "a"\ndata = "{digits}"\nstate = "state"\nthreads = 2\n')
     for target, fed, threads in [(config, "local data", 2), (tmp_path / "state", "random numbers", 1)]:
