@@ -7,7 +7,7 @@ SANITIZED := build/sanitized
 CORE_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') CMakeLists.txt pyproject.toml
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo compiled check test test-core bench clean format
+.PHONY: help demo compiled check test test-core bench bench-peers clean format
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,9 @@ test-core: $(STAMPS)/demo
 
 bench: $(STAMPS)/test ## ratios against what a user would pick instead; writes tests/bench/results/
 	$(BIN)/edge-runtime bench client $(ARGS)
+
+bench-peers: $(BIN)/python ## install what `edge-runtime bench training` compares with, into build/peers
+	PYTHON=$(CURDIR)/$(BIN)/python sh tests/bench/peers/install.sh
 
 clean: ## remove everything that was built, the virtual environment too
 	rm -rf $(VENV) build dist
