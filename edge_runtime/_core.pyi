@@ -2,6 +2,7 @@
 
 from typing import Any, TypedDict
 
+import numpy as np
 from numpy.typing import NDArray
 
 # A plan broke a rule of docs/plan-format.md; `args` are (rule, message).
@@ -56,7 +57,10 @@ class Engine:
     # Run the plan once without the GIL; ValueError (LabelOutOfRange) before anything is written.
     def step(self) -> None: ...
 
-    # Seconds that each operation takes, in their order: medians over so many steps, which train as step() does.
+    # Seconds of every operation in every one of 1 to 100,000 steps, (steps, operations); trains as step() does.
+    def timings(self, steps: int) -> NDArray[np.float64]: ...
+
+    # Medians of timings.
     def profile(self, steps: int) -> list[float]: ...
 
     # Fill temporaries and scratch with NaN; a step must not notice.

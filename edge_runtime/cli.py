@@ -13,6 +13,7 @@ EXIT_BAD_INPUT = 2
 VERBS = {
     "client": ("edge_runtime.client", "", "train on this board's data when a coordinator asks"),
     "info": ("edge_runtime.info", "", "show this machine and what runs on it"),
+    "profile": ("edge_runtime.profile.cli", "", "time and memory of a plan, a model or a device's job on this machine"),
     "coordinator": ("coordinator.server", "gateway", "run a job over the devices of a site"),
     "broker": ("coordinator.broker.cli", "", "run the embedded MQTT broker"),
     "plan": ("models.compiler.cli", "gateway", "compile an ONNX model into a training plan, or show one"),

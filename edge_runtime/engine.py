@@ -95,10 +95,15 @@ class Engine:
         """
         self._core.step()
 
-    def profile(self, steps: int) -> list[float]:
-        """Seconds that each operation of the plan takes: medians over `steps` further steps of training."""
-        self._core.step()  # refuses wrong labels, and warms the caches
-        return self._core.profile(steps)
+    def profile(self, steps: int) -> NDArray[np.float64]:
+        """Seconds that each operation takes in each of `steps` further steps of training, (steps, operations).
+
+        Wrong labels are not refused here, they train nothing: `step` first.
+
+        Raises:
+            ValueError: `steps` is not in 1 .. 100,000.
+        """
+        return self._core.timings(steps)
 
     def reset_state(self) -> None:
         """Zero the optimiser's state."""

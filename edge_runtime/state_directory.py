@@ -15,7 +15,7 @@ from edge_runtime.errors import LocalError
 from edge_runtime.strict_json import dump_object, load_object
 from edge_runtime.wire import Outbox
 
-__all__ = ["StateDirectory", "StateInUse", "StateUnusable"]
+__all__ = ["StateDirectory", "StateInUse", "StateUnusable", "newest_plan"]
 
 _MAX_HEADER_BYTES = 4096
 
@@ -133,6 +133,19 @@ class StateDirectory:
     def keep_summary(self, values: dict[str, int | float | str]) -> None:
         """Write last-run.json: what a process measured by the time it stopped."""
         write_atomically(self._directory / "last-run.json", dump_object(dict(values)), b"\n")
+
+
+def newest_plan(directory: Path) -> bytes | None:
+    """The plan that a client was given or used last, whole; None if it has none.
+
+    Reads only and takes no lock: the client may be running.
+    """
+    try:
+        newest_first = sorted((directory / "plans").iterdir(), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        plans = ((path.name, path.read_bytes()) for path in newest_first)
+        return next((data for name, data in plans if hashlib.sha256(data).hexdigest() == name), None)
+    except OSError:
+        return None
 
 
 def write_atomically(path: Path, *parts: bytes) -> None:

@@ -152,23 +152,18 @@ void Engine::run(const Call& call) {
   }
 }
 
-std::vector<double> Engine::profile(int steps) {
-  std::vector<std::vector<double>> times_s(calls_.size());
+std::vector<double> Engine::timings(int steps) {
+  std::vector<double> times_s;
+  times_s.reserve(static_cast<std::size_t>(steps) * calls_.size());
   for (int step = 0; step < steps; ++step) {
-    for (std::size_t i = 0; i < calls_.size(); ++i) {
+    for (const Call& call : calls_) {
       const auto begin = std::chrono::steady_clock::now();
-      run(calls_[i]);
-      times_s[i].push_back(
+      run(call);
+      times_s.push_back(
           std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
     }
   }
-  std::vector<double> medians_s;
-  for (std::vector<double>& of_op : times_s) {
-    const auto middle = of_op.begin() + steps / 2;
-    std::nth_element(of_op.begin(), middle, of_op.end());
-    medians_s.push_back(*middle);
-  }
-  return medians_s;
+  return times_s;
 }
 
 void Engine::poison() {

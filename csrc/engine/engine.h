@@ -49,9 +49,9 @@ class Engine {
   // label is refused.
   std::optional<LabelOutOfRange> step();
 
-  // Seconds that each operation takes, in their order: medians over `steps` >= 1 steps, which train
-  // as step() does but do not refuse labels (the kernels ignore wrong ones). Allocates.
-  std::vector<double> profile(int steps);
+  // Seconds that each operation takes, (steps, operations) row by row, over `steps` >= 1 steps.
+  // They train as step() does but do not refuse labels (the kernels ignore wrong ones). Allocates.
+  std::vector<double> timings(int steps);
 
   // Null for an unknown name.
   const Tensor* find(const std::string& name) const;

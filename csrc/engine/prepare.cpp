@@ -32,10 +32,18 @@ Call prepare_gemm(const Operands& o, const Kernels& kernels) {
   return call_of(kernels.gemm, args, count({args.m, args.n, args.k}), bytes_of_floats(scratch));
 }
 
-SoftmaxXentArgs xent_args(const Operand& rows, const Operand& labels) {
+SoftmaxXentArgs xent_args(const Operand& rows, const Operand& labels,
+                          Span<const std::int32_t> attributes) {
   require_ndim(rows, 2, "the rows");
   require_dtype(labels, Dtype::int32, "labels");
-  require_dims(labels, {rows.tensor->dims[0]}, "labels");
+  require_ndim(labels, 1, "labels");
+  require(attributes.size() <= 1, "BadAttribute", "takes first_row or no attribute");
+  const std::int64_t first = attributes.size() == 1 ? attributes[0] : 0;
+  const std::int64_t all = labels.tensor->dims[0], own = rows.tensor->dims[0];
+  require(first >= 0, "BadAttribute", "first_row must not be negative");
+  require(attributes.size() == 1 ? own <= all && first <= all - own : own == all, "BadShape",
+          "rows " + std::to_string(first) + ".." + std::to_string(first + own) + " of " +
+              std::to_string(all) + " labels");
   // The engine checks labels once, before a step writes anything, so no operation may make them.
   const Role role = labels.tensor->role;
   require(role == Role::batch || role == Role::frozen || role == Role::constant, "BadOperand",
@@ -43,7 +51,9 @@ SoftmaxXentArgs xent_args(const Operand& rows, const Operand& labels) {
   SoftmaxXentArgs args;
   args.in = floats_in(rows);
   args.labels = reinterpret_cast<const std::int32_t*>(labels.data);
-  args.rows = rows.tensor->dims[0];
+  args.first = first;
+  args.rows = own;
+  args.labelled_rows = all;
   args.classes = rows.tensor->dims[1];
   require(args.classes <= std::numeric_limits<std::int32_t>::max(), "BadShape",
           "more classes than an int32 label can name");
@@ -53,7 +63,7 @@ SoftmaxXentArgs xent_args(const Operand& rows, const Operand& labels) {
 Call prepare_softmax_xent(const Operands& o, const Kernels& kernels) {
   const Operand &logits = o.in[0], &loss = o.out[0], &probs = o.out[1];
   require_floats({&logits, &loss, &probs});
-  SoftmaxXentArgs args = xent_args(logits, o.in[1]);
+  SoftmaxXentArgs args = xent_args(logits, o.in[1], o.attributes);
   require_dims(loss, {}, "loss");
   require_dims(probs, logits.tensor->dims, "probs");
   args.loss = floats_out(loss);
@@ -64,7 +74,7 @@ Call prepare_softmax_xent(const Operands& o, const Kernels& kernels) {
 Call prepare_softmax_xent_grad(const Operands& o, const Kernels& kernels) {
   const Operand &probs = o.in[0], &d_loss = o.in[2], &d_logits = o.out[0];
   require_floats({&probs, &d_loss, &d_logits});
-  SoftmaxXentArgs args = xent_args(probs, o.in[1]);
+  SoftmaxXentArgs args = xent_args(probs, o.in[1], o.attributes);
   require_dims(d_loss, {}, "d_loss");
   require_dims(d_logits, probs.tensor->dims, "d_logits");
   args.d_loss = floats_in(d_loss);

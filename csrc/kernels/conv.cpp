@@ -2,6 +2,8 @@
 
 #include "kernels/conv_lanes.h"
 #include "kernels/conv_plan.h"
+#include "kernels/depthwise.h"
+#include "kernels/depthwise_plan.h"
 #include "kernels/pack.h"
 #include "kernels/tile.h"
 
@@ -141,6 +143,7 @@ void correlate(const Correlation& c, const Worker& worker) {
 }  // namespace
 
 void conv(const ConvArgs& a, const Worker& worker) {
+  if (depthwise::takes(a)) return depthwise_conv(a, worker);
   const Index taps = a.kernel_h * a.kernel_w;
   const Index cut = conv_lanes::fills(a.images, kLanes) ? conv_lanes::forward_cut(a) : 0;
   if (cut > 0) {
@@ -156,6 +159,7 @@ void conv(const ConvArgs& a, const Worker& worker) {
 }
 
 void conv_grad_x(const ConvArgs& a, const Worker& worker) {
+  if (depthwise::takes(a)) return depthwise_grad_x(a, worker);
   const Index taps = a.kernel_h * a.kernel_w;
   const Index cut = conv_lanes::fills(a.images, kLanes) ? conv_lanes::backward_cut(a) : 0;
   if (cut > 0) {

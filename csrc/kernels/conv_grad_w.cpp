@@ -1,6 +1,8 @@
 #include "kernels/conv.h"
 #include "kernels/conv_lanes_plan.h"
 #include "kernels/conv_plan.h"
+#include "kernels/depthwise.h"
+#include "kernels/depthwise_plan.h"
 #include "kernels/lanes_pack.h"
 #include "kernels/pack.h"
 #include "kernels/simd.h"
@@ -302,6 +304,7 @@ void grad_w_lanes(const ConvArgs& a, Index cut, Share share, Index group_units, 
 }  // namespace
 
 void conv_grad_w(const ConvArgs& a, const Worker& worker) {
+  if (depthwise::takes(a)) return depthwise_grad_w(a, worker);
   const Index group_units = ceil_div(a.filters, Index{kTileFilters}) * kParts;
   const Share share = share_of(a.groups * group_units, worker);
   if (share.begin == share.end) return;

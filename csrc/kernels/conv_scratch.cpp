@@ -6,6 +6,7 @@
 #include "kernels/conv.h"
 #include "kernels/conv_lanes_plan.h"
 #include "kernels/conv_plan.h"
+#include "kernels/depthwise_plan.h"
 
 namespace edge {
 
@@ -77,7 +78,19 @@ std::uint64_t lanes_floats(Index cut, const conv_lanes::Problem& p,
   return cut == 0 ? 0 : static_cast<std::uint64_t>(need(p, cut));
 }
 
+std::uint64_t depthwise_floats(const depthwise::Problem& p,
+                               Index (*need)(const depthwise::Problem&)) {
+  const auto number = [](Index n) { return static_cast<std::uint64_t>(n); };
+  const Index row = depthwise::layout_of(p).row;
+  times(number(depthwise::packed_rows(p.v, p.v.outputs)), number(row));
+  times(times(number(p.v.taps), number(p.h.taps)), depthwise::kMostLanes);
+  times(number(p.images), number(p.groups));
+  return number(need(p));
+}
+
 std::uint64_t conv_scratch_floats(const ConvArgs& a) {
+  if (depthwise::takes(a))
+    return depthwise_floats(depthwise::forward_problem(a), depthwise::scratch_floats);
   const std::uint64_t planes = bound(conv_plan::forward_problem(a));
   bound_planes(a);
   return std::max(planes, lanes_floats(conv_lanes::forward_cut(a), conv_lanes::forward_problem(a),
@@ -85,6 +98,8 @@ std::uint64_t conv_scratch_floats(const ConvArgs& a) {
 }
 
 std::uint64_t conv_grad_w_scratch_floats(const ConvArgs& a) {
+  if (depthwise::takes(a))
+    return depthwise_floats(depthwise::forward_problem(a), depthwise::grad_w_scratch_floats);
   const std::uint64_t planes = bound(conv_plan::grad_w_problem(a));
   bound_planes(a);
   return std::max(planes, lanes_floats(conv_lanes::grad_w_cut(a), conv_lanes::forward_problem(a),
@@ -92,6 +107,8 @@ std::uint64_t conv_grad_w_scratch_floats(const ConvArgs& a) {
 }
 
 std::uint64_t conv_grad_x_scratch_floats(const ConvArgs& a) {
+  if (depthwise::takes(a))
+    return depthwise_floats(depthwise::backward_problem(a), depthwise::scratch_floats);
   const std::uint64_t planes =
       bound({conv_plan::Mode::correlate, a.images, a.filters,
              largest_backward_axis(a.height, a.out_height, a.kernel_h, a.stride_h, a.dilation_h),

@@ -171,25 +171,33 @@ def transpose(inputs: Sequence[Array | None], attrs: Attributes, _outputs: Seque
     return [np.transpose(_present(inputs[0]), [int(axis) for axis in attrs])]
 
 
-def softmax_xent(inputs: Sequence[Array | None], _attrs: Attributes, _outputs: Sequence[Output]) -> list[Array]:
-    """Mean cross-entropy over labelled rows, and the probabilities of every row."""
-    logits, labels = _present(inputs[0]), _present(inputs[1])
+def softmax_xent(inputs: Sequence[Array | None], attrs: Attributes, _outputs: Sequence[Output]) -> list[Array]:
+    """The rows' part of the mean cross-entropy over all labels, and the probabilities of every row."""
+    logits = _present(inputs[0])
+    labels, labelled = _labels_of(len(logits), _present(inputs[1]), attrs)
     shifted = logits - logits.max(axis=1, keepdims=True)
     log_sum = np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     rows = np.flatnonzero(labels >= 0)
     losses = (log_sum - shifted)[rows, labels[rows]]
-    loss = losses.mean() if len(rows) else 0.0
+    loss = losses.sum() / max(labelled, 1)
     return [np.array(loss, logits.dtype), np.exp(shifted - log_sum)]
 
 
-def softmax_xent_grad(inputs: Sequence[Array | None], _attrs: Attributes, _outputs: Sequence[Output]) -> list[Array]:
+def softmax_xent_grad(inputs: Sequence[Array | None], attrs: Attributes, _outputs: Sequence[Output]) -> list[Array]:
     """d_loss / labelled * (probs - onehot), zero for rows without a label."""
-    probs, labels, d_loss = _present(inputs[0]), _present(inputs[1]), _present(inputs[2])
+    probs, d_loss = _present(inputs[0]), _present(inputs[2])
+    labels, labelled = _labels_of(len(probs), _present(inputs[1]), attrs)
     rows = np.flatnonzero(labels >= 0)
     d_logits = np.zeros_like(probs)
     d_logits[rows] = probs[rows]
     d_logits[rows, labels[rows]] -= 1
-    return [d_logits * (d_loss / max(len(rows), 1))]
+    return [d_logits * (d_loss / max(labelled, 1))]
+
+
+def _labels_of(rows: int, labels: Array, attrs: Attributes) -> tuple[Array, int]:
+    """The labels of `rows` rows from attrs[0] on, or all of them, and how many of all are not -1."""
+    first = int(attrs[0]) if attrs else 0
+    return labels[first : first + rows], int(np.count_nonzero(labels >= 0))
 
 
 def sgd(inputs: Sequence[Array | None], attrs: Attributes, _outputs: Sequence[Output]) -> list[Array]:

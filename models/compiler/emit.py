@@ -12,7 +12,7 @@ from models.compiler.errors import CompileError
 from models.compiler.ir import Node, Role, Type, Value
 from models.compiler.memory import ALIGNMENT, aligned
 from models.compiler.ops import OPS
-from models.compiler.storage import Layout, Owners
+from models.compiler.storage import Layout
 
 MAGIC = b"EDGEPLAN"
 VERSION = 1
@@ -64,8 +64,9 @@ class Program:
         return [None if i == ABSENT else list(self.tensors[i].type.shape) for i in numbers]
 
 
-def program(layout: Layout, owners: Owners) -> Program:
+def program(layout: Layout) -> Program:
     """Number the tensors (owners first, the others as they appear) and translate the kernels."""
+    owners = layout.owners
     constants = _constants(layout)
     numbers: dict[Value, int] = {}
     records: list[Record] = []

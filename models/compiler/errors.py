@@ -20,12 +20,12 @@ class UnsupportedOp(ModelError):
         supported: every operator the compiler reads, sorted.
     """
 
-    def __init__(self, op: str, node: str, supported: Iterable[str], advice: str = "") -> None:
+    def __init__(self, op: str, node: str, supported: Iterable[str]) -> None:
         self.op = op
         self.node = node
         self.supported = tuple(sorted(supported))
         listing = ", ".join(self.supported)
-        super().__init__(f"operator {op} of node {node!r} is not supported{advice}; supported: {listing}")
+        super().__init__(f"operator {op} of node {node!r} is not supported; supported: {listing}")
 
 
 class NotDifferentiable(CompileError):

@@ -182,7 +182,7 @@ def softmax_xent(node: Node, d_outputs: Sequence[Value | None]) -> Gradients:
     """To the logits: of the loss by its own kernel, of the probabilities p by p (d - sum(p d))."""
     labels, probs = operands(node)[1], node.out(1)
     d_loss, d_probs = d_outputs
-    parts = [] if d_loss is None else [g.softmax_xent_grad(probs, labels, d_loss)]
+    parts = [] if d_loss is None else [g.softmax_xent_grad(probs, labels, d_loss, node.attrs.get("first_row"))]
     if d_probs is not None:
         parts.append(probs * (d_probs - g.sum(probs * d_probs, [1], keepdims=True)))
     return sum(parts[1:], start=parts[0]), None
@@ -191,10 +191,11 @@ def softmax_xent(node: Node, d_outputs: Sequence[Value | None]) -> Gradients:
 def softmax_xent_grad(node: Node, d_outputs: Sequence[Value | None]) -> Gradients:
     """Linear in d_loss; to the probabilities of labelled rows u d_loss / their number."""
     probs, labels, d_loss = operands(node)
-    u = first(d_outputs)
-    rows = g.reshape(g.labelled_rows(labels), (labels.type.size, 1))
-    to_probs = u * rows * (d_loss / g.maximum(g.sum(rows), 1.0))
-    return to_probs, None, g.sum(u * g.softmax_xent_grad(probs, labels, g.constant(1.0)))
+    u, begin = first(d_outputs), node.attrs.get("first_row")
+    all_rows = g.labelled_rows(labels)
+    rows = g.slice(all_rows, [begin or 0], [probs.shape[0]], [1])
+    to_probs = u * g.reshape(rows, (probs.shape[0], 1)) * (d_loss / g.maximum(g.sum(all_rows), 1.0))
+    return to_probs, None, g.sum(u * g.softmax_xent_grad(probs, labels, g.constant(1.0), begin))
 
 
 def in_place(node: Node, d_outputs: Sequence[Value | None]) -> Gradients:

@@ -10,9 +10,13 @@ from models.compiler.ops import OPS
 
 
 def lower(outputs: Sequence[Value]) -> tuple[Value, ...]:
-    """Broadcasts become multiplications, other views of slots become copies; an output gets bytes of its own."""
-    own = [v if v.node.op in OPS and OPS[v.node.op].opcode is not None else g.copy(v, v.shape) for v in outputs]
-    return rewrite(own, _lower)
+    """Broadcasts become multiplications, other views of slots become copies."""
+    return rewrite(outputs, _lower)
+
+
+def own(value: Value) -> Value:
+    """A value that is an output: with bytes of its own, not a view of others'."""
+    return value if value.node.op in OPS and OPS[value.node.op].opcode is not None else g.copy(value, value.shape)
 
 
 def _lower(node: Node, inputs: tuple[Value | None, ...]) -> Sequence[Value] | None:

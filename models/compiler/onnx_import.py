@@ -23,6 +23,10 @@ from onnx.reference import ReferenceEvaluator
 import models.compiler.graph as g
 from models.compiler.errors import CompileError, ModelError, UnsupportedOp
 from models.compiler.ir import Graph, Value, topological
+from models.compiler.onnx_einsum import CONVERTERS as EINSUM
+from models.compiler.onnx_formulas import CONVERTERS as FORMULAS
+from models.compiler.onnx_indexing import CONVERTERS as INDEXING
+from models.compiler.onnx_losses import CONVERTERS as LOSSES
 from models.compiler.onnx_moves import CONVERTERS as MOVES
 from models.compiler.onnx_nodes import ModelNode, Term, Training
 from models.compiler.onnx_ops import CONVERTERS as LAYERS
@@ -41,6 +45,7 @@ FOLDABLE = frozenset(
         "ConstantOfShape",
         "Div",
         "Equal",
+        "Expand",
         "Floor",
         "Gather",
         "Identity",
@@ -52,13 +57,14 @@ FOLDABLE = frozenset(
         "Slice",
         "Squeeze",
         "Sub",
+        "Tile",
         "Transpose",
         "Unsqueeze",
         "Where",
     ]
 )
-CONVERTERS = LAYERS | TENSOR_OPS | MOVES | RECURRENT
-SUPPORTED = frozenset(CONVERTERS) | FOLDABLE
+CONVERTERS = LAYERS | TENSOR_OPS | MOVES | RECURRENT | INDEXING | EINSUM | LOSSES | FORMULAS
+SUPPORTED = frozenset(CONVERTERS)
 # What the onnx package and NumPy raise on malformed attributes, tensors and shapes.
 BROKEN = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 # Integers are indices: they travel as int32.
@@ -123,7 +129,7 @@ def import_onnx(model: bytes, *, batch: int, training: bool = True) -> Graph:
     leaves = [node.out() for node in topological([output, *(v for pair in updates for v in pair)]) if node.op == "leaf"]
     rows = shared.rows if shared.rows in leaves else None
     parameters = tuple(v for v in leaves if v not in (x, rows))
-    return Graph((x,), parameters, (output,), tuple(notes), rows, updates, _last_op(proto))
+    return Graph((x,), parameters, (output,), tuple(notes), rows, updates, _last_op(proto), tuple(shared.modes))
 
 
 def _names_read(graph: onnx.GraphProto) -> frozenset[str]:
@@ -236,12 +242,9 @@ def _result(
     node: onnx.NodeProto, label: str, inputs: list[Term | None], reading: Reading, notes: list[str]
 ) -> Term | list[Value]:
     arrays = [t for t in inputs if isinstance(t, np.ndarray)]
-    convert = CONVERTERS.get(node.op_type)
-    small = convert is None or _folded_elements(node, arrays) <= MAX_FOLDED_ELEMENTS
+    small = _folded_elements(node, arrays) <= MAX_FOLDED_ELEMENTS
     if node.op_type in FOLDABLE and arrays and len(arrays) == sum(t is not None for t in inputs) and small:
         return _fold(node, arrays, reading.opset)
-    if convert is None:
-        raise UnsupportedOp(node.op_type, label, SUPPORTED, " on values that depend on the input")
     attrs = {a.name: _attribute(a) for a in node.attribute}
     outputs = 1 + sum(name in reading.read for name in node.output[1:] if name)
     view = ModelNode(
@@ -256,7 +259,7 @@ def _result(
         reading.training,
         len(node.output),
     )
-    return convert(view, inputs)
+    return CONVERTERS[node.op_type](view, inputs)
 
 
 def _attribute(attribute: onnx.AttributeProto) -> Any:
@@ -264,6 +267,8 @@ def _attribute(attribute: onnx.AttributeProto) -> Any:
     value = onnx.helper.get_attribute_value(attribute)
     if isinstance(value, bytes):
         return value.decode()
+    if isinstance(value, list) and value and isinstance(value[0], bytes):
+        return [text.decode() for text in value]
     return _array(value) if isinstance(value, onnx.TensorProto) else value
 
 
@@ -309,9 +314,6 @@ def _folded_elements(node: onnx.NodeProto, inputs: Sequence[Array]) -> int:
 
 def _fold(node: onnx.NodeProto, inputs: Sequence[Array], opset: int) -> Array:
     """Compute a node on known arrays with the reference evaluator."""
-    elements = _folded_elements(node, inputs)
-    if elements > MAX_FOLDED_ELEMENTS:
-        raise ModelError(f"shape arithmetic on {elements} elements; at most {MAX_FOLDED_ELEMENTS} are computed")
     given = dict(zip([name for name in node.input if name], inputs, strict=True))
     function = onnx.helper.make_function(
         "fold", "fold", list(given), list(node.output[:1]), [node], [onnx.helper.make_opsetid("", opset)]

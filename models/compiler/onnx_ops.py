@@ -13,7 +13,7 @@ import models.compiler.graph as g
 from models.compiler.errors import ModelError
 from models.compiler.ir import Value, Window
 from models.compiler.onnx_nodes import Convert, ModelNode, Term, Terms, axes_of, known, value
-from models.compiler.onnx_volumes import conv_volume
+from models.compiler.onnx_volumes import conv_transpose_volume, conv_volume, pool_volume
 
 
 def _binary(function: Callable[[Value, Value], Value]) -> Convert:
@@ -173,6 +173,8 @@ def _max_pool(node: ModelNode, terms: Terms) -> Value:
     if node.outputs > 1:
         raise ModelError("the indices of MaxPool are not supported as an output")
     x = value(terms, 0)
+    if len(x.shape) == 5:
+        return pool_volume(node, x, _max_pool)
     image, rank = _as_image(x), len(x.shape) - 2
     kernel = _spatial(node, "kernel_shape", rank, 0, 1)
     window, _ = _window(node, image.shape[2:], kernel, rank)
@@ -181,6 +183,8 @@ def _max_pool(node: ModelNode, terms: Terms) -> Value:
 
 def _average_pool(node: ModelNode, terms: Terms) -> Value:
     x = value(terms, 0)
+    if len(x.shape) == 5:
+        return pool_volume(node, x, _average_pool)
     image, rank = _as_image(x), len(x.shape) - 2
     kernel = _spatial(node, "kernel_shape", rank, 0, 1)
     window, extra = _window(node, image.shape[2:], kernel, rank)
@@ -264,9 +268,9 @@ def _reduce(function: Callable[..., Value]) -> Convert:
     def convert(node: ModelNode, terms: Terms) -> Value:
         x = value(terms, 0)
         axes = axes_of(node, terms, len(x.shape))
-        if axes is None and node.attrs.get("noop_with_empty_axes", 0):
+        if not axes and node.attrs.get("noop_with_empty_axes", 0):
             return x
-        return function(x, axes, keepdims=bool(node.attrs.get("keepdims", 1)))
+        return function(x, axes or None, keepdims=bool(node.attrs.get("keepdims", 1)))
 
     return convert
 
@@ -274,6 +278,9 @@ def _reduce(function: Callable[..., Value]) -> Convert:
 def _conv_transpose(node: ModelNode, terms: Terms) -> Value:
     """The x-gradient of a convolution, whose output is this node's input."""
     x, w = value(terms, 0), value(terms, 1)
+    if len(x.shape) == 5:
+        y = conv_transpose_volume(node, x, w)
+        return y if len(terms) < 3 or terms[2] is None else y + g.reshape(value(terms, 2), (y.shape[1], 1, 1, 1))
     x4, w4, rank = _as_image(x), _as_image(w), len(x.shape) - 2
     groups = int(node.attrs.get("group", 1))
     strides, dilations = _spatial(node, "strides", rank, 1, 1), _spatial(node, "dilations", rank, 1, 1)

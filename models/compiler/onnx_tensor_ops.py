@@ -8,7 +8,7 @@ import onnx
 
 import models.compiler.graph as g
 from models.compiler.errors import ModelError
-from models.compiler.ir import Value
+from models.compiler.ir import Mode, Value
 from models.compiler.onnx_nodes import (
     Convert,
     ModelNode,
@@ -23,7 +23,7 @@ from models.compiler.onnx_nodes import (
 )
 
 
-def _map(function: Callable[..., Value], **defaults: float) -> Convert:
+def mapped(function: Callable[..., Value], **defaults: float) -> Convert:
     """A function of operand 0 whose other arguments are attributes with these defaults, in this order."""
 
     def convert(node: ModelNode, terms: Terms) -> Value:
@@ -33,7 +33,7 @@ def _map(function: Callable[..., Value], **defaults: float) -> Convert:
 
 
 def _unary(function: str) -> Convert:
-    return _map(lambda x: g.unary(function, x))
+    return mapped(lambda x: g.unary(function, x))
 
 
 def _two(function: Callable[[Value, Value], Value]) -> Convert:
@@ -159,10 +159,12 @@ def _log_sum_exp(x: Value, axes: Sequence[int] | None, *, keepdims: bool) -> Val
 def _arg(*, smallest: bool) -> Convert:
     def convert(node: ModelNode, terms: Terms) -> Value:
         x = value(terms, 0)
-        if node.attrs.get("select_last_index", 0):
-            raise ModelError("select_last_index is not supported; the first extreme is taken")
         axis = axis_of(node, len(x.shape), 0)
-        place = g.argmax(x, axis, smallest=smallest)
+        if node.attrs.get("select_last_index", 0):
+            from_end = g.cast(g.argmax(g.flip(x, [axis]), axis, smallest=smallest), "float32")
+            place = g.cast(x.shape[axis] - 1.0 - from_end, "int32")
+        else:
+            place = g.argmax(x, axis, smallest=smallest)
         keep = node.attrs.get("keepdims", 1)
         return g.copy(place, [*x.shape[:axis], 1, *x.shape[axis + 1 :]]) if keep else place
 
@@ -232,6 +234,8 @@ def _batch_norm(node: ModelNode, terms: Terms) -> Value | list[Value]:
         if slot.node.op == "leaf":
             shared.updates.append((slot, new))
     if node.outputs == 1:
+        fixed = g.batch_norm_fixed(x, gain, bias, (average, spread), epsilon)
+        shared.modes.append(Mode(made.y, fixed, (gain, bias, average, spread)))
         return made.y
     told = g.batch_norm(
         x, gain, bias, (average, spread), shared.rows, epsilon=epsilon, momentum=momentum, unbiased=False
@@ -259,7 +263,7 @@ CONVERTERS: dict[str, Convert] = {
     "Cos": _unary("cos"),
     "CumSum": _cumsum,
     "Div": _two(g.div),
-    "Elu": _map(g.elu, alpha=1.0),
+    "Elu": mapped(g.elu, alpha=1.0),
     "Equal": _two(g.equal),
     "Erf": _unary("erf"),
     "Exp": _unary("exp"),
@@ -268,11 +272,11 @@ CONVERTERS: dict[str, Convert] = {
     "Greater": _two(lambda a, b: g.less(b, a)),
     "GreaterOrEqual": _two(lambda a, b: g.less_equal(b, a)),
     "GroupNormalization": _group_norm,
-    "HardSigmoid": _map(g.hard_sigmoid, alpha=0.2, beta=0.5),
-    "HardSwish": _map(g.hard_swish),
+    "HardSigmoid": mapped(g.hard_sigmoid, alpha=0.2, beta=0.5),
+    "HardSwish": mapped(g.hard_swish),
     "InstanceNormalization": _instance_norm,
     "LayerNormalization": _layer_norm,
-    "LeakyRelu": _map(g.leaky_relu, alpha=0.01),
+    "LeakyRelu": mapped(g.leaky_relu, alpha=0.01),
     "Less": _two(g.less),
     "LessOrEqual": _two(g.less_equal),
     "Log": _unary("log"),
@@ -281,9 +285,9 @@ CONVERTERS: dict[str, Convert] = {
     "Max": _many(g.maximum),
     "Mean": _many(g.add, average=True),
     "Min": _many(g.minimum),
-    "Mish": _map(lambda x: x * g.tanh(g.softplus(x))),
-    "Neg": _map(lambda x: -x),
-    "Not": _map(lambda x: g.equal(x, 0.0)),
+    "Mish": mapped(lambda x: x * g.tanh(g.softplus(x))),
+    "Neg": mapped(lambda x: -x),
+    "Not": mapped(lambda x: g.equal(x, 0.0)),
     "Or": _two(lambda a, b: g.maximum(_truth(a), _truth(b))),
     "PRelu": _prelu,
     "Pow": _pow,
@@ -297,13 +301,13 @@ CONVERTERS: dict[str, Convert] = {
     "ReduceProd": _reduce(g.prod),
     "ReduceSumSquare": _reduce(_sum_square),
     "Round": _unary("round"),
-    "Selu": _map(_selu, alpha=1.67326319217681884765625, gamma=1.05070102214813232421875),
+    "Selu": mapped(_selu, alpha=1.67326319217681884765625, gamma=1.05070102214813232421875),
     "Sigmoid": _unary("sigmoid"),
     "Sign": _unary("sign"),
     "Sin": _unary("sin"),
     "Softmax": _softmax(g.softmax),
     "Softplus": _unary("softplus"),
-    "Softsign": _map(lambda x: x / (1.0 + g.abs(x))),
+    "Softsign": mapped(lambda x: x / (1.0 + g.abs(x))),
     "Sqrt": _unary("sqrt"),
     "Sum": _many(g.add),
     "Tanh": _unary("tanh"),

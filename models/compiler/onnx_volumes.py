@@ -1,11 +1,16 @@
-"""Three-dimensional convolution as a sum of two-dimensional ones, one for each step of the kernel through time."""
+"""Three-dimensional windows by two-dimensional ones.
 
-from dataclasses import dataclass
+A convolution is a sum of those of its kernel's steps through time, a pool is one over space and then one through time.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import models.compiler.graph as g
+from models.compiler.autodiff import gradients
 from models.compiler.errors import ModelError
 from models.compiler.ir import Value, Window
-from models.compiler.onnx_nodes import ModelNode
+from models.compiler.onnx_nodes import ModelNode, Terms
 
 
 @dataclass(frozen=True)
@@ -65,3 +70,49 @@ def _settings(node: ModelNode) -> tuple[Window, Reach]:
         raise ModelError(f"strides {strides}, dilations {dilations} or pads {pads} do not fit three dimensions")
     window = Window((strides[1], strides[2]), (pads[1], pads[2], pads[4], pads[5]), (dilations[1], dilations[2]))
     return window, Reach(strides[0], pads[0], pads[3], dilations[0])
+
+
+def conv_transpose_volume(node: ModelNode, x: Value, w: Value) -> Value:
+    """The adjoint of conv_volume: x (N, C, T, H, W) is the gradient of its output, w (C, O / groups, KT, KH, KW)."""
+    if node.attrs.get("auto_pad", "NOTSET") != "NOTSET" or "output_shape" in node.attrs:
+        raise ModelError(
+            "auto_pad and output_shape of a three-dimensional ConvTranspose are not supported; give its pads"
+        )
+    window, reach = _settings(node)
+    pads = (reach.before + reach.after, window.pads[0] + window.pads[2], window.pads[1] + window.pads[3])
+    extra = node.attrs.get("output_padding", [0, 0, 0])
+    strides, dilations = (reach.stride, *window.strides), (reach.dilation, *window.dilations)
+    places = [
+        s * (n - 1) + d * (k - 1) + 1 + e - p
+        for s, n, d, k, e, p in zip(strides, x.shape[2:], dilations, w.shape[2:], extra, pads, strict=True)
+    ]
+    inner = g.leaf(
+        "input of the adjoint", "float32", (x.shape[0], w.shape[1] * int(node.attrs.get("group", 1)), *places)
+    )
+    # Linear in `inner`, which therefore is no part of the gradient.
+    return gradients(g.sum(conv_volume(node, inner, w) * x), [inner])[0]
+
+
+def pool_volume(node: ModelNode, x: Value, pool: Callable[[ModelNode, Terms], Value]) -> Value:
+    """A pool of x (N, C, T, H, W): the extreme of extremes, or the mean of means, is that of the whole window.
+
+    The places of a window are a product of those in space and those in time, whether padding counts or not.
+    """
+    n, c, t, h, w = x.shape
+    space = pool(_of_axes(node, (1, 2)), [g.reshape(x, (n * c, t, h, w))])
+    flat = g.reshape(space, (n, c, t, space.shape[2] * space.shape[3]))
+    time = pool(_of_axes(node, (0,)), [flat])
+    return g.reshape(time, (n, c, time.shape[2], *space.shape[2:]))
+
+
+def _of_axes(node: ModelNode, axes: tuple[int, ...]) -> ModelNode:
+    """A two-dimensional pool with the settings of one or two of three axes; nothing happens along the other."""
+    attrs = dict(node.attrs)
+    for name, neutral in (("kernel_shape", 1), ("strides", 1), ("dilations", 1)):
+        if name in attrs:
+            attrs[name] = ([attrs[name][a] for a in axes] + [neutral])[:2]
+    if "pads" in attrs:
+        pads = attrs["pads"]
+        begin, end = ([pads[a + shift] for a in axes] for shift in (0, 3))
+        attrs["pads"] = [*[*begin, 0][:2], *[*end, 0][:2]]
+    return replace(node, attrs=attrs)

@@ -98,6 +98,10 @@ def _sgd(node: Node) -> list[int]:
     return [float_bits(attrs["momentum"]), float_bits(attrs["weight_decay"]), int(attrs["nesterov"])]
 
 
+def _first_row(node: Node) -> list[int]:
+    return [node.attrs["first_row"]] if "first_row" in node.attrs else []
+
+
 def _function(names: tuple[str, ...]) -> Encode:
     return lambda node: [names.index(node.attrs["function"])]
 
@@ -172,8 +176,8 @@ OPS: dict[str, Op] = {
     "mul": Op(shapes.elementwise("mul"), gradients.mul, 13, no_attrs, (0, 1)),
     "reduce_sum": Op(shapes.reduce_sum, gradients.reduce_sum, 14, _reduce_sum),
     "transpose": Op(shapes.transpose, gradients.transpose, 15, _transpose),
-    "softmax_xent": Op(shapes.softmax_xent, gradients.softmax_xent, 16),
-    "softmax_xent_grad": Op(shapes.softmax_xent_grad, gradients.softmax_xent_grad, 17),
+    "softmax_xent": Op(shapes.softmax_xent, gradients.softmax_xent, 16, _first_row),
+    "softmax_xent_grad": Op(shapes.softmax_xent_grad, gradients.softmax_xent_grad, 17, _first_row),
     "sgd": Op(shapes.sgd, gradients.in_place, 18, _sgd, operands=(4, 2), overwrites=(0, 3)),
     "copy": Op(shapes.reshape, gradients.reshape, 19),
     "unary": Op(shapes.elementwise("unary"), tensor_gradients.unary_function, 20, _function(UNARY), (0,)),

@@ -127,10 +127,18 @@ def mean(x: Value, axes: Sequence[int] | None = None, *, keepdims: bool = False)
     return sum(x, axes, keepdims=keepdims, scale=total.type.size / x.type.size)
 
 
-def softmax_xent(logits: Value, labels: Value) -> tuple[Value, Value]:
-    """Mean cross-entropy over the labels that are not -1, and the probabilities (batch, classes)."""
-    loss, probs = apply("softmax_xent", shapes.softmax_xent, (logits, labels), {})
+def softmax_xent(logits: Value, labels: Value, first_row: int | None = None) -> tuple[Value, Value]:
+    """Mean cross-entropy over the labels that are not -1, and the probabilities (batch, classes).
+
+    With `first_row` the logits belong to as many of the labels from there on, and the result is their part of the mean
+    over all labels: such parts add up to the mean.
+    """
+    loss, probs = apply("softmax_xent", shapes.softmax_xent, (logits, labels), _rows_from(first_row))
     return loss, probs
+
+
+def _rows_from(first_row: int | None) -> dict[str, int]:
+    return {} if first_row is None else {"first_row": first_row}
 
 
 def softmax_cross_entropy(logits: Value, labels: Value) -> Value:
@@ -138,9 +146,9 @@ def softmax_cross_entropy(logits: Value, labels: Value) -> Value:
     return softmax_xent(logits, labels)[0]
 
 
-def softmax_xent_grad(probs: Value, labels: Value, d_loss: Value) -> Value:
+def softmax_xent_grad(probs: Value, labels: Value, d_loss: Value, first_row: int | None = None) -> Value:
     """The logits-gradient of softmax_xent: d_loss * (probs - onehot) / number of labels that are not -1."""
-    return apply("softmax_xent_grad", shapes.softmax_xent_grad, (probs, labels, d_loss), {})[0]
+    return apply("softmax_xent_grad", shapes.softmax_xent_grad, (probs, labels, d_loss), _rows_from(first_row))[0]
 
 
 def sgd(  # noqa: PLR0913 - the operands and settings of one update rule

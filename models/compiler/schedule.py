@@ -37,14 +37,17 @@ def is_kernel(node: Node) -> bool:
     return node.op in OPS and OPS[node.op].opcode is not None
 
 
-def orders(outputs: Sequence[Value]) -> Iterator[Order]:
-    """Candidate orders, the graph's own first."""
+def orders(outputs: Sequence[Value], stages: Mapping[Node, int]) -> Iterator[Order]:
+    """Candidate orders, the graph's own first; nodes of smaller stages before those of larger ones."""
     nodes = [n for n in topological(outputs) if is_kernel(n)]
     after = _dependencies(nodes)
-    place = {n: i for i, n in enumerate(nodes)}
-    yield _by_priority(nodes, after, lambda n: (not OPS[n.op].overwrites, place[n]))
+    last = max(stages.values(), default=0)
+    # Nodes of no stage are the updates; they run along with the last one, as soon as they may.
+    stage = {n: stages.get(n, last) for n in nodes}
+    place = {n: (stage[n], i) for i, n in enumerate(nodes)}
+    yield _by_priority(nodes, after, lambda n: (stage[n], not OPS[n.op].overwrites, place[n]))
     yield _freeing_first(nodes, after, place)
-    yield _freeing_first(nodes, after, {n: -i for n, i in place.items()})
+    yield _freeing_first(nodes, after, {n: (stage[n], -i) for i, n in enumerate(nodes)})
 
 
 def _dependencies(nodes: Sequence[Node]) -> dict[Node, set[Node]]:
@@ -66,7 +69,9 @@ def _readers(nodes: Sequence[Node]) -> dict[Value, list[Node]]:
 
 
 def _by_priority(
-    nodes: Sequence[Node], after: Mapping[Node, set[Node]], priority: Callable[[Node], tuple[int, int]]
+    nodes: Sequence[Node],
+    after: Mapping[Node, set[Node]],
+    priority: Callable[[Node], tuple[int, bool, tuple[int, int]]],
 ) -> Order:
     """Of the nodes that may run, always the one of the smallest priority."""
     waiting = {n: len(after[n]) for n in nodes}
@@ -93,14 +98,16 @@ def _inverse(after: Mapping[Node, set[Node]]) -> dict[Node, list[Node]]:
     return unlocks
 
 
-def _freeing_first(nodes: Sequence[Node], after: Mapping[Node, set[Node]], place: Mapping[Node, int]) -> Order:
-    """Of the nodes that may run, always the one after which least is live; ties by `place`."""
+def _freeing_first(
+    nodes: Sequence[Node], after: Mapping[Node, set[Node]], place: Mapping[Node, tuple[int, int]]
+) -> Order:
+    """Of the nodes of the smallest stage that may run, always the one after which least is live; ties by `place`."""
     readers_left = {v: len(r) for v, r in _readers(nodes).items()}
     unlocks, waiting = _inverse(after), {n: len(after[n]) for n in nodes}
     ready = [n for n in nodes if not waiting[n]]
     order: list[Node] = []
     while ready:
-        node = min(ready, key=lambda n: (_growth(n, readers_left), place[n]))
+        node = min(ready, key=lambda n: (place[n][0], _growth(n, readers_left), place[n]))
         ready.remove(node)
         order.append(node)
         for value in set(read_by(node)):

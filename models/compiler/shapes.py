@@ -251,15 +251,27 @@ def avgpool_grad(types: Types, attrs: Attrs) -> tuple[Type, ...]:
 
 
 def softmax_xent(types: Types, attrs: Attrs) -> tuple[Type, ...]:
-    """Mean cross-entropy of logits (B, C) with int32 labels (B), and the probabilities."""
-    del attrs
+    """The part of the mean cross-entropy that logits (B, C) have in all int32 labels (L), and the probabilities.
+
+    Attribute first_row: the row of the labels where those of the logits begin; without it L is B.
+    """
     logits, labels = types
     assert logits is not None
     if logits.dtype != "float32" or len(logits.shape) != 2:
         fail("softmax_xent", types, "logits must be float32 (batch, classes)")
-    if labels != Type("int32", logits.shape[:1]):
+    first = attrs.get("first_row")
+    if first is None and labels != Type("int32", logits.shape[:1]):
         fail("softmax_xent", types, f"labels must be int32 [{logits.shape[0]}]")
+    if first is not None:
+        _check_rows(types, first, logits.shape[0])
     return (Type("float32", ()), logits)
+
+
+def _check_rows(types: Types, first: int, rows: int) -> None:
+    labels = types[1]
+    assert labels is not None
+    if labels.dtype != "int32" or len(labels.shape) != 1 or not 0 <= first <= labels.shape[0] - rows:
+        fail("softmax_xent", types, f"labels must be int32 with rows {first} to {first + rows}")
 
 
 def softmax_xent_grad(types: Types, attrs: Attrs) -> tuple[Type, ...]:

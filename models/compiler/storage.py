@@ -1,28 +1,15 @@
-"""Which values share bytes, and where everything lies in the arena.
-
-A reshape shows its input's bytes. An elementwise result takes the bytes of an input that dies there. An
-update writes its parameter and velocity in place. Slots, batch columns, scalars and outputs keep their own
-bytes for the whole run; all other values are buffers with a lifetime.
-"""
+"""Where everything lies in the arena: owners first, then the buffers that share the rest."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from models.compiler.ir import Node, Role, Value
+from models.compiler.ir import Node, Value
 from models.compiler.memory import Buffer, aligned, lower_bound, place
-from models.compiler.ops import OPS
-from models.compiler.schedule import Order, base, orders, overwritten, read_by
+from models.compiler.schedule import Order, base, orders
+from models.compiler.sharing import Owner, Owners, share_bytes
+from models.compiler.shorten import Program, program, shorten
 
-
-@dataclass(frozen=True)
-class Owner:
-    """Role and name of a value that owns its bytes for the whole run."""
-
-    role: Role
-    name: str
-
-
-Owners = Mapping[Value, Owner]
+__all__ = ["Layout", "Owner", "Owners", "lay_out"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +18,7 @@ class Layout:
 
     Attributes:
         order: the kernels as they run.
+        owners: the values that own their bytes, with roles and names.
         offsets: where each owner and each buffer begins in the arena, in bytes.
         shares: for a value that lies in the bytes of another, that other.
         owned_bytes: the arena's first part, for owners.
@@ -39,6 +27,7 @@ class Layout:
     """
 
     order: Order
+    owners: Owners
     offsets: Mapping[Value, int]
     shares: Mapping[Value, Value]
     owned_bytes: int
@@ -54,13 +43,23 @@ class Layout:
         return self.shares.get(base(value), base(value))
 
 
-def lay_out(outputs: Sequence[Value], owners: Owners) -> Layout:
-    """The layout with the smallest arena among the candidate orders; the first one wins a tie."""
-    return min((_lay_out(order, owners) for order in orders(outputs)), key=lambda found: found.arena_bytes)
+def lay_out(
+    outputs: Sequence[Value], owners: Owners, *, repeat: bool = False, stages: Mapping[Node, int] | None = None
+) -> Layout:
+    """The layout with the smallest arena among the candidate orders; the first one wins a tie.
+
+    With `repeat`, cheap kernels may run twice where that lowers the peak. `stages` numbers nodes that run only after
+    those of smaller numbers.
+    """
+    found = min(
+        (program(order, owners) for order in orders(outputs, stages or {})), key=lambda candidate: candidate.height
+    )
+    return _placed(shorten(found) if repeat else found)
 
 
-def _lay_out(order: Order, owners: Owners) -> Layout:
-    shares, lifetimes = _share(order, owners)
+def _placed(found: Program) -> Layout:
+    order, owners = found.order, found.owners
+    shares, lifetimes = share_bytes(order, owners)
     offsets: dict[Value, int] = {}
     owned = 0
     for value in sorted(owners, key=lambda v: (owners[v].role, owners[v].name)):
@@ -69,51 +68,4 @@ def _lay_out(order: Order, owners: Owners) -> Layout:
     buffers = [Buffer(v.type.nbytes, first, last) for v, (first, last) in lifetimes.items()]
     placement = place(buffers)
     offsets.update((v, owned + o) for v, o in zip(lifetimes, placement.offsets, strict=True))
-    return Layout(order, offsets, shares, owned, owned + placement.peak_bytes, owned + lower_bound(buffers))
-
-
-def _share(order: Order, owners: Owners) -> tuple[dict[Value, Value], dict[Value, tuple[int, int]]]:
-    """Decide what is computed in place; answer who shares whose bytes, and the lifetime of every buffer."""
-    last_read = {v: i for i, node in enumerate(order) for v in read_by(node)}
-    shares: dict[Value, Value] = {}
-    lifetimes: dict[Value, tuple[int, int]] = {}
-    for i, node in enumerate(order):
-        for k in range(len(node.types)):
-            out = Value(node, k)
-            root = _shared_root(
-                node, k, shares, lifetimes, owners, dying=[v for v in read_by(node) if last_read[v] == i]
-            )
-            if root is not None:
-                shares[out] = root
-            elif out in owners:
-                continue
-            first = lifetimes[root][0] if root in lifetimes else i
-            if root is None or root in lifetimes:
-                lifetimes[out if root is None else root] = (first, last_read.get(out, i))
-    return shares, lifetimes
-
-
-def _shared_root(  # noqa: PLR0913 - one step of the walk above, with its state
-    node: Node,
-    k: int,
-    shares: Mapping[Value, Value],
-    lifetimes: Mapping[Value, tuple[int, int]],
-    owners: Owners,
-    *,
-    dying: Sequence[Value],
-) -> Value | None:
-    """The bytes output k of a node is written into, if they are another value's."""
-    if OPS[node.op].overwrites:
-        slot = overwritten(node)[k]
-        return shares.get(slot, slot)
-    if k or node.out() in owners:
-        return None
-    for j in OPS[node.op].in_place:
-        operand = node.inputs[j]
-        # An operand of another shape is repeated, so its elements are read again after the first was overwritten.
-        if operand is None or operand.shape != node.types[0].shape or base(operand) not in dying:
-            continue
-        root = shares.get(base(operand), base(operand))
-        if root in lifetimes:
-            return root
-    return None
+    return Layout(order, owners, offsets, shares, owned, owned + placement.peak_bytes, owned + lower_bound(buffers))

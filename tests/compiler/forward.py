@@ -10,7 +10,7 @@ from edge_runtime import _core
 from models.compiler.emit import program, write
 from models.compiler.fuse import fuse
 from models.compiler.ir import Role, Value, topological
-from models.compiler.lower import lower
+from models.compiler.lower import lower, own
 from models.compiler.simplify import simplify
 from models.compiler.storage import Owner, lay_out
 
@@ -20,9 +20,9 @@ Array = NDArray[Any]
 def run_on_engine(outputs: Sequence[Value], given: Mapping[str, Array], isa: str = "auto") -> list[Array]:
     """The values of `outputs`, with leaves taken from `given` by name; everything else starts as NaN."""
     owners = {n.out(): Owner(Role.BATCH, n.out().name) for n in topological(outputs) if n.op == "leaf"}
-    lowered = lower(simplify(fuse(simplify(outputs))))
+    lowered = lower([own(v) for v in simplify(fuse(simplify(outputs)))])
     owners |= {v: Owner(Role.OUTPUT, f"out{i}") for i, v in enumerate(lowered)}
-    made = program(lay_out(lowered, owners), owners)
+    made = program(lay_out(lowered, owners))
     scratch = [_core.workspace_bytes(op.opcode, made.shapes(op), list(op.attrs)) for op in made.operations]
     engine = _core.Engine(write(made, max(scratch, default=0)), 1, isa)
     engine.poison()

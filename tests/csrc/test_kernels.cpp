@@ -176,6 +176,26 @@ void convolutions_of_many_images_stay_inside_their_memory(const Kernels& kernels
   }
 }
 
+// One channel a group: narrower than a vector, whole vectors, overlapping ones, bands.
+void depthwise_convolutions_stay_inside_their_memory(const Kernels& kernels) {
+  for (const ConvCase& c : {
+           ConvCase{3, 2, 1, 1, 4, 4, 3, 3, 1, 1, 1},
+           ConvCase{2, 3, 1, 1, 5, 3, 3, 3, 1, 1, 1},
+           ConvCase{2, 2, 1, 1, 9, 17, 5, 5, 1, 2, 1},
+           ConvCase{2, 2, 1, 1, 8, 8, 3, 3, 2, 1, 1},
+           ConvCase{1, 2, 1, 1, 11, 39, 5, 5, 2, 0, 1},
+           ConvCase{2, 2, 1, 1, 12, 33, 3, 4, 3, 2, 1},
+           ConvCase{1, 3, 1, 1, 10, 21, 2, 3, 2, 5, 2},
+           ConvCase{1, 1, 1, 1, 6, 9, 4, 2, 4, 3, 2},
+           ConvCase{2, 2, 1, 1, 1, 70, 1, 5, 1, 2, 1},
+           ConvCase{1, 2, 1, 1, 70, 66, 3, 3, 1, 1, 1},
+           ConvCase{1, 1, 1, 1, 75, 120, 3, 3, 2, 1, 1},
+       }) {
+    conv_case(kernels, c, 1);
+    conv_case(kernels, c, 3);
+  }
+}
+
 void one_large_convolution_needs_blocks(const Kernels& kernels) {
   conv_case(kernels, {1, 1, 70, 3, 40, 60, 3, 3, 1, 1, 1}, 2);
 }
@@ -258,6 +278,7 @@ int main() {
     gemm_handles_every_tail(*kernels);
     convolutions_stay_inside_their_memory(*kernels);
     convolutions_of_many_images_stay_inside_their_memory(*kernels);
+    depthwise_convolutions_stay_inside_their_memory(*kernels);
     one_large_convolution_needs_blocks(*kernels);
     pooling_handles_every_width(*kernels);
     a_wrong_pooling_index_writes_nothing(*kernels);

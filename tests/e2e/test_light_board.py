@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from coordinator.demo import fleet
-from models.compiler import weights_of
+from models.compiler import compile_training, import_onnx, weights_of
 from models.zoo import MODELS
 from support import clean_environment
 from support.data import REPOSITORY
@@ -81,6 +81,15 @@ def test_a_client_without_torch_or_onnx_does_a_whole_lenet_job_in_little_memory(
     measured = fleet.last_run(tmp_path / "dev-0")
     assert measured["tasks"] == 3
     assert measured["rss_peak_kb"] / 1024 <= RSS_LIMIT_MB
+
+
+def test_a_plan_is_profiled_with_the_base_dependencies_alone(board: CleanEnvironment, tmp_path: Path) -> None:
+    plan = tmp_path / "lenet.plan"
+    plan.write_bytes(compile_training(import_onnx(MODELS["lenet"]((1, 28, 28), 10, 1), batch=32)).plan)
+    command = [board.python, "-m", "edge_runtime", "profile", plan, "--steps", "3", "--png", tmp_path / "arena.png"]
+    page = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert "conv_grad_w (backward)" in page
+    assert (tmp_path / "arena.png").stat().st_size > 1000
 
 
 def test_verbs_that_need_an_extra_say_which(board: CleanEnvironment, tmp_path: Path) -> None:

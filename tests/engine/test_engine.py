@@ -282,10 +282,10 @@ def test_the_reference_is_not_imported_with_the_engine() -> None:
 def test_profile_names_a_time_for_every_operation_and_trains(lenet: Plan) -> None:
     profiled, stepped = engine_with(lenet), engine_with(lenet)
     times_s = profiled.profile(2)
-    expected = trained_after(stepped, 3)
-    assert len(times_s) == lenet.n_ops
-    assert all(0.0 < t < 10.0 for t in times_s)
+    expected = trained_after(stepped, 2)
+    assert times_s.shape == (2, lenet.n_ops)
+    assert (times_s > 0.0).all()
     for name, value in expected.items():
         np.testing.assert_array_equal(profiled.read(name), value)
-    with pytest.raises(ValueError, match="at least one step"):
+    with pytest.raises(ValueError, match="1 to 100,000 steps, asked for 0"):
         profiled.profile(0)

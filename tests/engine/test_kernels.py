@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
+from convshape import ConvShape, conv_cases
 from opcase import F32, I32, ISAS, U8, Case, arrays_of, assert_close, compute, name_of, twin
 from planwriter import BATCH, STATE, TRAINED, PlanWriter, bits
 
@@ -26,39 +25,6 @@ GEMMS = [
 ]
 
 
-@dataclass(frozen=True)
-class ConvShape:
-    """A convolution in few words."""
-
-    images: int
-    groups: int
-    channels: int
-    filters: int
-    size: tuple[int, int]
-    kernel: tuple[int, int]
-    stride: tuple[int, int] = (1, 1)
-    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
-    dilation: tuple[int, int] = (1, 1)
-
-    @property
-    def x(self) -> tuple[int, ...]:
-        return (self.images, self.groups * self.channels, *self.size)
-
-    @property
-    def w(self) -> tuple[int, ...]:
-        return (self.groups * self.filters, self.channels, *self.kernel)
-
-    @property
-    def y(self) -> tuple[int, ...]:
-        padded = (self.size[0] + self.pads[0] + self.pads[2], self.size[1] + self.pads[1] + self.pads[3])
-        extent = [(k - 1) * d + 1 for k, d in zip(self.kernel, self.dilation, strict=True)]
-        spatial = [(p - e) // s + 1 for p, e, s in zip(padded, extent, self.stride, strict=True)]
-        return (self.images, self.groups * self.filters, *spatial)
-
-    def attrs(self, last: int) -> tuple[int, ...]:
-        return (*self.stride, *self.pads, *self.dilation, self.groups, last)
-
-
 CONVS = [
     ConvShape(2, 1, 1, 6, (28, 28), (5, 5), pads=(2, 2, 2, 2)),
     ConvShape(3, 1, 6, 16, (14, 14), (5, 5)),
@@ -76,16 +42,6 @@ CONVS = [
     ConvShape(17, 1, 2, 3, (3, 2), (2, 2), pads=(1, 0, 0, 1)),
     ConvShape(1, 1, 1, 1, (6, 5), (2, 2), stride=(1, 1), dilation=(5, 4)),
 ]
-
-
-def conv_cases(s: ConvShape) -> list[Case]:
-    taps = s.kernel[0] * s.kernel[1]
-    return [
-        Case("conv", (s.x, s.w, (s.w[0],)), ((s.y, F32),), s.attrs(0), s.channels * taps),
-        Case("conv", (s.x, s.w, None), ((s.y, F32),), s.attrs(1), s.channels * taps),
-        Case("conv_grad_x", (s.y, s.w), ((s.x, F32),), s.attrs(0), s.filters * taps),
-        Case("conv_grad_w", (s.y, s.x), ((s.w, F32),), s.attrs(0), s.images * s.y[2] * s.y[3]),
-    ]
 
 
 POOLS = [  # x, kernel, stride, pads, dilation
@@ -186,7 +142,18 @@ def label_case(rows: int, classes: int, missing: int) -> list[Case]:
     ]
 
 
+def sliced_label_case(rows: int, first: int, count: int) -> list[Case]:
+    """A slice of a batch: its logits, and the labels of all."""
+    labels = np.random.default_rng(rows).integers(-1, 5, rows).astype(I32)
+    probs = np.random.default_rng(1).dirichlet(np.ones(5), count).astype(F32)
+    return [
+        Case("softmax_xent", ((count, 5), labels), (((), F32), ((count, 5), F32)), (first,), 5),
+        Case("softmax_xent_grad", (probs, labels, np.array(0.7, F32)), (((count, 5), F32),), (first,)),
+    ]
+
+
 XENTS = [c for shape in [(1, 1, 0), (32, 10, 0), (32, 10, 5), (7, 100, 7), (500, 100, 1)] for c in label_case(*shape)]
+XENTS += [c for slice_ in [(9, 0, 9), (9, 4, 3), (9, 8, 1)] for c in sliced_label_case(*slice_)]
 
 CASES = [
     *GEMMS,

@@ -1,0 +1,91 @@
+"""What is to be profiled: a plan file, a model, or what a device trains; each becomes a plan, with data or without."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge_runtime.client_config import read_config
+from edge_runtime.data import Dataset, load_dataset
+from edge_runtime.errors import LocalError
+from edge_runtime.plan import Plan, read_plan
+from edge_runtime.state_directory import newest_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MODEL_SUFFIX = ".onnx"
+
+
+class NothingToProfile(LocalError):
+    """The argument is none of the things that can be profiled."""
+
+
+class NotCompiled(LocalError):
+    """The model could not be made into a plan."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A plan, local data to feed it (None: random numbers), and where it came from in words."""
+
+    plan: Plan
+    dataset: Dataset | None
+    origin: str
+    threads: int = 1
+
+
+def open_source(target: Path, data: Path | None, build_flags: Sequence[str]) -> Source:
+    """Find the plan behind a path.
+
+    Args:
+        target: A plan file; an ONNX model, which is compiled first (gateway only); a client's configuration (.toml), or
+            its state directory: the plan it trained last.
+        data: A directory of examples; None for the configuration's, or random numbers.
+        build_flags: Flags of `edge-runtime plan build`, for a model.
+
+    Raises:
+        NothingToProfile: The path is none of these.
+        NotCompiled: The compiler refused the model; it has said why.
+        PlanError, ConfigError, DataError, OSError: What is there cannot be read.
+    """
+    if build_flags and target.suffix != MODEL_SUFFIX:
+        raise NothingToProfile(f"{' '.join(build_flags)}: flags of `plan build` go with a model, {target} is none")
+    dataset = None if data is None else load_dataset(data)
+    if target.suffix == MODEL_SUFFIX:
+        return Source(read_plan(_compile(target, build_flags)), dataset, f"model {target}")
+    if target.suffix == ".toml":
+        config = read_config(target, {})
+        found = Source(_trained_last(config.state), dataset or load_dataset(config.data), f"client {config.device}")
+        return Source(found.plan, found.dataset, found.origin, config.threads)
+    if target.is_dir():
+        return Source(_trained_last(target), dataset, f"state directory {target}")
+    return Source(read_plan(target.read_bytes()), dataset, f"plan {target}")
+
+
+def _trained_last(state: Path) -> Plan:
+    data = newest_plan(state)
+    if data is None:
+        raise NothingToProfile(
+            f"{state} holds no plan of a device: give a plan, a model, or the state directory of a client that has "
+            "been sent a task"
+        )
+    return read_plan(data)
+
+
+def _compile(model: Path, flags: Sequence[str]) -> bytes:
+    """What `edge-runtime plan build` makes of the model; its report goes to stderr.
+
+    The compiler is found by name: a board has none, and nothing here may import it.
+    """
+    compiler = importlib.import_module("models.compiler.cli")
+    with tempfile.TemporaryDirectory() as directory, contextlib.redirect_stdout(sys.stderr):
+        plan = Path(directory) / "model.plan"
+        if compiler.main(["build", str(model), "--output", str(plan), *flags]) != 0:
+            raise NotCompiled(f"{model} was not compiled; the line above says why")
+        return plan.read_bytes()

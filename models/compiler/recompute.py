@@ -1,0 +1,74 @@
+"""Computing cheap things twice instead of keeping them: what the backward part reads is made again from less.
+
+The backward part reads values of the forward part, which stay alive in between. What is cheap to compute (elementwise
+functions, views, moves) need not be kept if something smaller from which it follows is. Which values to keep is a
+minimum cut: every way from an expensive result (a product, a window, a reduction) over cheap operations to a reader in
+the backward part has to pass a kept value, and the bytes of the kept values shall be few. No product is ever repeated.
+"""
+
+from collections.abc import Collection, Sequence
+
+from models.compiler.ir import Node, Value, topological, with_attrs
+from models.compiler.min_cut import cheapest_cut
+from models.compiler.schedule import base
+
+CHEAP = frozenset(
+    (
+        "relu",
+        "add",
+        "sub",
+        "mul",
+        "unary",
+        "binary",
+        "where",
+        "cast",
+        "detach",
+        "reshape",
+        "broadcast",
+        "transpose",
+        "strided_copy",
+        "copy",
+        "gather",
+    )
+)
+AGAIN = "again"  # an attribute of repeated operations: no pass may take them for the first ones
+
+
+def recompute(outputs: Sequence[Value]) -> tuple[Value, ...]:
+    """The same step, of which output 0 is the loss, with fewer bytes alive between forward and backward part."""
+    order = topological(outputs)
+    forward = set(topological(outputs[:1]))
+    kept = _kept([n for n in order if n in forward], _read_later(order, forward))
+    return _repeated(outputs, order, forward, kept)
+
+
+def _read_later(order: Sequence[Node], forward: Collection[Node]) -> set[Value]:
+    """The forward values whose bytes the backward part reads."""
+    return {base(v) for n in order if n not in forward for v in n.inputs if v is not None and v.node in forward}
+
+
+def _kept(forward: Sequence[Node], needed: Collection[Value]) -> set[Value]:
+    """The values to keep; leaves and constants are there anyway, and a reshape shows the bytes of its input."""
+    made = (n for n in forward if n.inputs and n.op != "reshape")
+    costs = {Value(n, i): t.nbytes for n in made for i, t in enumerate(n.types)}
+    inward = {v: [base(u) for u in v.node.inputs if u is not None] for v in costs if v.node.op in CHEAP}
+    arcs = [(u, v) for v, operands in inward.items() for u in operands if u in costs]
+    return cheapest_cut(costs, arcs, [v for v in costs if v not in inward], [v for v in costs if v in needed])
+
+
+def _repeated(
+    outputs: Sequence[Value], order: Sequence[Node], forward: Collection[Node], kept: Collection[Value]
+) -> tuple[Value, ...]:
+    """The backward part over second copies of what it reads and is not kept."""
+    again: dict[Value, Value] = {}
+    for node in order:
+        inputs = tuple(None if v is None else again.get(v, v) for v in node.inputs)
+        ahead = node in forward
+        if (ahead and (node.op not in CHEAP or base(node.out()) in kept)) or not node.inputs:
+            continue
+        if ahead:
+            made = with_attrs(node, inputs, {AGAIN: True}) if node.op != "reshape" or inputs != node.inputs else node
+        else:
+            made = node if inputs == node.inputs else with_attrs(node, inputs, {})
+        again.update((Value(node, i), Value(made, i)) for i in range(len(node.types)))
+    return (outputs[0], *(again.get(v, v) for v in outputs[1:]))

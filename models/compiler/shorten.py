@@ -1,0 +1,138 @@
+"""Shortening the lifetimes that make the peak of a program: cheap values are computed again right before a late reader.
+
+Works on an order of kernels. At the step where most bytes are alive, a cheap value that waits there for a later reader
+is let go, and made a second time when that reader comes, together with what of its operands is gone by then. A change
+stays if less is alive afterwards; the results are the same bits.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from models.compiler.ir import Node, Value, with_attrs
+from models.compiler.memory import aligned
+from models.compiler.recompute import AGAIN, CHEAP
+from models.compiler.schedule import Order, base, overwritten, read_by
+from models.compiler.sharing import Owners, share_bytes
+
+TRIALS = 256  # changes that are tried; each costs a walk over the program
+WORTH = 1 / 256  # of the peak: smaller values are left alone
+CHAIN = 12  # kernels that run again for one late reader, at most
+
+
+@dataclass(frozen=True)
+class Program:
+    """An order of kernels, and the values that own their bytes for the whole run.
+
+    Attributes:
+        order: the kernels as they run.
+        owners: as storage.lay_out takes them.
+        place: the step at which each kernel runs.
+        reads: the steps that read each value, ascending.
+        changes: the first step that overwrites a slot.
+        live: bytes of buffers alive at each step.
+    """
+
+    order: Order
+    owners: Owners
+    place: Mapping[Node, int]
+    reads: Mapping[Value, Sequence[int]]
+    changes: Mapping[Value, int]
+    live: Sequence[int]
+
+    @property
+    def height(self) -> tuple[int, int]:
+        """The most bytes alive at once, and at how many steps."""
+        peak = max(self.live, default=0)
+        return peak, self.live.count(peak)
+
+
+def program(order: Order, owners: Owners) -> Program:
+    """An order with what there is to know of it."""
+    reads: dict[Value, list[int]] = {}
+    changes: dict[Value, int] = {}
+    for i, node in enumerate(order):
+        for value in dict.fromkeys(read_by(node)):
+            reads.setdefault(value, []).append(i)
+        changes.update((slot, i) for slot in overwritten(node))
+    place = {node: i for i, node in enumerate(order)}
+    return Program(order, owners, place, reads, changes, live_bytes(order, owners))
+
+
+def live_bytes(order: Order, owners: Owners) -> list[int]:
+    """Bytes of buffers alive at each step of an order."""
+    changes = [0] * (len(order) + 1)
+    for value, (first, last) in share_bytes(order, owners)[1].items():
+        changes[first] += aligned(value.type.nbytes)
+        changes[last + 1] -= aligned(value.type.nbytes)
+    return list(accumulate(changes[:-1]))
+
+
+def shorten(best: Program) -> Program:
+    """A program with the same results, whose most bytes alive at once are at most as many."""
+    trials = iter(range(TRIALS))
+    while True:
+        tried = (changed for changed, _ in zip(_alternatives(best), trials, strict=False))
+        better = next((changed for changed in tried if changed.height < best.height), None)
+        if better is None:
+            return best
+        best = better
+
+
+def _alternatives(given: Program) -> Iterator[Program]:
+    """Programs that let go of one value each over the first peak, the largest first."""
+    peak = given.height[0]
+    at = given.live.index(peak) if peak else 0
+    waiting = [v for v, steps in given.reads.items() if v.type.nbytes >= peak * WORTH and _waits(given, v, steps, at)]
+    for value in sorted(waiting, key=lambda v: -v.type.nbytes):
+        reader = next(i for i in given.reads[value] if i > at)
+        if chain := _chain(given, value, reader):
+            yield _repeated(given, reader, chain)
+
+
+def _waits(given: Program, value: Value, steps: Sequence[int], at: int) -> bool:
+    """Whether a cheap value made before step `at` is read after it, but not there."""
+    made = value.node.op in CHEAP and value not in given.owners and given.place[value.node] < at
+    return made and steps[-1] > at and at not in steps
+
+
+def _chain(given: Program, value: Value, reader: int) -> list[Node]:
+    """The kernels to run again before step `reader` to have `value` there, in order; empty where that cannot be."""
+    chain: set[Node] = set()
+    pending = [value.node]
+    while pending:
+        node = pending.pop()
+        chain.add(node)
+        operands = read_by(node)
+        late = any(given.changes.get(v, reader) < reader for v in operands)
+        if late or node.op not in CHEAP or len(chain) > CHAIN:
+            return []
+        gone = (v.node for v in operands if v.node in given.place and given.reads[v][-1] < reader)
+        pending += [n for n in gone if n not in chain]
+    return sorted(chain, key=given.place.__getitem__)
+
+
+def _repeated(given: Program, reader: int, chain: Sequence[Node]) -> Program:
+    """The program with `chain` run again right before step `reader`, for all who read its results from there on."""
+    new: dict[Value, Value] = {}
+    again = [_renewed(node, new, {AGAIN: True}) for node in chain]
+    rest = [_renewed(node, new, {}) for node in given.order[reader:]]
+    owners = {new.get(v, v): owner for v, owner in given.owners.items()}
+    return program((*given.order[:reader], *again, *rest), owners)
+
+
+def _renewed(node: Node, new: dict[Value, Value], marks: Mapping[str, bool]) -> Node:
+    """The node with the new values of its inputs; notes the values that it makes."""
+    inputs = tuple(None if v is None else _new_value(v, new) for v in node.inputs)
+    if inputs == node.inputs and not marks:
+        return node
+    made = with_attrs(node, inputs, marks)
+    new.update((Value(node, i), Value(made, i)) for i in range(len(node.types)))
+    return made
+
+
+def _new_value(value: Value, new: dict[Value, Value]) -> Value:
+    """What stands for a value now, seen through the reshapes between it and its bytes."""
+    if value not in new and base(value) in new:
+        new[value] = Value(_renewed(value.node, new, {}))
+    return new.get(value, value)
