@@ -17,20 +17,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bench.recording import machine, save
 from bench.training_cold import cold_row, size_rows
 from bench.training_products import peak_rate, product_row
 from bench.training_steps import WORKS, rows_of
 from edge_runtime import _core
-from support.data import REPOSITORY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,9 +50,13 @@ def main(argv: list[str] | None = None) -> int:
         if options.only in (None, wanted):
             sys.stderr.write(f"{wanted} ...\n")
             rows += measure(peak)
-    result = {"bench": "training", "machine": _machine(peak), "rows": rows}
+    result = {
+        "bench": "training",
+        "machine": {**machine(), "isa": _core.info()["isa"], "peak_gflops": round(2e-9 * peak, 1)},
+        "rows": rows,
+    }
     if options.only is None:
-        _save(result)
+        save(result)
     print(json.dumps(result) if options.json else _table(rows))
     return 0
 
@@ -70,26 +70,6 @@ def _measures() -> dict[str, Measure]:
         "T24": lambda _: [cold_row()],
         "T25": lambda peak: [product_row(peak)],
     }
-
-
-def _machine(peak: float) -> dict[str, Any]:
-    cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    lines = [line for line in cpuinfo if line.startswith("model name")]
-    return {
-        "cpu": lines[0].split(":")[1].strip() if lines else platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "system": platform.system(),
-        "isa": _core.info()["isa"],
-        "peak_gflops": round(2e-9 * peak, 1),
-    }
-
-
-def _save(result: dict[str, Any]) -> None:
-    day = datetime.now(UTC).strftime("%Y-%m-%d")
-    name = "".join(c if c.isalnum() else "-" for c in str(result["machine"]["cpu"]).lower())
-    path = REPOSITORY / "tests" / "bench" / "results" / f"{day}-{name}-training.json"
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 COLUMNS = (

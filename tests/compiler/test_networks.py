@@ -285,7 +285,7 @@ def test_twenty_steps_alone_follow_torch(name: str, rule: str) -> None:
     print(f"{name} {rule}: loss {loss_error(ours, exact):.1e}, tensors {max(apart.values()):.1e}, torch {strays:.1e}")
     assert loss_error(ours, exact) < max(LOSS_BOUND, STRAY * strays)
     for key, error in apart.items():
-        assert error < max(TENSOR_BOUND, *(STRAY * found[key] for found in strayed)), key
+        assert error < max([TENSOR_BOUND, *(STRAY * found[key] for found in strayed)]), key
 
 
 @pytest.mark.parametrize("rule", SETTINGS)

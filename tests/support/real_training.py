@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from coordinator.demo.datasets import load_split
+from coordinator.demo.datasets import Split, load_split
 from coordinator.evaluate import evaluate
 from edge_runtime.data import Dataset
 from edge_runtime.engine import Engine
@@ -61,16 +61,22 @@ def fashion_mnist(folder: Path) -> Pictures:
 
 def cifar10(folder: Path) -> Pictures:
     """12,000 and 3,000 colour pictures of 32 x 32, in an order that mixes the classes."""
+    split = read_cifar10(folder)
+    return _scaled(split.x_train, split.y_train, split.x_test, split.y_test)
+
+
+def read_cifar10(folder: Path) -> Split:
+    """The same pictures as uint8."""
     with zipfile.ZipFile(folder / "cifar10_subset.zip") as archive:
         names = sorted(name for name in archive.namelist() if name.endswith(".jpg"))
         classes = sorted({name.split("/")[1] for name in names})
-        parts = {}
+        parts = []
         for part in ("train", "test"):
             of_part = [name for name in names if name.startswith(part + "/")]
             order = np.random.default_rng(1).permutation(len(of_part))
-            x = np.stack([_picture(archive.read(of_part[i])) for i in order])
-            parts[part] = x, np.array([classes.index(of_part[i].split("/")[1]) for i in order], np.int32)
-    return _scaled(*parts["train"], *parts["test"])
+            parts.append(np.stack([_picture(archive.read(of_part[i])) for i in order]))
+            parts.append(np.array([classes.index(of_part[i].split("/")[1]) for i in order], np.int32))
+    return Split("cifar10", *parts, None)
 
 
 def _picture(data: bytes) -> NDArray[np.uint8]:
