@@ -31,20 +31,6 @@ EDGE_INLINE void clear(float* to, Index count) {
   for (Index i = 0; i < count; ++i) to[i] = 0.0F;
 }
 
-// to[q] = from[q] for q < count, count >= Lanes::count: the last two vectors overlap.
-template <class Lanes>
-EDGE_INLINE void copy_vectors(const float* from, Index count, float* to) {
-  using Floats = typename Lanes::Floats;
-  for (Index q = 0; q < count - Lanes::count; q += Lanes::count)
-    put(to + q, get<Floats>(from + q));
-  put(to + count - Lanes::count, get<Floats>(from + count - Lanes::count));
-}
-EDGE_INLINE void copy_run(const float* from, Index count, float* to) {
-  if (count >= kLanes) return copy_vectors<WidestLanes>(from, count, to);
-  if (count >= 4) return copy_vectors<Lanes4>(from, count, to);
-  for (Index q = 0; q < count; ++q) to[q] = from[q];
-}
-
 // even[q] = from[2 q], odd[q] = from[2 q + 1] as far as count goes.
 template <class Lanes>
 EDGE_INLINE Index part_vectors(const float* from, Index count, float* even, float* odd) {
@@ -105,8 +91,8 @@ static Packing packing_of(const depthwise::Problem& p, const depthwise::Layout& 
                           const depthwise::Blocks& blocks, Index row, Index rows) {
   const Index pad = p.v.pad - row * p.v.step;
   const Share inside = elements_on(p.v, pad, depthwise::packed_rows(p.v, rows));
-  const Share columns = elements_on(
-      p.h, p.h.pad, (p.h.outputs - 1) * p.h.step + (p.h.taps - 1) * p.h.dilation + 1);
+  const Share columns =
+      elements_on(p.h, p.h.pad, (p.h.outputs - 1) * p.h.step + (p.h.taps - 1) * p.h.dilation + 1);
   return {&p,
           l,
           inside,

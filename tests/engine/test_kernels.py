@@ -25,7 +25,20 @@ GEMMS = [
 ]
 
 
+# Taken by Winograd's filtering: whole tiles and cut ones, bands of rows and of columns, short last blocks, groups.
+WINOGRAD_CONVS = [
+    ConvShape(2, 1, 16, 16, (32, 32), (3, 3), pads=(1, 1, 1, 1)),
+    ConvShape(9, 1, 20, 36, (8, 8), (3, 3), pads=(1, 1, 1, 1)),
+    ConvShape(3, 1, 64, 70, (7, 9), (3, 3), pads=(0, 1, 2, 0)),
+    ConvShape(5, 1, 17, 33, (14, 14), (5, 5), pads=(2, 2, 2, 2)),
+    ConvShape(2, 1, 24, 16, (6, 150), (3, 3), pads=(3, 4, 0, 1)),
+    ConvShape(2, 2, 16, 18, (9, 11), (3, 5), pads=(1, 2, 1, 2)),
+    ConvShape(2, 1, 36, 16, (8, 90), (3, 1), pads=(1, 0, 1, 0)),
+    ConvShape(3, 1, 40, 48, (1, 128), (1, 5), pads=(0, 2, 0, 2)),
+    ConvShape(1, 1, 128, 80, (5, 5), (3, 3), pads=(1, 1, 1, 1)),
+]
 CONVS = [
+    *WINOGRAD_CONVS,
     ConvShape(2, 1, 1, 6, (28, 28), (5, 5), pads=(2, 2, 2, 2)),
     ConvShape(3, 1, 6, 16, (14, 14), (5, 5)),
     ConvShape(9, 1, 3, 5, (1, 40), (1, 7), pads=(0, 3, 0, 3)),
