@@ -13,7 +13,8 @@ from edge_runtime.codecs import find_codec
 from edge_runtime.data import Dataset, NoExamples, batch_indices, check_row_shape, fill_batch
 from edge_runtime.engine import Engine
 from edge_runtime.errors import EdgeError, LocalError
-from edge_runtime.plan import ANCHOR, ROLE_BATCH, ROLE_FROZEN, ROLE_SCALAR, ROLE_TRAINED, Plan
+from edge_runtime.plan import ANCHOR, ROLE_BATCH, ROLE_FROZEN, ROLE_SCALAR, ROLE_TRAINED, SEED, Plan
+from edge_runtime.rng import derive_seed
 from edge_runtime.wire.tasks import Phase, Task, Upload, format_task, parse_task
 
 __all__ = [
@@ -128,6 +129,8 @@ def run_task(  # noqa: PLR0913 the one seam between a task and what it runs on
         check_phase(phase, plan, dataset, given)
         engine = Engine(plan, threads=threads, memory_limit_bytes=memory_limit_bytes)
         _write_inputs(engine, phase, plan, given)
+        if SEED in plan.named(ROLE_SCALAR):
+            engine.write(SEED, np.array(derive_seed("random", task.seed, epoch) % (1 << 24), np.float32))
         losses += _train(engine, task.seed, range(epoch, epoch + phase.epochs), dataset, should_stop)
         trained |= {name: engine.read(name) for name in plan.named(ROLE_TRAINED)}
         epoch += phase.epochs
@@ -146,7 +149,7 @@ def check_phase(phase: Phase, plan: Plan, dataset: Dataset, weights: Mapping[str
         shown = {name: f"{tensor.dtype} {tensor.shape}" for name, tensor in batch.items()}
         raise BadBatchShape(f"the plan's batch is {shown}; it must be x float32 (B, ...) and y int32 (B,)")
     check_row_shape(dataset, batch[_X].shape)
-    scalars = set(plan.named(ROLE_SCALAR))
+    scalars = set(plan.named(ROLE_SCALAR)) - {SEED}
     if scalars != set(phase.scalars):
         raise ScalarMismatch(f"the task sets {sorted(phase.scalars)}, the plan takes {sorted(scalars)}")
     for name, tensor in {**plan.named(ROLE_TRAINED), **plan.named(ROLE_FROZEN)}.items():

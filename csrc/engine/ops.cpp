@@ -44,6 +44,7 @@ constexpr OpInfo kOps[] = {
     {31, "topk", 1, 2, 0, 0, 3, 0},
     {32, "adamw", 6, 3, 0, 0, 4, kAnyInput},
     {33, "blend", 2, 1, 0, 0, 1, kAnyInput},
+    {41, "random", 2, 1, 0, 0, 2, 0},
 };
 
 bool overlap(const Tensor& a, const Tensor& b) {

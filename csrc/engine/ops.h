@@ -45,6 +45,7 @@ enum class Opcode : std::uint16_t {
   topk,
   adamw,
   blend,
+  random = 41,
 };
 
 constexpr std::size_t kMaxInputs = 6, kMaxOutputs = 3;

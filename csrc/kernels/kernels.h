@@ -13,6 +13,7 @@
 #include "kernels/matmul.h"
 #include "kernels/minmax.h"
 #include "kernels/pool.h"
+#include "kernels/random.h"
 #include "kernels/reduce.h"
 #include "kernels/sgd.h"
 #include "kernels/softmax_xent.h"
@@ -55,7 +56,8 @@ namespace edge {
   X(cumsum, CumsumArgs)                 \
   X(topk, TopkArgs)                     \
   X(adamw, AdamwArgs)                   \
-  X(blend, BlendArgs)
+  X(blend, BlendArgs)                   \
+  X(random, RandomArgs)
 
 struct Kernels {
   const char* isa;

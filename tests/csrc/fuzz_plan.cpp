@@ -233,18 +233,28 @@ void add_move(build::PlanBuilder& plan, Random& random, std::uint16_t code) {
   }
 }
 
+void add_random(build::PlanBuilder& plan, Random& random) {
+  const auto seed = plan.tensor("seed", {}, Role::scalar),
+             step = plan.tensor("step", {}, Role::state);
+  plan.op(
+      41, {seed, step}, {plan.tensor("y", {random.size(), random.size()}, Role::trained)},
+      {static_cast<std::int32_t>(random.below(2)), static_cast<std::int32_t>(random.below(99))});
+}
+
 // One operation of random geometry, nearly always a good one.
 Bytes one_operation(Random& random) {
   build::PlanBuilder plan;
   const std::uint16_t code =
-      random.of<std::uint16_t>({1,  2,  2,  3,  3,  4,  4,  7,  8,  9,  10, 11, 12, 13,
-                                14, 15, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31});
+      random.of<std::uint16_t>({1,  2,  2,  3,  3,  4,  4,  7,  8,  9,  10, 11, 12, 13, 14,
+                                15, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 41});
   if (code == 1) add_gemm(plan, random);
   if (code >= 2 && code <= 4) add_conv(plan, random, code);
   if (code >= 7 && code <= 10) add_pool(plan, random, code);
   if (code >= 11 && code <= 15) add_array(plan, random, code);
-  if ((code >= 20 && code <= 24) || code == 28 || code >= 30) add_map(plan, random, code);
+  if ((code >= 20 && code <= 24) || code == 28 || code == 30 || code == 31)
+    add_map(plan, random, code);
   if ((code >= 25 && code <= 27) || code == 29) add_move(plan, random, code);
+  if (code == 41) add_random(plan, random);
   return plan.seal(kMostBytes);
 }
 
