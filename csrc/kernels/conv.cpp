@@ -2,8 +2,13 @@
 
 #include "kernels/conv_lanes.h"
 #include "kernels/conv_plan.h"
+#include "kernels/depthwise.h"
+#include "kernels/depthwise_plan.h"
 #include "kernels/pack.h"
+#include "kernels/pointwise.h"
+#include "kernels/pointwise_plan.h"
 #include "kernels/tile.h"
+#include "kernels/winograd.h"
 
 namespace edge {
 namespace EDGE_ISA {
@@ -141,7 +146,17 @@ void correlate(const Correlation& c, const Worker& worker) {
 }  // namespace
 
 void conv(const ConvArgs& a, const Worker& worker) {
+  if (depthwise::takes(a)) return depthwise_conv(a, worker);
+  if (pointwise::takes(a)) return pointwise_conv(a, worker);
   const Index taps = a.kernel_h * a.kernel_w;
+  const winograd::Problem minimal = winograd::forward_problem(a);
+  const winograd::Blocks blocks = winograd::correlate_blocks(a, minimal);
+  if (blocks.images > 0) {
+    correlate_winograd({minimal, a.x, a.w, a.bias, a.out, a.groups, a.channels * taps, taps,
+                        a.filters * a.channels * taps, false, a.relu},
+                       blocks, worker);
+    return;
+  }
   const Index cut = conv_lanes::fills(a.images, kLanes) ? conv_lanes::forward_cut(a) : 0;
   if (cut > 0) {
     correlate_lanes({conv_lanes::forward_problem(a), a.x, a.w, a.bias, a.out, a.groups,
@@ -156,7 +171,17 @@ void conv(const ConvArgs& a, const Worker& worker) {
 }
 
 void conv_grad_x(const ConvArgs& a, const Worker& worker) {
+  if (depthwise::takes(a)) return depthwise_grad_x(a, worker);
+  if (pointwise::takes(a)) return pointwise_grad_x(a, worker);
   const Index taps = a.kernel_h * a.kernel_w;
+  const winograd::Problem minimal = winograd::backward_problem(a);
+  const winograd::Blocks blocks = winograd::correlate_blocks(a, minimal);
+  if (blocks.images > 0) {
+    correlate_winograd({minimal, a.x, a.w, nullptr, a.out, a.groups, taps, a.channels * taps,
+                        a.filters * a.channels * taps, true, false},
+                       blocks, worker);
+    return;
+  }
   const Index cut = conv_lanes::fills(a.images, kLanes) ? conv_lanes::backward_cut(a) : 0;
   if (cut > 0) {
     correlate_lanes({conv_lanes::backward_problem(a), a.x, a.w, nullptr, a.out, a.groups, taps,

@@ -15,14 +15,15 @@
 // is a dot product of d_y, stored with the plane's pitch and zeros between, and the plane at each
 // tap's offset. Where the images of a batch fill the lanes of a vector and a part of them fits the
 // scratch, each lane takes one image instead (conv_lanes_plan.h), and only the taps inside the
-// source are multiplied.
+// source are multiplied. With strides of 1, three or five taps and enough channels, fewer products
+// are needed than that: winograd.h.
 //
 // No output overlaps an input. NaN and infinity travel as in IEEE 754, with two exceptions: a
 // non-finite x may reach every d_w of its channel (0 * inf between rows), and what a non-finite w
-// makes of the padding, a NaN or nothing, is open. d_w is summed per block of images, vector lanes
-// first; the blocks depend on shapes and the width of a vector, never on the number of threads.
-// Bytes moved: sources once per tile of output rows when the planes fit the cache, outputs once per
-// block of channels.
+// makes of the padding, a NaN or nothing, is open; winograd.h spreads a non-finite number further.
+// d_w is summed per block of images, vector lanes first; the blocks depend on shapes and the width
+// of a vector, never on the number of threads. Bytes moved: sources once per tile of output rows
+// when the planes fit the cache, outputs once per block of channels.
 #pragma once
 
 #include "kernels/gemm.h"

@@ -156,7 +156,7 @@ void multiply_part(const LanesCorrelation& c, const Layout& layout, const Unit& 
     for (Index i = 0; i < rows; ++i) {
       const Index channel = unit.group * p.rows + row + i;
       from_lanes(sums + i * positions * kLanes, positions, unit.images,
-                 c.bias == nullptr ? 0.0F : c.bias[channel], floor,
+                 splat(c.bias == nullptr ? 0.0F : c.bias[channel]), floor,
                  c.target + (unit.image * c.groups * p.rows + channel) * plane + begin,
                  c.groups * p.rows * plane);
     }

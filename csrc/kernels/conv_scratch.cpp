@@ -6,6 +6,9 @@
 #include "kernels/conv.h"
 #include "kernels/conv_lanes_plan.h"
 #include "kernels/conv_plan.h"
+#include "kernels/depthwise_plan.h"
+#include "kernels/pointwise_plan.h"
+#include "kernels/winograd_plan.h"
 
 namespace edge {
 
@@ -58,8 +61,6 @@ Axis largest_backward_axis(Index size, Index outputs, Index taps, Index stride, 
   return axis;
 }
 
-}  // namespace
-
 // Sources and targets as they are: what conv_lanes_plan.h multiplies.
 void bound_planes(const ConvArgs& a) {
   const auto product = [](Index rows, Index columns, Index channels) {
@@ -77,26 +78,61 @@ std::uint64_t lanes_floats(Index cut, const conv_lanes::Problem& p,
   return cut == 0 ? 0 : static_cast<std::uint64_t>(need(p, cut));
 }
 
+std::uint64_t depthwise_floats(const depthwise::Problem& p,
+                               Index (*need)(const depthwise::Problem&)) {
+  const auto number = [](Index n) { return static_cast<std::uint64_t>(n); };
+  const Index row = depthwise::layout_of(p).row;
+  times(number(depthwise::packed_rows(p.v, p.v.outputs)), number(row));
+  times(times(number(p.v.taps), number(p.h.taps)), depthwise::kMostLanes);
+  times(number(p.images), number(p.groups));
+  return number(need(p));
+}
+
+std::uint64_t winograd_floats(const ConvArgs& a, const winograd::Problem& p) {
+  const winograd::Blocks blocks = winograd::correlate_blocks(a, p);
+  return blocks.images == 0 ? 0 : static_cast<std::uint64_t>(winograd::correlate_floats(p, blocks));
+}
+
+}  // namespace
+
 std::uint64_t conv_scratch_floats(const ConvArgs& a) {
+  if (depthwise::takes(a))
+    return depthwise_floats(depthwise::forward_problem(a), depthwise::scratch_floats);
+  if (pointwise::takes(a)) return static_cast<std::uint64_t>(gemm_scratch_floats(a.channels));
   const std::uint64_t planes = bound(conv_plan::forward_problem(a));
   bound_planes(a);
+  const std::uint64_t minimal = winograd_floats(a, winograd::forward_problem(a));
+  if (minimal > 0) return minimal;
   return std::max(planes, lanes_floats(conv_lanes::forward_cut(a), conv_lanes::forward_problem(a),
                                        conv_lanes::scratch_floats));
 }
 
 std::uint64_t conv_grad_w_scratch_floats(const ConvArgs& a) {
+  if (depthwise::takes(a))
+    return depthwise_floats(depthwise::forward_problem(a), depthwise::grad_w_scratch_floats);
+  if (pointwise::takes(a)) return static_cast<std::uint64_t>(pointwise::grad_w_scratch_floats(a));
   const std::uint64_t planes = bound(conv_plan::grad_w_problem(a));
   bound_planes(a);
+  const winograd::Blocks blocks = winograd::grad_w_blocks(a);
+  if (blocks.images > 0) {
+    return static_cast<std::uint64_t>(
+        winograd::grad_w_floats(winograd::forward_problem(a), blocks));
+  }
   return std::max(planes, lanes_floats(conv_lanes::grad_w_cut(a), conv_lanes::forward_problem(a),
                                        conv_lanes::grad_scratch_floats));
 }
 
 std::uint64_t conv_grad_x_scratch_floats(const ConvArgs& a) {
+  if (depthwise::takes(a))
+    return depthwise_floats(depthwise::backward_problem(a), depthwise::scratch_floats);
+  if (pointwise::takes(a)) return static_cast<std::uint64_t>(gemm_scratch_floats(a.filters));
   const std::uint64_t planes =
       bound({conv_plan::Mode::correlate, a.images, a.filters,
              largest_backward_axis(a.height, a.out_height, a.kernel_h, a.stride_h, a.dilation_h),
              largest_backward_axis(a.width, a.out_width, a.kernel_w, a.stride_w, a.dilation_w)});
   bound_planes(a);
+  const std::uint64_t minimal = winograd_floats(a, winograd::backward_problem(a));
+  if (minimal > 0) return minimal;
   return std::max(planes, lanes_floats(conv_lanes::backward_cut(a), conv_lanes::backward_problem(a),
                                        conv_lanes::scratch_floats));
 }

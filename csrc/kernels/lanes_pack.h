@@ -43,9 +43,9 @@ __attribute__((unused)) static void to_lanes(const float* from, Index image_step
 
 // to[image * image_step + p] = max(sums[p vectors][image] + bias, floor); a NaN stays one.
 __attribute__((unused)) static void from_lanes(const float* sums, Index positions, Index images,
-                                               float bias, float floor, float* to,
+                                               Vec shift, float floor, float* to,
                                                Index image_step) {
-  const Vec shift = splat(bias), least = splat(floor);
+  const Vec least = splat(floor);
   for (Index p = 0; p < positions; p += kLanes) {
     const Index count = smaller(kLanes, positions - p);
     Vec square[kLanes];

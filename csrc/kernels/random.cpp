@@ -1,5 +1,5 @@
-// Compiled without fused multiply-adds (CMakeLists.txt): an instruction set that has them would round
-// differently from one that has not, and the numbers have to be the same everywhere.
+// Compiled without fused multiply-adds (CMakeLists.txt): an instruction set that has them would
+// round differently from one that has not, and the numbers have to be the same everywhere.
 #include "kernels/random.h"
 
 #include "kernels/vmath.h"
@@ -35,12 +35,13 @@ std::uint64_t hash_of(std::uint64_t prefix, Index i) {
   return mixed((prefix ^ static_cast<std::uint64_t>(i)) + kGolden);
 }
 
-// cos(2 pi k 2^-24 - pi / 4): a quarter of the circle by the upper two of 24 bits, and an angle r in
+// cos(2 pi k 2^-24 - pi / 4): a quarter of the circle by the upper two of 24 bits, and an angle r
+// in
 // [-pi / 4, pi / 4) by the others. Taylor's series there: sine to 2e-9, cosine to 3e-8.
 Vec cosine_of(IntVec k) {
   const IntVec quarter = k >> 22;
-  const Vec r = (__builtin_convertvector(k & 0x3FFFFF, Vec) * (1.0F / 4194304.0F) - 0.5F) *
-                1.57079633F;
+  const Vec r =
+      (__builtin_convertvector(k & 0x3FFFFF, Vec) * (1.0F / 4194304.0F) - 0.5F) * 1.57079633F;
   const Vec square = r * r;
   Vec s = splat(2.75573192e-06F);
   s = s * square - 1.98412698e-04F;

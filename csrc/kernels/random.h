@@ -1,10 +1,10 @@
-// Random numbers without state: each is a hash of a seed, the number of the stream, the step and the
-// place of the element, so the same bits come out on every machine, for any number of workers and
-// however often they are computed again.
+// Random numbers without state: each is a hash of a seed, the number of the stream, the step and
+// the place of the element, so the same bits come out on every machine, for any number of workers
+// and however often they are computed again.
 //
-//   h = hash64(bits of seed, stream, bits of step, i)     (rng.py: rounds of SplitMix64's finaliser)
-//   uniform: (h >> 40) 2^-24, in [0, 1)
-//   normal:  sqrt(-2 ln u) cos(2 pi v - pi / 4), u = ((h >> 40) + 1) 2^-24, v the next 24 bits
+//   h = hash64(bits of seed, stream, bits of step, i)     (rng.py: rounds of SplitMix64's
+//   finaliser) uniform: (h >> 40) 2^-24, in [0, 1) normal:  sqrt(-2 ln u) cos(2 pi v - pi / 4), u =
+//   ((h >> 40) + 1) 2^-24, v the next 24 bits
 //            times 2^-24 (Box and Muller, 1958); at most 5.8
 //
 // Bytes moved: y once.

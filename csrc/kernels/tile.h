@@ -34,11 +34,16 @@ struct TableTaps {
 };
 
 // out[i * pitch + j] = sum_k a[i * row_step + taps.a(k)] * b[taps.b(k) + j], j < VECTORS * kLanes,
-// by increasing k.
-template <int ROWS, int VECTORS, class Taps>
+// by increasing k; with ADD, after what is there.
+template <int ROWS, int VECTORS, bool ADD, class Taps>
 static void tile(const float* a, Index row_step, Taps taps, Index depth, const float* b, float* out,
                  Index pitch) {
   Vec sum[ROWS][VECTORS] = {};
+  EDGE_UNROLL
+  for (int i = 0; ADD && i < ROWS; ++i) {
+    EDGE_UNROLL
+    for (int v = 0; v < VECTORS; ++v) sum[i][v] = load(out + i * pitch + v * kLanes);
+  }
   for (Index k = 0; k < depth; ++k) {
     const float* column = a + taps.a(k);
     const float* row = b + taps.b(k);
@@ -60,13 +65,13 @@ static void tile(const float* a, Index row_step, Taps taps, Index depth, const f
   }
 }
 
-template <int VECTORS, class Taps>
+template <int VECTORS, bool ADD = false, class Taps>
 static void tile_rows(Index rows, const float* a, Index row_step, Taps taps, Index depth,
                       const float* b, float* out, Index pitch) {
   switch (rows) {
 #define EDGE_TILE_CASE(n) \
   case n:                 \
-    return tile<(n) <= kTileRows ? (n) : 1, VECTORS>(a, row_step, taps, depth, b, out, pitch)
+    return tile<(n) <= kTileRows ? (n) : 1, VECTORS, ADD>(a, row_step, taps, depth, b, out, pitch)
     EDGE_TILE_CASE(1);
     EDGE_TILE_CASE(2);
     EDGE_TILE_CASE(3);

@@ -1,9 +1,11 @@
-"""Which parameters a step trains, by name patterns."""
+"""Which parameters a step trains, by name patterns, and what freezing the others does to their layers."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from models.compiler.errors import CompileError
+from models.compiler.ir import Graph, substitute
 
 
 def select(names: Sequence[str], trainable: Iterable[str], frozen: Iterable[str]) -> tuple[str, ...]:
@@ -29,3 +31,19 @@ def _matched(names: Sequence[str], kind: str, patterns: Iterable[str]) -> set[st
             raise CompileError(f"{kind} pattern {pattern!r} matches no tensor; there are: {', '.join(names) or 'none'}")
         matched |= hits
     return matched
+
+
+def settle(graph: Graph, trained: Collection[str]) -> Graph:
+    """The model with every layer of which no tensor is trained as it is in inference, as torch's eval() makes it.
+
+    A batch normalisation takes its running statistics then, and they no longer move.
+    """
+    still = [m for m in graph.modes if not any(t.name in trained for t in m.tensors)]
+    outputs = [*graph.outputs, *(new for _, new in graph.updates)]
+    for mode in reversed(still):  # the deepest first: what the others are made of is left alone
+        outputs = list(substitute(outputs, {mode.training: mode.inference}))
+    held = {t for m in still for t in m.tensors}
+    kept = len(graph.outputs)
+    moved = zip((slot for slot, _ in graph.updates), outputs[kept:], strict=True)
+    updates = tuple((slot, new) for slot, new in moved if slot not in held)
+    return replace(graph, outputs=tuple(outputs[:kept]), updates=updates, modes=())

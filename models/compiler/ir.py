@@ -18,7 +18,20 @@ from numpy.typing import ArrayLike, NDArray
 from models.compiler import shapes, tensor_shapes
 from models.compiler.shapes import Attrs, Infer, Type, Window
 
-__all__ = ["Graph", "Node", "Role", "Type", "Value", "Window", "apply", "constant", "leaf", "rewrite", "topological"]
+__all__ = [
+    "Graph",
+    "Mode",
+    "Node",
+    "Role",
+    "Type",
+    "Value",
+    "Window",
+    "apply",
+    "constant",
+    "leaf",
+    "rewrite",
+    "topological",
+]
 
 
 class Role(IntEnum):
@@ -109,6 +122,21 @@ Rule = Callable[[Node, tuple[Value | None, ...]], Sequence[Value] | None]
 
 
 @dataclass(frozen=True)
+class Mode:
+    """A value that is another one in inference, such as a normalised batch.
+
+    Attributes:
+        training: while one of `tensors` is trained.
+        inference: otherwise.
+        tensors: the layer's own parameters, running statistics among them.
+    """
+
+    training: Value
+    inference: Value
+    tensors: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
 class Graph:
     """A model: batch inputs, named parameters, outputs.
 
@@ -121,6 +149,7 @@ class Graph:
             model treats rows alike.
         updates: parameters that a step moves without a gradient, as running statistics, and what they become.
         last_op: operator that makes output 0.
+        modes: values that are others where their layer is frozen, in the order of the model.
     """
 
     inputs: tuple[Value, ...]
@@ -130,6 +159,7 @@ class Graph:
     rows: Value | None = None
     updates: tuple[tuple[Value, Value], ...] = ()
     last_op: str = ""
+    modes: tuple[Mode, ...] = ()
 
 
 def apply(op: str, infer: Infer, inputs: tuple[Value | None, ...], attrs: Attrs) -> tuple[Value, ...]:
@@ -222,13 +252,14 @@ def rewrite(outputs: Sequence[Value], rule: Rule) -> tuple[Value, ...]:
 
 
 def substitute(outputs: Sequence[Value], replacements: Mapping[Value, Value]) -> tuple[Value, ...]:
-    """The same graph with some of its leaves replaced by values of their type."""
+    """The same graph with some of its values replaced by others of their type."""
     new: dict[Value, Value] = dict(replacements)
     for node in topological(outputs):
         inputs = tuple(None if v is None else new.get(v, v) for v in node.inputs)
         if inputs != node.inputs:
             made = Node(node.op, inputs, node.types, node.attrs)
-            new.update((Value(node, i), Value(made, i)) for i in range(len(node.types)))
+            for i in range(len(node.types)):
+                new.setdefault(Value(node, i), Value(made, i))  # what is replaced stays so, whatever is below it
     return tuple(new.get(v, v) for v in outputs)
 
 

@@ -131,7 +131,7 @@ def import_onnx(model: bytes, *, batch: int, training: bool = True) -> Graph:
     leaves = [node.out() for node in topological([output, *(v for pair in updates for v in pair)]) if node.op == "leaf"]
     rows = shared.rows if shared.rows in leaves else None
     parameters = tuple(v for v in leaves if v not in (x, rows, SEED, STEP))
-    return Graph((x,), parameters, (output,), tuple(notes), rows, updates, _last_op(proto))
+    return Graph((x,), parameters, (output,), tuple(notes), rows, updates, _last_op(proto), tuple(shared.modes))
 
 
 def _names_read(graph: onnx.GraphProto) -> frozenset[str]:

@@ -8,7 +8,7 @@ import onnx
 
 import models.compiler.graph as g
 from models.compiler.errors import ModelError
-from models.compiler.ir import Value
+from models.compiler.ir import Mode, Value
 from models.compiler.onnx_nodes import (
     Convert,
     ModelNode,
@@ -234,6 +234,8 @@ def _batch_norm(node: ModelNode, terms: Terms) -> Value | list[Value]:
         if slot.node.op == "leaf":
             shared.updates.append((slot, new))
     if node.outputs == 1:
+        fixed = g.batch_norm_fixed(x, gain, bias, (average, spread), epsilon)
+        shared.modes.append(Mode(made.y, fixed, (gain, bias, average, spread)))
         return made.y
     told = g.batch_norm(
         x, gain, bias, (average, spread), shared.rows, epsilon=epsilon, momentum=momentum, unbiased=False

@@ -8,63 +8,30 @@ Backward work for frozen tensors is never reached from an update, so it never ge
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from glob import escape
+from types import MappingProxyType
 
 import models.compiler.graph as g
 from edge_runtime import _core
 from models.compiler.autodiff import gradients
 from models.compiler.emit import Program, program, write
 from models.compiler.errors import CompileError, ModelError
-from models.compiler.freeze import select
+from models.compiler.fold import fold
+from models.compiler.freeze import select, settle
 from models.compiler.fuse import fuse
 from models.compiler.ir import Graph, Node, Role, Value, substitute, topological
 from models.compiler.lower import lower, own
 from models.compiler.micro_batch import Slices, unroll
-from models.compiler.ops import OPS
 from models.compiler.randomness import SEED, STEP, draws
 from models.compiler.recompute import recompute as recomputed
+from models.compiler.report import Report, report
 from models.compiler.rules import Rule, Sgd, Updates
 from models.compiler.simplify import simplify
-from models.compiler.storage import Layout, Owner, Owners, lay_out
+from models.compiler.storage import Owner, Owners, lay_out
 
 LABELS = "y"
 LOSS = "loss"
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a plan costs and does; bytes include alignment.
-
-    Attributes:
-        arena_bytes: all memory of a step but the per-thread workspace.
-        owned_bytes: the part that tensors, optimiser state, batch, scalars and outputs keep for the whole
-        run. temporaries_bytes: the part that activations and gradients share.
-        lower_bound_bytes: no placement of this order of operations could make the arena smaller.
-        workspace_bytes: scratch of the hungriest kernel, for each thread.
-        forward_multiply_adds: products in the matrix products and convolutions up to the loss.
-        backward_multiply_adds: those after it.
-        operations: kernel calls of one step.
-        trained: tensors a step updates.
-        frozen: tensors a step only reads.
-        notes: what the import changed or left out.
-    """
-
-    arena_bytes: int
-    owned_bytes: int
-    temporaries_bytes: int
-    lower_bound_bytes: int
-    workspace_bytes: int
-    forward_multiply_adds: int
-    backward_multiply_adds: int
-    operations: int
-    trained: tuple[str, ...]
-    frozen: tuple[str, ...]
-    notes: tuple[str, ...]
-
-    @property
-    def multiply_adds(self) -> tuple[int, int]:
-        """(forward, backward)."""
-        return self.forward_multiply_adds, self.backward_multiply_adds
 
 
 @dataclass(frozen=True)
@@ -112,24 +79,71 @@ def compile_training(  # noqa: PLR0913 - the settings a user may give
         CompileError: settings out of range, patterns that match nothing, an output that is no logits.
         NotDifferentiable: an operation above the shallowest trainable tensor has no gradient.
     """
+    rule = rule or Sgd(momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
+    goal = objective(graph, trainable, frozen, micro_batches, statistics_of_slices=statistics_of_slices)
+    return compile_objective(goal, rule, recompute=recompute)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised, before it is differentiated.
+
+    Attributes:
+        loss: mean cross-entropy, or a slice's part of it.
+        inputs: batch columns of the model, with the rows of a slice.
+        labels: int32, of the whole batch.
+        updates: slots that a step moves without a gradient, and what they become.
+        trained: names of the tensors to train.
+        notes: for people.
+        micro_batches: slices of the batch.
+        counting: with several slices, the leaf that says which rows count, and its value for the whole batch.
+    """
+
+    loss: Value
+    inputs: tuple[Value, ...]
+    labels: Value
+    updates: tuple[tuple[Value, Value], ...]
+    trained: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    micro_batches: int = 1
+    counting: Mapping[Value, Value] = field(default_factory=dict)
+
+
+def objective(
+    graph: Graph,
+    trainable: Iterable[str],
+    frozen: Iterable[str],
+    micro_batches: int = 1,
+    *,
+    statistics_of_slices: bool = False,
+) -> Objective:
+    """Softmax cross-entropy on a model whose frozen layers are as in inference; raises as compile_training."""
     _check_logits(graph)
     if micro_batches < 1:
         raise CompileError(f"micro_batches must be at least 1, got {micro_batches}")
-    rows = graph.outputs[0].shape[0]
-    labels = g.leaf(LABELS, "int32", (rows * micro_batches,))
+    trained = select([p.name for p in graph.parameters], trainable, frozen)
+    graph = settle(graph, trained)
+    labels = g.leaf(LABELS, "int32", (graph.outputs[0].shape[0] * micro_batches,))
     # Rows without a label fill up the last batch: they must not enter the statistics of a batch.
     counting = {} if graph.rows is None else {graph.rows: g.labelled_rows(labels)}
-    settings = _Settings(tuple(trainable), tuple(frozen), rule or Sgd(momentum, weight_decay, nesterov), recompute)
-    if micro_batches == 1:
-        loss = g.softmax_cross_entropy(graph.outputs[0], labels)
-        loss, *moved = substitute([loss, *(new for _, new in graph.updates)], counting)
-        updates = tuple(zip((slot for slot, _ in graph.updates), moved, strict=True))
-        return _compile(loss, (*graph.inputs, labels), updates, graph.notes, settings)
-    notes = (*graph.notes, *_statistics_note(graph, statistics_of_slices))
-    whole = {v: g.leaf(v.name, v.type.dtype, (rows * micro_batches, *v.shape[1:])) for v in graph.inputs}
-    loss = g.softmax_xent(graph.outputs[0], labels, 0)[0]
-    slices = Slices(micro_batches, whole | counting)
-    return _compile(loss, (*whole.values(), labels), graph.updates, notes, settings, slices)
+    if micro_batches > 1:
+        notes = (*graph.notes, *_statistics_note(graph, statistics_of_slices=statistics_of_slices))
+        loss = g.softmax_xent(graph.outputs[0], labels, 0)[0]
+        return Objective(loss, graph.inputs, labels, graph.updates, trained, notes, micro_batches, counting)
+    loss = g.softmax_cross_entropy(graph.outputs[0], labels)
+    loss, *moved = substitute([loss, *(new for _, new in graph.updates)], counting)
+    updates = tuple(zip((slot for slot, _ in graph.updates), moved, strict=True))
+    return Objective(loss, graph.inputs, labels, updates, trained, graph.notes)
+
+
+def compile_objective(goal: Objective, rule: Rule, *, recompute: bool = True) -> Compiled:
+    """The plan of an objective."""
+    settings = _Settings(tuple(escape(name) for name in goal.trained), (), rule, recompute)
+    if goal.micro_batches == 1:
+        return _compile(goal.loss, (*goal.inputs, goal.labels), goal.updates, goal.notes, settings)
+    whole = {v: g.leaf(v.name, v.type.dtype, (v.shape[0] * goal.micro_batches, *v.shape[1:])) for v in goal.inputs}
+    slices = Slices(goal.micro_batches, {**whole, **goal.counting})
+    return _compile(goal.loss, (*whole.values(), goal.labels), goal.updates, goal.notes, settings, slices)
 
 
 def _check_logits(graph: Graph) -> None:
@@ -143,9 +157,14 @@ def _check_logits(graph: Graph) -> None:
         raise ModelError("the model has one logit, with which the loss is always 0; two classes need two outputs")
 
 
-def _statistics_note(graph: Graph, statistics_of_slices: bool) -> tuple[str, ...]:  # noqa: FBT001 - a user's setting
+def needs_batch_statistics(graph: Graph) -> bool:
+    """Whether the model's outputs depend on statistics over the rows of a batch."""
+    return graph.rows is not None and graph.rows.node in topological(graph.outputs)
+
+
+def _statistics_note(graph: Graph, *, statistics_of_slices: bool) -> tuple[str, ...]:
     """What slices do to statistics of the batch, or the refusal to do it."""
-    if graph.rows is None or not any(node.out() == graph.rows for node in topological(graph.outputs)):
+    if not needs_batch_statistics(graph):
         return ()
     if statistics_of_slices:
         return ("each micro-batch is normalised by its own statistics, not by those of the whole batch",)
@@ -191,9 +210,10 @@ def _compile(  # noqa: PLR0913, PLR0917 - what the two ways of compiling have in
     settings: _Settings,
     slices: Slices | None = None,
 ) -> Compiled:
-    loss, *moved = simplify([loss, *(new for _, new in updates)])
+    columns = [*batch, *(slices.columns if slices else ())]
+    loss, *moved = fold(simplify([loss, *(new for _, new in updates)]), columns)
     targets = dict(zip((slot for slot, _ in updates), moved, strict=True))
-    parameters = _parameters([loss, *targets, *moved], [*batch, *(slices.columns if slices else ())])
+    parameters = _parameters([loss, *targets, *moved], columns)
     trained = select([p.name for p in parameters], settings.trainable, settings.frozen)
     learned = [p for p in parameters if p.name in trained and p not in targets]
     moving = {p: new for p, new in targets.items() if p.name in trained}
@@ -204,12 +224,34 @@ def _compile(  # noqa: PLR0913, PLR0917 - what the two ways of compiling have in
     owners |= {p: Owner(Role.FROZEN, p.name) for p in parameters if p.name not in trained}
     owners |= {v: Owner(Role.BATCH, v.name) for v in batch}
     owners |= {SEED: Owner(Role.SCALAR, SEED.name), STEP: Owner(Role.STATE, STEP.name)} if drawn else {}
+    slicing = (slices.count, step.stages) if slices else (1, {})
+    return assemble(step.outputs, owners, notes, repeat=settings.recompute, slicing=slicing)
+
+
+def assemble(
+    outputs: tuple[Value, ...],
+    owners: Owners,
+    notes: tuple[str, ...],
+    *,
+    repeat: bool = False,
+    slicing: tuple[int, Mapping[Node, int]] = (1, MappingProxyType({})),
+) -> Compiled:
+    """Order, place and write what `kernels` made; see lay_out for `repeat`, and Unrolled.stages for `slicing`."""
     _check_names(owners)
-    layout = lay_out(step.outputs, owners, repeat=settings.recompute, stages=step.stages)
+    micro_batches, stages = slicing
+    layout = lay_out(outputs, owners, repeat=repeat, stages=stages)
     made = program(layout)
     workspace = _workspace(made)
     plan = write(made, workspace)
-    return Compiled(plan, hashlib.sha256(plan).hexdigest(), _report(layout, workspace, notes))
+    cost = report(
+        layout,
+        constants_bytes=len(made.constants),
+        workspace_bytes=workspace,
+        micro_batches=micro_batches,
+        recompute=repeat,
+        notes=notes,
+    )
+    return Compiled(plan, hashlib.sha256(plan).hexdigest(), cost)
 
 
 def _parameters(outputs: Sequence[Value], batch: Sequence[Value]) -> list[Value]:
@@ -240,11 +282,11 @@ def _step(
     if slices is None:
         step = settings.rule.updates(tuple(zip(parameters, found, strict=True)))
         moved = [g.blend(slot, new) for slot, new in targets.items()]
-        total, *outputs = _kernels([loss, *step.outputs, *moved], recompute=settings.recompute)
+        total, *outputs = kernels([loss, *step.outputs, *moved], recompute=settings.recompute)
         total = own(total)
         stages: Mapping[Node, int] = {}
     else:
-        loss, *others = _kernels([loss, *found, *targets.values()], recompute=settings.recompute)
+        loss, *others = kernels([loss, *found, *targets.values()], recompute=settings.recompute)
         moving = tuple(zip(targets, others[len(found) :], strict=True))
         unrolled = unroll(loss, others[: len(found)], moving, slices)
         step, outputs = _updated(parameters, unrolled.gradients, settings.rule)
@@ -254,7 +296,7 @@ def _step(
     return _Step((total, *outputs), step.owners | trained | {total: Owner(Role.OUTPUT, LOSS)}, stages)
 
 
-def _kernels(outputs: Sequence[Value], *, recompute: bool = False) -> tuple[Value, ...]:
+def kernels(outputs: Sequence[Value], *, recompute: bool = False) -> tuple[Value, ...]:
     """Everything rewritten to what kernels do; with `recompute`, output 0 is the loss."""
     simple = simplify(fuse(simplify(outputs)))
     return lower(recomputed(simple) if recompute else simple)
@@ -264,7 +306,7 @@ def _updated(parameters: Sequence[Value], sums: Sequence[Value], rule: Rule) -> 
     """The update by gradients that kernels have made already: its program is rewritten without theirs."""
     given = {p: g.leaf(f"gradient/{p.name}", "float32", p.shape) for p in parameters}
     step = rule.updates(tuple(given.items()))
-    outputs = substitute(_kernels(step.outputs), dict(zip(given.values(), sums, strict=True)))
+    outputs = substitute(kernels(step.outputs), dict(zip(given.values(), sums, strict=True)))
     return step, list(outputs)
 
 
@@ -283,23 +325,3 @@ def _workspace(made: Program) -> int:
     """Scratch of the hungriest kernel."""
     sizes = [_core.workspace_bytes(op.opcode, made.shapes(op), list(op.attrs)) for op in made.operations]
     return max(sizes, default=0)
-
-
-def _report(layout: Layout, workspace: int, notes: tuple[str, ...]) -> Report:
-    owners = layout.owners
-    forward = set(topological([v for v, owner in owners.items() if owner.role is Role.OUTPUT]))
-    products = [(OPS[node.op].multiply_adds(node), node in forward) for node in layout.order]
-    by_role = {role: tuple(o.name for o in owners.values() if o.role is role) for role in Role}
-    return Report(
-        arena_bytes=layout.arena_bytes,
-        owned_bytes=layout.owned_bytes,
-        temporaries_bytes=layout.arena_bytes - layout.owned_bytes,
-        lower_bound_bytes=layout.lower_bound_bytes,
-        workspace_bytes=workspace,
-        forward_multiply_adds=sum(n for n, ahead in products if ahead),
-        backward_multiply_adds=sum(n for n, ahead in products if not ahead),
-        operations=len(layout.order),
-        trained=by_role[Role.TRAINED],
-        frozen=by_role[Role.FROZEN],
-        notes=notes,
-    )

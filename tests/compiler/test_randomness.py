@@ -23,6 +23,7 @@ from edge_runtime.wire import Phase
 from models.compiler import CompileError, compile_training, import_onnx, weights_of, with_weights
 from models.compiler.autodiff import gradients
 from models.compiler.ir import Role
+from models.compiler.prefix import compile_split
 from models.compiler.rules import Sgd
 from models.compiler.training import compile_loss
 from support.boards import Compiled, task_for
@@ -190,3 +191,31 @@ def test_an_exported_model_with_dropout_learns() -> None:
         engine.step()
         losses.append(float(engine.view("loss").reshape(())))
     assert np.mean(losses[-10:]) < 0.4 * losses[0]
+
+
+def test_dropout_stays_above_the_frozen_prefix() -> None:
+    nodes = [oh.make_node("Gemm", ["in", "w"], ["f"]), oh.make_node("Dropout", ["f", "ratio", "training"], ["h"])]
+    nodes += [oh.make_node("Mul", ["h", "gain"], ["out"])]
+    data = onnx.load_model_from_string(model(nodes, ["N", 12], ["N", 4], (12, 4)))
+    data.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(4, np.float32), "gain"))
+    split = compile_split(data.SerializeToString(), batch=8, trainable=["gain"], rule=Sgd())
+    assert split.prefix is not None
+    names = [{t["name"] for t in _core.describe(c.plan)["tensors"]} for c in (split.prefix, split.training)]
+    assert "seed" not in names[0]
+    assert {"seed", "random.step", "features/0"} <= names[1]
+
+
+def test_the_slices_of_a_batch_draw_different_numbers() -> None:
+    data = model(DROPPING, ["N", 12], ["N", 4], (12, 4))
+    compiled = compile_training(import_onnx(data, batch=4), micro_batches=2, momentum=0.0)
+    engine = _core.Engine(compiled.plan)
+    weight = weights_of(data)["w"]
+    moved = []
+    for half in (slice(0, 4), slice(4, 8)):
+        engine.view("w")[...], engine.view("x")[...], engine.view("lr")[...] = weight, 0.0, 1.0
+        engine.view("random.step")[...], engine.view("y")[...] = 0.0, -1
+        engine.view("x")[half], engine.view("y")[half] = 1.0, 1
+        engine.step()
+        moved.append(engine.view("w").copy())
+    assert not np.array_equal(*moved)
+    assert engine.view("random.step") == 2.0

@@ -8,6 +8,7 @@
 #include "check.h"
 #include "core/cpu.h"
 #include "kernels/kernels.h"
+#include "kernels/winograd_plan.h"
 
 namespace {
 
@@ -176,6 +177,62 @@ void convolutions_of_many_images_stay_inside_their_memory(const Kernels& kernels
   }
 }
 
+// Stride 1, three and five taps, many channels: winograd.h, with every way to cut tiles.
+void minimal_filtering_stays_inside_its_memory(const Kernels& kernels) {
+  for (const ConvCase& c : {
+           ConvCase{1, 1, 16, 16, 1, 1, 3, 3, 1, 1, 1},
+           ConvCase{7, 1, 16, 20, 4, 5, 3, 3, 1, 1, 1},
+           ConvCase{2, 2, 17, 16, 9, 6, 3, 3, 1, 0, 1},
+           ConvCase{1, 1, 24, 33, 7, 6, 5, 5, 1, 2, 1},
+           ConvCase{1, 1, 16, 16, 5, 140, 3, 3, 1, 4, 1},
+           ConvCase{3, 1, 32, 24, 1, 50, 1, 5, 1, 2, 1},
+           ConvCase{2, 1, 32, 32, 6, 41, 3, 1, 1, 0, 1},
+           ConvCase{1, 1, 70, 96, 5, 6, 3, 3, 1, 2, 1},
+       }) {
+    const edge::ConvArgs a = args_of(c);
+    CHECK(edge::winograd::grad_w_blocks(a).images > 0);
+    CHECK(edge::winograd::correlate_blocks(a, edge::winograd::forward_problem(a)).images > 0);
+    CHECK(edge::winograd::correlate_blocks(a, edge::winograd::backward_problem(a)).images > 0);
+    conv_case(kernels, c, 1);
+    conv_case(kernels, c, 3);
+  }
+}
+
+// One channel a group: narrower than a vector, whole vectors, overlapping ones, bands.
+void depthwise_convolutions_stay_inside_their_memory(const Kernels& kernels) {
+  for (const ConvCase& c : {
+           ConvCase{3, 2, 1, 1, 4, 4, 3, 3, 1, 1, 1},
+           ConvCase{2, 3, 1, 1, 5, 3, 3, 3, 1, 1, 1},
+           ConvCase{2, 2, 1, 1, 9, 17, 5, 5, 1, 2, 1},
+           ConvCase{2, 2, 1, 1, 8, 8, 3, 3, 2, 1, 1},
+           ConvCase{1, 2, 1, 1, 11, 39, 5, 5, 2, 0, 1},
+           ConvCase{2, 2, 1, 1, 12, 33, 3, 4, 3, 2, 1},
+           ConvCase{1, 3, 1, 1, 10, 21, 2, 3, 2, 5, 2},
+           ConvCase{1, 1, 1, 1, 6, 9, 4, 2, 4, 3, 2},
+           ConvCase{2, 2, 1, 1, 1, 70, 1, 5, 1, 2, 1},
+           ConvCase{1, 2, 1, 1, 70, 66, 3, 3, 1, 1, 1},
+           ConvCase{1, 1, 1, 1, 75, 120, 3, 3, 2, 1, 1},
+       }) {
+    conv_case(kernels, c, 1);
+    conv_case(kernels, c, 3);
+  }
+}
+
+// 1 x 1 taps: tiles inside an image and across images, several passes over the channels, chunks.
+void pointwise_convolutions_stay_inside_their_memory(const Kernels& kernels) {
+  for (const ConvCase& c : {
+           ConvCase{1, 1, 13, 14, 4, 8, 1, 1, 1, 0, 1},
+           ConvCase{5, 1, 3, 25, 4, 4, 1, 1, 1, 0, 1},
+           ConvCase{3, 2, 4, 7, 7, 7, 1, 1, 1, 0, 1},
+           ConvCase{17, 1, 5, 2, 1, 3, 1, 1, 1, 0, 1},
+           ConvCase{2, 1, 530, 13, 3, 11, 1, 1, 1, 0, 1},
+           ConvCase{2, 1, 4, 3, 32, 33, 1, 1, 1, 0, 1},
+       }) {
+    conv_case(kernels, c, 1);
+    conv_case(kernels, c, 3);
+  }
+}
+
 void one_large_convolution_needs_blocks(const Kernels& kernels) {
   conv_case(kernels, {1, 1, 70, 3, 40, 60, 3, 3, 1, 1, 1}, 2);
 }
@@ -258,6 +315,9 @@ int main() {
     gemm_handles_every_tail(*kernels);
     convolutions_stay_inside_their_memory(*kernels);
     convolutions_of_many_images_stay_inside_their_memory(*kernels);
+    depthwise_convolutions_stay_inside_their_memory(*kernels);
+    pointwise_convolutions_stay_inside_their_memory(*kernels);
+    minimal_filtering_stays_inside_its_memory(*kernels);
     one_large_convolution_needs_blocks(*kernels);
     pooling_handles_every_width(*kernels);
     a_wrong_pooling_index_writes_nothing(*kernels);

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
+from convshape import ConvShape, conv_cases
 from opcase import F32, I32, ISAS, U8, Case, arrays_of, assert_close, compute, name_of, twin
 from planwriter import BATCH, STATE, TRAINED, PlanWriter, bits
 
@@ -26,40 +25,20 @@ GEMMS = [
 ]
 
 
-@dataclass(frozen=True)
-class ConvShape:
-    """A convolution in few words."""
-
-    images: int
-    groups: int
-    channels: int
-    filters: int
-    size: tuple[int, int]
-    kernel: tuple[int, int]
-    stride: tuple[int, int] = (1, 1)
-    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
-    dilation: tuple[int, int] = (1, 1)
-
-    @property
-    def x(self) -> tuple[int, ...]:
-        return (self.images, self.groups * self.channels, *self.size)
-
-    @property
-    def w(self) -> tuple[int, ...]:
-        return (self.groups * self.filters, self.channels, *self.kernel)
-
-    @property
-    def y(self) -> tuple[int, ...]:
-        padded = (self.size[0] + self.pads[0] + self.pads[2], self.size[1] + self.pads[1] + self.pads[3])
-        extent = [(k - 1) * d + 1 for k, d in zip(self.kernel, self.dilation, strict=True)]
-        spatial = [(p - e) // s + 1 for p, e, s in zip(padded, extent, self.stride, strict=True)]
-        return (self.images, self.groups * self.filters, *spatial)
-
-    def attrs(self, last: int) -> tuple[int, ...]:
-        return (*self.stride, *self.pads, *self.dilation, self.groups, last)
-
-
+# Taken by Winograd's filtering: whole tiles and cut ones, bands of rows and of columns, short last blocks, groups.
+WINOGRAD_CONVS = [
+    ConvShape(2, 1, 16, 16, (32, 32), (3, 3), pads=(1, 1, 1, 1)),
+    ConvShape(9, 1, 20, 36, (8, 8), (3, 3), pads=(1, 1, 1, 1)),
+    ConvShape(3, 1, 64, 70, (7, 9), (3, 3), pads=(0, 1, 2, 0)),
+    ConvShape(5, 1, 17, 33, (14, 14), (5, 5), pads=(2, 2, 2, 2)),
+    ConvShape(2, 1, 24, 16, (6, 150), (3, 3), pads=(3, 4, 0, 1)),
+    ConvShape(2, 2, 16, 18, (9, 11), (3, 5), pads=(1, 2, 1, 2)),
+    ConvShape(2, 1, 36, 16, (8, 90), (3, 1), pads=(1, 0, 1, 0)),
+    ConvShape(3, 1, 40, 48, (1, 128), (1, 5), pads=(0, 2, 0, 2)),
+    ConvShape(1, 1, 128, 80, (5, 5), (3, 3), pads=(1, 1, 1, 1)),
+]
 CONVS = [
+    *WINOGRAD_CONVS,
     ConvShape(2, 1, 1, 6, (28, 28), (5, 5), pads=(2, 2, 2, 2)),
     ConvShape(3, 1, 6, 16, (14, 14), (5, 5)),
     ConvShape(9, 1, 3, 5, (1, 40), (1, 7), pads=(0, 3, 0, 3)),
@@ -76,16 +55,6 @@ CONVS = [
     ConvShape(17, 1, 2, 3, (3, 2), (2, 2), pads=(1, 0, 0, 1)),
     ConvShape(1, 1, 1, 1, (6, 5), (2, 2), stride=(1, 1), dilation=(5, 4)),
 ]
-
-
-def conv_cases(s: ConvShape) -> list[Case]:
-    taps = s.kernel[0] * s.kernel[1]
-    return [
-        Case("conv", (s.x, s.w, (s.w[0],)), ((s.y, F32),), s.attrs(0), s.channels * taps),
-        Case("conv", (s.x, s.w, None), ((s.y, F32),), s.attrs(1), s.channels * taps),
-        Case("conv_grad_x", (s.y, s.w), ((s.x, F32),), s.attrs(0), s.filters * taps),
-        Case("conv_grad_w", (s.y, s.x), ((s.w, F32),), s.attrs(0), s.images * s.y[2] * s.y[3]),
-    ]
 
 
 POOLS = [  # x, kernel, stride, pads, dilation
