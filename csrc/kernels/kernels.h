@@ -10,6 +10,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/gemm.h"
 #include "kernels/indexing.h"
+#include "kernels/map.h"
 #include "kernels/matmul.h"
 #include "kernels/minmax.h"
 #include "kernels/pool.h"
@@ -57,6 +58,7 @@ namespace edge {
   X(topk, TopkArgs)                     \
   X(adamw, AdamwArgs)                   \
   X(blend, BlendArgs)                   \
+  X(map, MapProgram)                    \
   X(random, RandomArgs)
 
 struct Kernels {

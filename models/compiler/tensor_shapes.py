@@ -109,6 +109,12 @@ def matmul(types: Types, attrs: Attrs) -> tuple[Type, ...]:
     return (checked("matmul", types, "float32", (*batch, m, n)),)
 
 
+def fused(types: Types, attrs: Attrs) -> tuple[Type, ...]:
+    """What the fusion pass says the results of a map are."""
+    del types
+    return tuple(attrs["types"])
+
+
 def random(types: Types, attrs: Attrs) -> tuple[Type, ...]:
     """Random numbers of the attribute's `shape`; inputs seed, step."""
     if list(types) != [Type("float32", ())] * 2:

@@ -126,6 +126,15 @@ def _enlarged(split: Split, side: int) -> Split:
     return replace(split, x_train=x_train, x_test=x_test)
 
 
+def _toml(value: object) -> str:
+    """A value as TOML writes it: as JSON does, but for the tables of a list."""
+    if isinstance(value, list):
+        return f"[{', '.join(_toml(each) for each in value)}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key} = {_toml(each)}' for key, each in value.items())}}}"
+    return json.dumps(value)
+
+
 def write_job(root: Path, **overrides: object) -> None:
     """Write ROOT/job.toml."""
     tables: dict[str, dict[str, object]] = {
@@ -140,7 +149,7 @@ def write_job(root: Path, **overrides: object) -> None:
         table = next(t for t in tables.values() if key in t)
         table[key] = value
     text = "".join(
-        f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items())
+        f"[{name}]\n" + "".join(f"{key} = {_toml(value)}\n" for key, value in table.items())
         for name, table in tables.items()
     )
     (root / "job.toml").write_text(text)
