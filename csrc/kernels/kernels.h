@@ -10,6 +10,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/gemm.h"
 #include "kernels/indexing.h"
+#include "kernels/map.h"
 #include "kernels/matmul.h"
 #include "kernels/minmax.h"
 #include "kernels/pool.h"
@@ -55,7 +56,8 @@ namespace edge {
   X(cumsum, CumsumArgs)                 \
   X(topk, TopkArgs)                     \
   X(adamw, AdamwArgs)                   \
-  X(blend, BlendArgs)
+  X(blend, BlendArgs)                   \
+  X(map, MapProgram)
 
 struct Kernels {
   const char* isa;

@@ -13,10 +13,10 @@ from edge_runtime import _core
 from edge_runtime.plan import read_plan
 from models.compiler import cli_budget
 from models.compiler.budget import Budget, Found, compile_within
+from models.compiler.encode import bits_float
 from models.compiler.errors import CompileError
 from models.compiler.ir import Role
 from models.compiler.onnx_import import import_onnx
-from models.compiler.ops import bits_float
 from models.compiler.rules import Rule, Sgd
 from models.compiler.training import Compiled, compile_training
 

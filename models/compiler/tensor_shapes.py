@@ -107,3 +107,9 @@ def matmul(types: Types, attrs: Attrs) -> tuple[Type, ...]:
         fail("matmul", types, f"inner dimensions {k} and {k2} differ")
     batch = broadcast_shape("matmul", (Type("float32", a.shape[:-2]), Type("float32", b.shape[:-2])))
     return (checked("matmul", types, "float32", (*batch, m, n)),)
+
+
+def fused(types: Types, attrs: Attrs) -> tuple[Type, ...]:
+    """What the fusion pass says the results of a map are."""
+    del types
+    return tuple(attrs["types"])

@@ -20,6 +20,7 @@ from models.compiler.errors import CompileError, ModelError
 from models.compiler.fold import fold
 from models.compiler.freeze import select, settle
 from models.compiler.fuse import fuse
+from models.compiler.fuse_maps import fuse_maps
 from models.compiler.ir import Graph, Node, Role, Value, substitute, topological
 from models.compiler.lower import lower, own
 from models.compiler.micro_batch import Slices, unroll
@@ -295,7 +296,7 @@ def _step(
 def kernels(outputs: Sequence[Value], *, recompute: bool = False) -> tuple[Value, ...]:
     """Everything rewritten to what kernels do; with `recompute`, output 0 is the loss."""
     simple = simplify(fuse(simplify(outputs)))
-    return lower(recomputed(simple) if recompute else simple)
+    return lower(fuse_maps(recomputed(simple) if recompute else simple))
 
 
 def _updated(parameters: Sequence[Value], sums: Sequence[Value], rule: Rule) -> tuple[Updates, list[Value]]:

@@ -44,6 +44,7 @@ OPCODES = {
     "topk": 31,
     "adamw": 32,
     "blend": 33,
+    "map": 40,
 }
 ABSENT = 0xFFFFFFFF
 HEADER = struct.Struct("<8sIIIIIIQQQQ")
