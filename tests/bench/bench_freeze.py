@@ -4,10 +4,10 @@ T18     a step of the last block: the frozen prefix computed in it, beside torch
 T19     a step from the second epoch on: features taken from the cache, beside torch that trains everything
 prefix  the prefix alone, beside ONNX Runtime running the same layers
 
-One thread, float32, SGD with momentum. Ours and theirs alternate in one process; a time is the median over the blocks of
-processor time a step, the spread of a ratio is that of the blocks. torch runs the frozen layers in eval mode and without
-their gradients, in the better of its two memory formats. The bound is the peer's time over the multiply-adds of ours at
-the peak rate of this machine.
+One thread, float32, SGD with momentum. Ours and theirs alternate in one process; a time is the median over the
+blocks of processor time a step, the spread of a ratio is that of the blocks. torch runs the frozen layers in eval
+mode, without their gradients, in the better of its two memory formats. The bound is the peer's time over the
+multiply-adds of ours at the peak rate of this machine.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A job of two stages on real processes: it learns above frozen layers, and a killed device resumes to the same model."""
+"""A job of two stages on real processes: it learns above frozen layers, and a killed device ends at the same model."""
 
 from __future__ import annotations
 
