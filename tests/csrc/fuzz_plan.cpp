@@ -244,7 +244,7 @@ Bytes one_operation(Random& random, std::uint16_t code) {
   if (code >= 7 && code <= 10) add_pool(plan, random, code);
   if (code >= 11 && code <= 15) add_array(plan, random, code);
   if (code == kMap) add_program(plan, random);
-  if ((code >= 20 && code <= 24) || code == 28 || code == 30 || code == 31)
+  if ((code >= 20 && code <= 24) || code == 28 || (code >= 30 && code != kMap))
     add_map(plan, random, code);
   if ((code >= 25 && code <= 27) || code == 29) add_move(plan, random, code);
   return plan.seal(fuzz::kMostBytes);
