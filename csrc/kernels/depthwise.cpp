@@ -74,14 +74,13 @@ EDGE_INLINE void square_tile(const Plane& plane, const typename Lanes::Floats* w
     for (int v = 0; v < K; ++v) {
       EDGE_UNROLL
       for (int r = 0; r < ROWS; ++r) {
-        sum[r] += w[u * K + v] *
-                  get<Floats>(at + (r * STEP + u) * row + v % STEP * pitch + v / STEP);
+        sum[r] +=
+            w[u * K + v] * get<Floats>(at + (r * STEP + u) * row + v % STEP * pitch + v / STEP);
       }
     }
   }
   EDGE_UNROLL
-  for (int r = 0; r < ROWS; ++r)
-    put_sum<Lanes>(to + r * outputs, sum[r], plane.floor, outputs);
+  for (int r = 0; r < ROWS; ++r) put_sum<Lanes>(to + r * outputs, sum[r], plane.floor, outputs);
 }
 
 template <class Lanes, int K, int STEP>

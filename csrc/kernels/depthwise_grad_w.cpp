@@ -149,7 +149,8 @@ void depthwise_grad_w(const ConvArgs& a, const Worker& worker) {
     add_images(p, a, group, worker);
     for (Index tap = 0; tap < taps; ++tap) {  // lanes beyond the vectors in use are zero
       float sum = 0.0F;
-      for (Index j = 0; j < depthwise::kMostLanes; ++j) sum += sums[tap * depthwise::kMostLanes + j];
+      for (Index j = 0; j < depthwise::kMostLanes; ++j)
+        sum += sums[tap * depthwise::kMostLanes + j];
       a.out[group * taps + tap] = sum;
     }
   }

@@ -35,8 +35,7 @@ EDGE_INLINE void clear(float* to, Index count) {
 template <class Lanes>
 EDGE_INLINE void copy_vectors(const float* from, Index count, float* to) {
   using Floats = typename Lanes::Floats;
-  for (Index q = 0; q < count - Lanes::count; q += Lanes::count)
-    put(to + q, get<Floats>(from + q));
+  for (Index q = 0; q < count - Lanes::count; q += Lanes::count) put(to + q, get<Floats>(from + q));
   put(to + count - Lanes::count, get<Floats>(from + count - Lanes::count));
 }
 EDGE_INLINE void copy_run(const float* from, Index count, float* to) {
@@ -105,8 +104,8 @@ static Packing packing_of(const depthwise::Problem& p, const depthwise::Layout& 
                           const depthwise::Blocks& blocks, Index row, Index rows) {
   const Index pad = p.v.pad - row * p.v.step;
   const Share inside = elements_on(p.v, pad, depthwise::packed_rows(p.v, rows));
-  const Share columns = elements_on(
-      p.h, p.h.pad, (p.h.outputs - 1) * p.h.step + (p.h.taps - 1) * p.h.dilation + 1);
+  const Share columns =
+      elements_on(p.h, p.h.pad, (p.h.outputs - 1) * p.h.step + (p.h.taps - 1) * p.h.dilation + 1);
   return {&p,
           l,
           inside,
