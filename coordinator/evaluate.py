@@ -16,6 +16,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
 BATCH_ROWS = 256
+INPUT_TYPES = {"tensor(float)": np.float32, "tensor(int32)": np.int32, "tensor(int64)": np.int64}
 
 
 class EvaluationError(ValueError):
@@ -35,8 +36,8 @@ def evaluate(model: bytes, dataset: Dataset, batch_rows: int = BATCH_ROWS) -> Ev
     """Runs the model over the data set.
 
     Args:
-        model: ONNX with one float32 input (N, ...) and logits (N, classes) as its first output. N may be a fixed
-            number; then that many rows are run at a time.
+        model: ONNX with one float32 or integer input (N, ...) and logits (N, classes) as its first output. N may be a
+            fixed number; then that many rows are run at a time.
         dataset: Rows are read and shaped as on the board (edge_runtime.data.fill_batch): uint8 as x / 255.
         batch_rows: Rows a run when N is free.
 
@@ -46,13 +47,13 @@ def evaluate(model: bytes, dataset: Dataset, batch_rows: int = BATCH_ROWS) -> Ev
         edge_runtime.data.ShapeMismatch: An example does not fit the model's input.
     """
     session = _session(model)
-    name, shape = _input(session, batch_rows)
-    x, y = np.empty(shape, np.float32), np.empty(shape[0], np.int32)
+    name, shape, dtype = _input(session, batch_rows)
+    x, y = np.empty(shape, np.float32 if dtype == np.float32 else np.int32), np.empty(shape[0], np.int32)
     right, loss = 0, 0.0
     for first in range(0, len(dataset), shape[0]):
         rows = np.arange(first, min(first + shape[0], len(dataset)))
         fill_batch(dataset, rows, x, y)
-        logits = session.run(None, {name: x})[0][: len(rows)]
+        logits = session.run(None, {name: x.astype(dtype, copy=False)})[0][: len(rows)]
         _check_logits(logits, y[: len(rows)], first)
         right += int((logits.argmax(axis=1) == y[: len(rows)]).sum())
         loss += float(cross_entropy(logits, y[: len(rows)]).sum())
@@ -101,15 +102,15 @@ def _session(model: bytes) -> Any:
         raise EvaluationError(f"ONNX Runtime cannot load the model: {error}") from error
 
 
-def _input(session: Any, batch_rows: int) -> tuple[str, tuple[int, ...]]:
+def _input(session: Any, batch_rows: int) -> tuple[str, tuple[int, ...], Any]:
     inputs = session.get_inputs()
-    if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(inputs[0].shape) < 2:
+    if len(inputs) != 1 or inputs[0].type not in INPUT_TYPES or len(inputs[0].shape) < 2:
         shown = ", ".join(f"{each.name} {each.type} {each.shape}" for each in inputs)
-        raise EvaluationError(f"the model must have one float32 input (N, ...), not {shown}")
+        raise EvaluationError(f"the model must have one float32 or integer input (N, ...), not {shown}")
     rows, *axes = inputs[0].shape
     if not all(isinstance(axis, int) for axis in axes):
         raise EvaluationError(f"only the first axis of the model's input may be free, not {inputs[0].shape}")
-    return inputs[0].name, (rows if isinstance(rows, int) else batch_rows, *axes)
+    return inputs[0].name, (rows if isinstance(rows, int) else batch_rows, *axes), INPUT_TYPES[inputs[0].type]
 
 
 def _check_labels(labels: NDArray[np.int32], classes: int, first: int) -> None:

@@ -89,6 +89,42 @@ def texts(value: Any) -> str | None:
     return None if good else f"must be a list of non-empty texts, not {shown(value)}"
 
 
+def numbers(count: int, each: Check) -> Check:
+    """A list of exactly `count` numbers that pass a check."""
+
+    def check(value: Any) -> str | None:
+        if not isinstance(value, list) or len(value) != count:
+            return f"must be a list of {count} numbers, not {shown(value)}"
+        return next((f"[{i}] {fault}" for i, part in enumerate(value) if (fault := each(part)) is not None), None)
+
+    return check
+
+
+def tables(fields: Mapping[str, Field], most: int) -> Check:
+    """A list of 1 to `most` tables, each with these keys; the first thing wrong is told."""
+
+    def check(value: Any) -> str | None:
+        if not isinstance(value, list) or not 1 <= len(value) <= most:
+            return f"must be a list of 1 to {most} tables, not {shown(value)}"
+        return next(
+            (f"[{i}] {fault}" for i, table in enumerate(value) if (fault := _table_fault(table)) is not None), None
+        )
+
+    def _table_fault(table: Any) -> str | None:
+        if not isinstance(table, dict):
+            return f"must be a table, not {shown(table)}"
+        for key in table.keys() - fields.keys():
+            return f"has a key {key} that is not one of {', '.join(fields)}{did_you_mean(key, fields)}"
+        for key, field in fields.items():
+            if key not in table and field.required:
+                return f"lacks {key}"
+            if key in table and (fault := field.check(table[key])) is not None:
+                return f"{key} {fault}"
+        return None
+
+    return check
+
+
 def shape(value: Any) -> str | None:
     """One to three axis lengths, each between 1 and 65536."""
     axis = integer(1, 65_536)

@@ -17,7 +17,7 @@ from coordinator import rounds
 from coordinator.evaluate import Evaluation, EvaluationError
 from coordinator.events import Emit
 from coordinator.fleet import Presence
-from coordinator.leftovers import clear_versions
+from coordinator.leftovers import clear_stage, clear_versions
 from coordinator.program import Program, make_task, rules_of
 from coordinator.results import export
 from coordinator.store import JournalTask, JournalUpdate, RoundFigures, Store, Version
@@ -40,7 +40,7 @@ from edge_runtime.wire.tasks import format_task, parse_task
 EXIT_DONE, EXIT_FAILED = 0, 3
 
 # Failures that say nothing about the device: it is asked again in the next attempt or round.
-PASSING_RULES = frozenset({"BlobMissing", "BlobCorrupt", "TaskStopped"})
+PASSING_RULES = frozenset({"BlobMissing", "BlobCorrupt", "CacheDamaged", "TaskStopped"})
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,7 @@ class RunningJob:
         commands = [
             *self._commands(self.session.connected(now_s), now_s),
             *clear_versions(self._parts.store, self.session.site, keep=self._version.sha256),
+            *clear_stage(self._parts.program, self.session.site, self._version.version),
             *self._clear_old_tasks(),
         ]
         return commands if self._links == 1 else commands + self._step(records.FleetUnknown(), now_s)
@@ -215,7 +216,12 @@ class RunningJob:
             return self.session.refuse(event.device, event.uid, "StaleTask", message)
         try:
             announced = self._state.fleet[event.device].examples
-            claims = check_update(event.data, parse_task(task.data), self._parts.program.trained, announced)
+            claims = check_update(
+                event.data,
+                parse_task(task.data),
+                self._parts.program.stage(number).for_device(event.device).trained,
+                announced,
+            )
         except RemoteError as error:
             return self._refuse(event, error.rule, str(error), now_s)
         self._parts.store.add_update(
@@ -358,24 +364,32 @@ class RunningJob:
         commands: list[Command] = []
         for device in command.cohort:
             commands += self.session.clear_task(device)
-        return commands + (self.session.drop_blob(old.sha256) if old.sha256 != made.sha256 else [])
+        gone = {old.sha256, *self._plans(command.round)} - {made.sha256, *self._plans(made.version)}
+        return commands + [each for sha256 in sorted(gone) for each in self.session.drop_blob(sha256)]
 
     def _figures(self, command: records.CloseRound) -> RoundFigures:
         program, store = self._parts.program, self._parts.store
         down = len(self._version.weights) * len(command.cohort)
-        plans = sum(len(plan.data) for plan in program.plans.values())
+        stage = program.stage(command.round)
+        plans = [sum(len(plan.data) for plan in stage.for_device(device).files) for device in command.cohort]
+        first = command.round - 1 in {stage.last_round for stage in program.stages}
         return RoundFigures(
             devices=len(command.accepted),
             cohort=len(command.cohort),
             bytes_up=store.bytes_up(command.round),
-            bytes_down=down + plans * store.newcomers(command.round),
+            # A stage's plans are new to everybody in its first round.
+            bytes_down=down + (sum(plans) if first else store.newcomers(command.round) * sum(plans) // len(plans)),
             seconds=self._closed_s - self._round_began_s,
         )
 
     def _publish_blobs(self) -> list[Command]:
-        blobs = {plan.sha256: plan.data for plan in self._parts.program.plans.values()}
+        blobs = self._plans(self._version.version)
         blobs[self._version.sha256] = self._version.weights
         return [command for sha256, data in blobs.items() for command in self.session.publish_blob(sha256, data)]
+
+    def _plans(self, number: int) -> dict[str, bytes]:
+        """The plans of a round, by SHA-256."""
+        return {plan.sha256: plan.data for plan in self._parts.program.stage(number).files}
 
     def _withdraw(self) -> list[Command]:
         blobs = [*(plan.sha256 for plan in self._parts.program.plans.values()), self._version.sha256]

@@ -21,10 +21,23 @@ server_lr = 1.0          # optional, fedavg
 epochs = 1               # 1 .. 10,000 passes over the device's data a round
 batch = 32               # 1 .. 65,536 examples
 lr = 0.05                # (0, 1000]
-momentum = 0.9           # optional, [0, 1), default 0
+optimizer = "sgd"        # optional; or "adamw", with betas = [0.9, 0.999] and epsilon = 1e-8
+momentum = 0.9           # optional, sgd, [0, 1), default 0
+nesterov = false         # optional, sgd
 weight_decay = 1e-4      # optional, [0, 10], default 0
-nesterov = false         # optional
+max_norm = 1.0           # optional: gradients are clipped to this norm
+proximal = 0.0           # optional: weight of the distance from what was received
 trainable = ["*"]        # optional patterns of tensor names; the others are frozen
+frozen = []              # optional patterns of names that are frozen after all
+boards = [               # optional: devices with less memory train as much of the model as fits it
+    {devices = ["zero-*"], memory_mb = 24},
+]
+cache = "disk"           # optional: where devices keep the features of frozen layers; or "memory", "off"
+cache_mb = 256           # optional: the most they may take on a device
+stages = [               # optional: other patterns, and rates, for some rounds each; together job.rounds
+    {rounds = 10, trainable = ["fc2.*"]},
+    {rounds = 10, trainable = ["*"], lr = 0.01},
+]
 
 [round]
 devices = 4              # round 1 waits for so many devices with examples
@@ -49,7 +62,6 @@ from typing import Any
 
 from coordinator.fields import (
     Field,
-    boolean,
     did_you_mean,
     integer,
     number,
@@ -57,10 +69,10 @@ from coordinator.fields import (
     shape,
     shown,
     text,
-    texts,
     with_defaults,
 )
 from coordinator.methods import METHODS
+from coordinator.training_keys import TRAINING, Training, contradictions, make_training
 from models.zoo import MODELS
 
 MAX_JOB_FILE_BYTES = 1 << 20
@@ -80,19 +92,6 @@ class ZooModel:
     name: str
     input_shape: tuple[int, ...]
     classes: int
-
-
-@dataclass(frozen=True)
-class Training:
-    """What a device does in a round; `lr` and the rest are those of torch.optim.SGD."""
-
-    epochs: int
-    batch: int
-    lr: float
-    momentum: float
-    weight_decay: float
-    nesterov: bool
-    trainable: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -163,15 +162,7 @@ SCHEMA: Mapping[str, Mapping[str, Field]] = {
         "classes": Field(integer(2, 65_536), required=False),
     },
     "method": {"name": Field(one_of(METHODS))},
-    "training": {
-        "epochs": Field(integer(1, 10_000)),
-        "batch": Field(integer(1, 65_536)),
-        "lr": Field(number(0, 1000, above_low=True)),
-        "momentum": Field(number(0, 1, below_high=True), required=False, default=0.0),
-        "weight_decay": Field(number(0, 10), required=False, default=0.0),
-        "nesterov": Field(boolean, required=False, default=False),
-        "trainable": Field(texts, required=False, default=["*"]),
-    },
+    "training": TRAINING,
     "round": {
         "devices": Field(integer(1, 100_000)),
         "min_updates": Field(integer(1, 100_000)),
@@ -273,6 +264,7 @@ def _contradictions(document: Mapping[str, Any], home: Path) -> Iterator[tuple[s
     """What no single key shows: keys that need or exclude each other, and files that are not there."""
     model, rounds, evaluate = (_table(document, name) for name in ("model", "round", "evaluate"))
     yield from _model_contradictions(model, home)
+    yield from contradictions(_table(document, "training"), _table(document, "job").get("rounds"))
     least, devices = rounds.get("min_updates"), rounds.get("devices")
     if type(least) is int and type(devices) is int and least > devices:
         yield "round.min_updates", f"is {least}, more than round.devices = {devices}"
@@ -312,7 +304,7 @@ def _job(document: Mapping[str, Any], schema: Mapping[str, Mapping[str, Field]],
         model=_model(tables["model"], home),
         method=method.pop("name"),
         method_options=method,
-        training=_training(tables["training"]),
+        training=make_training(tables["training"], job["rounds"]),
         round=_round(tables["round"]),
         evaluate_data=home / tables["evaluate"]["data"],
     )
@@ -322,18 +314,6 @@ def _model(table: Mapping[str, Any], home: Path) -> OnnxFile | ZooModel:
     if table["onnx"] is not None:
         return OnnxFile(home / table["onnx"])
     return ZooModel(table["zoo"], tuple(table["input_shape"]), table["classes"])
-
-
-def _training(table: Mapping[str, Any]) -> Training:
-    return Training(
-        epochs=table["epochs"],
-        batch=table["batch"],
-        lr=float(table["lr"]),
-        momentum=float(table["momentum"]),
-        weight_decay=float(table["weight_decay"]),
-        nesterov=table["nesterov"],
-        trainable=tuple(table["trainable"]),
-    )
 
 
 def _round(table: Mapping[str, Any]) -> Round:

@@ -27,6 +27,13 @@ def clear_versions(store: Store, site: str, keep: str = "") -> list[Command]:
     return commands
 
 
+def clear_stage(program: Program, site: str, number: int) -> list[Command]:
+    """Takes the plans of the stage before a round's off the broker, but for those that the round uses as well."""
+    used = {plan.sha256 for plan in program.stage(number).files}
+    before = [plan for plan in program.stage(number - 1).files if plan.sha256 not in used]
+    return [command for plan in before for command in _clear_blob(site, plan.sha256, len(plan.data))]
+
+
 def clear_job(program: Program, store: Store, site: str) -> list[Command]:
     """Takes an ended job off the broker: the broker may have been away when it ended."""
     tasks = [_clear(topics.task(site, device)) for device in sorted(store.journalled().fleet)]

@@ -2,26 +2,34 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coordinator.evaluate import classes_of
-from coordinator.jobfile import Job, OnnxFile, Training
-from coordinator.methods import METHODS, Method
+from coordinator.jobfile import Job, OnnxFile
+from coordinator.methods import METHODS, Method, PhaseSpec
 from coordinator.round_records import Rules
 from coordinator.store import Version
+from coordinator.training_keys import Board, Stage, Training
 from edge_runtime.plan import ROLE_TRAINED, read_plan
 from edge_runtime.rng import derive_seed
 from edge_runtime.tensors import encode_tensors
-from edge_runtime.wire.tasks import Phase, Task, Upload
-from models.compiler import Compiled, compile_training, import_onnx, weights_of
+from edge_runtime.wire.tasks import Cache, Phase, Task, Upload
+from models.compiler import weights_of
+from models.compiler.budget import Budget, Found, Rate, compile_within
+from models.compiler.prefix import Split, compile_split
+from models.compiler.rules import AdamW, Rule, Sgd
 from models.zoo import MODELS
 
 # What a phase's plan minimises, and the compiler's function for it.
-OBJECTIVES: Mapping[str, Callable[..., Compiled]] = {"softmax_cross_entropy": compile_training}
+OBJECTIVES: Mapping[str, Callable[..., Split]] = {"softmax_cross_entropy": compile_split}
+OBJECTIVES_WITHIN: Mapping[str, Callable[..., Found]] = {"softmax_cross_entropy": compile_within}
+ANY_RATE = Rate(1e9, 1e9)  # a board's time is not limited: plans must not depend on the gateway's speed
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,59 @@ class PlanFile:
 
 
 @dataclass(frozen=True)
+class PhasePlans:
+    """What one phase runs: its training plan, and that of the frozen layers below it if it has any."""
+
+    training: PlanFile
+    prefix: PlanFile | None
+
+    @property
+    def files(self) -> tuple[PlanFile, ...]:
+        """Both."""
+        return (self.training,) if self.prefix is None else (self.training, self.prefix)
+
+
+@dataclass(frozen=True)
+class StagePlans:
+    """What the rounds of one stage run.
+
+    Attributes:
+        last_round: The stage's; the next one begins after it.
+        lr: Learning rate.
+        phases: The plans of each phase of the method, by the name the method gives them.
+        trained: Shapes of the tensors that a device sends back, by name.
+        boards: The same for devices with less memory, which train a part of it.
+    """
+
+    last_round: int
+    lr: float
+    phases: Mapping[str, PhasePlans]
+    trained: Mapping[str, tuple[int, ...]]
+    boards: "tuple[tuple[Board, StagePlans], ...]" = ()
+
+    @property
+    def files(self) -> tuple[PlanFile, ...]:
+        """All plans, those of boards too."""
+        own = (file for plans in self.phases.values() for file in plans.files)
+        return (*own, *(file for _, plans in self.boards for file in plans.files))
+
+    def for_device(self, device: str) -> "StagePlans":
+        """What one device runs: the plans of the first board it matches."""
+        return next((plans for board, plans in self.boards if _is_of(device, board)), replace(self, boards=()))
+
+    def named_files(self) -> Iterator[tuple[str, PlanFile]]:
+        """Every plan with a name of its own."""
+        for phase, plans in self.phases.items():
+            yield from zip((phase, f"{phase}.prefix"), plans.files, strict=False)
+        for number, (_, of_board) in enumerate(self.boards, 1):
+            yield from ((f"board{number}.{name}", file) for name, file in of_board.named_files())
+
+
+def _is_of(device: str, board: Board) -> bool:
+    return any(fnmatchcase(device, pattern) for pattern in board.devices)
+
+
+@dataclass(frozen=True)
 class Program:
     """A job, compiled.
 
@@ -40,23 +101,34 @@ class Program:
         job: The job file.
         method: Its method.
         model: The ONNX file that weights are put into for evaluation and export.
-        plans: The training plans, by the name the method gives them.
+        stages: In the order of rounds.
         weights: The first weights, float32 by name.
-        trained: Shapes of the tensors that a device sends back, by name.
         classes: Labels are 0 .. classes - 1.
     """
 
     job: Job
     method: Method
     model: bytes
-    plans: Mapping[str, PlanFile]
+    stages: tuple[StagePlans, ...]
     weights: Mapping[str, NDArray[np.float32]]
-    trained: Mapping[str, tuple[int, ...]]
     classes: int
+
+    @property
+    def plans(self) -> dict[str, PlanFile]:
+        """Every plan of the job; in a job of several stages their names begin with the stage's number."""
+        return {
+            (f"{number}." if len(self.stages) > 1 else "") + name: file
+            for number, stage in enumerate(self.stages, 1)
+            for name, file in stage.named_files()
+        }
+
+    def stage(self, number: int) -> StagePlans:
+        """The stage of a round; rounds beyond the last stage are its."""
+        return next((stage for stage in self.stages if number <= stage.last_round), self.stages[-1])
 
 
 def build_program(job: Job) -> Program:
-    """Compiles the job's model for every phase of its method.
+    """Compiles the job's model for every stage and every phase of its method.
 
     Raises:
         models.compiler.CompileError: The model cannot be read or trained; names the node.
@@ -66,27 +138,65 @@ def build_program(job: Job) -> Program:
     """
     model = _model(job)
     method = METHODS[job.method].build(job.method_options)
-    plans = {phase.plan: _compile(job.training, phase.objective, model) for phase in method.phases}
+    ends = accumulate(stage.rounds for stage in job.training.stages)
     return Program(
         job=job,
         method=method,
         model=model,
-        plans=plans,
+        stages=tuple(_stage(job, method, model, *each) for each in zip(job.training.stages, ends, strict=True)),
         weights=weights_of(model),
-        trained={name: shape for plan in plans.values() for name, shape in _trained(plan).items()},
         classes=classes_of(model),
     )
 
 
-def _compile(training: Training, objective: str, model: bytes) -> PlanFile:
-    compiled = OBJECTIVES[objective](
-        import_onnx(model, batch=training.batch),
-        trainable=training.trainable,
+def _stage(job: Job, method: Method, model: bytes, stage: Stage, last_round: int) -> StagePlans:
+    def plans(board: Board | None) -> StagePlans:
+        phases = {phase.plan: _compile(job.training, stage, board, phase.objective, model) for phase in method.phases}
+        trained = {name: shape for each in phases.values() for name, shape in _trained(each.training).items()}
+        return StagePlans(last_round, stage.lr, phases, trained)
+
+    return replace(plans(None), boards=tuple((board, plans(board)) for board in job.training.boards))
+
+
+def _compile(training: Training, stage: Stage, board: Board | None, objective: str, model: bytes) -> PhasePlans:
+    if board is not None:
+        found = OBJECTIVES_WITHIN[objective](
+            model,
+            training.batch,
+            Budget(memory_bytes=board.memory_mb << 20, threads=board.threads),
+            trainable=stage.trainable,
+            frozen=stage.frozen,
+            rule=rule_of(training),
+            rate=ANY_RATE,
+        )
+        compiled = found.chosen.compiled
+        return PhasePlans(PlanFile(compiled.sha256, compiled.plan), None)
+    split = OBJECTIVES[objective](
+        model, batch=training.batch, trainable=stage.trainable, frozen=stage.frozen, rule=rule_of(training)
+    )
+    prefix = None if split.prefix is None else PlanFile(split.prefix.sha256, split.prefix.plan)
+    return PhasePlans(PlanFile(split.training.sha256, split.training.plan), prefix)
+
+
+def rule_of(training: Training) -> Rule:
+    """The compiler's record of the section's optimiser."""
+    if training.optimizer == "adamw":
+        beta1, beta2 = training.betas
+        return AdamW(
+            beta1=beta1,
+            beta2=beta2,
+            epsilon=training.epsilon,
+            weight_decay=training.weight_decay,
+            max_norm=training.max_norm,
+            proximal=training.proximal,
+        )
+    return Sgd(
         momentum=training.momentum,
         weight_decay=training.weight_decay,
         nesterov=training.nesterov,
+        max_norm=training.max_norm,
+        proximal=training.proximal,
     )
-    return PlanFile(compiled.sha256, compiled.plan)
 
 
 def _trained(plan: PlanFile) -> dict[str, tuple[int, ...]]:
@@ -151,7 +261,7 @@ def make_task(program: Program, version: Version, device: str, attempt: int) -> 
     attempt has a name of its own: a device repeats its answer, were it a failure, to a task it has answered.
     """
     job, method, number = program.job, program.method, version.version
-    plans = [program.plans[phase.plan] for phase in method.phases]
+    stage = program.stage(number).for_device(device)
     again = "" if attempt == 1 else f".{attempt}"
     return Task(
         task=f"{job.name}.{number}.{device}{again}",
@@ -159,18 +269,24 @@ def make_task(program: Program, version: Version, device: str, attempt: int) -> 
         round=number,
         version=number,
         device=device,
-        phases=tuple(
-            Phase(
-                plan=program.plans[phase.plan].sha256,
-                epochs=job.training.epochs,
-                scalars={scalar: float(getattr(job.training, key)) for scalar, key in phase.scalars.items()},
-            )
-            for phase in method.phases
-        ),
+        phases=tuple(_phase(job.training, stage, phase) for phase in method.phases),
         weights=version.sha256,
-        blobs={version.sha256: len(version.weights)} | {plan.sha256: len(plan.data) for plan in plans},
+        blobs={version.sha256: len(version.weights)} | {plan.sha256: len(plan.data) for plan in stage.files},
         classes=program.classes,
         seed=derive_seed("task", job.seed, number, device),
         upload=Upload(method.upload.form, method.upload.codec),
         deadline_s=job.round.deadline_s,
+    )
+
+
+def _phase(training: Training, stage: StagePlans, phase: PhaseSpec) -> Phase:
+    plans = stage.phases[phase.plan]
+    numbers = asdict(training) | {"lr": stage.lr}
+    kept = plans.prefix is not None and training.cache != "off"
+    return Phase(
+        plan=plans.training.sha256,
+        epochs=training.epochs,
+        scalars={scalar: float(numbers[key]) for scalar, key in phase.scalars.items()},
+        prefix=None if plans.prefix is None else plans.prefix.sha256,
+        cache=Cache(training.cache, training.cache_mb << 20) if kept else None,
     )

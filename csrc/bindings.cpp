@@ -100,22 +100,29 @@ std::uint64_t workspace_bytes(std::uint16_t opcode, const Shapes& shapes,
                               const std::vector<std::int32_t>& attributes) {
   const OpInfo& info = op_info(opcode);
   const auto code = static_cast<Opcode>(opcode);
-  const std::size_t wanted = info.n_inputs + info.n_outputs;
+  // An operation of any number of operands says first how many.
+  const bool any = info.any_count && attributes.size() >= 2 && attributes[0] >= 1 &&
+                   attributes[1] >= 1 && static_cast<std::size_t>(attributes[0]) <= info.n_inputs &&
+                   static_cast<std::size_t>(attributes[1]) <= info.n_outputs;
+  const std::size_t n_inputs = any ? static_cast<std::size_t>(attributes[0]) : info.n_inputs;
+  const std::size_t wanted =
+      n_inputs + (any ? static_cast<std::size_t>(attributes[1]) : info.n_outputs);
   require(shapes.size() == wanted, "BadOperand",
           std::string(info.name) + " takes " + std::to_string(wanted) +
               " operands (None for absent ones), got " + std::to_string(shapes.size()));
   std::vector<Tensor> tensors(wanted);
   Operands operands;
   for (std::size_t i = 0; i < wanted; ++i) {
-    const bool input = i < info.n_inputs;
+    const bool input = i < n_inputs;
     const unsigned optional =
-        input ? info.optional_inputs >> i : info.optional_outputs >> (i - info.n_inputs);
+        input ? info.optional_inputs >> i : info.optional_outputs >> (i - n_inputs);
     require(shapes[i].has_value() || (optional & 1U) != 0, "BadOperand",
             std::string(info.name) + ": operand " + std::to_string(i) + " must not be None");
     if (!shapes[i].has_value()) continue;
     tensors[i] = tensor_of(*shapes[i], dtype_of_operand(code, i, attributes));
-    Operand& operand = input ? operands.in[i] : operands.out[i - info.n_inputs];
+    Operand& operand = input ? operands.in[i] : operands.out[i - n_inputs];
     operand.tensor = &tensors[i];
+    tensors[i].offset = std::uint64_t{i} << 40;  // each somewhere else
   }
   if (code == Opcode::sgd || code == Opcode::adamw ||
       code == Opcode::blend) {  // in place by nature
@@ -123,6 +130,8 @@ std::uint64_t workspace_bytes(std::uint16_t opcode, const Shapes& shapes,
     operands.out[1] = operands.in[3];
     operands.out[2] = operands.in[4];
   }
+  operands.n_inputs = n_inputs;
+  operands.n_outputs = wanted - n_inputs;
   operands.attributes = {attributes.data(), attributes.size()};
   return prepare(code, operands, *available_kernels().front()).scratch_bytes;
 }

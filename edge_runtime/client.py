@@ -13,6 +13,7 @@ from edge_runtime.client_config import ClientConfig, read_config
 from edge_runtime.client_log import Log, make_log
 from edge_runtime.data import Dataset, load_dataset
 from edge_runtime.errors import EdgeError
+from edge_runtime.features import Place
 from edge_runtime.link import Connected, Disconnected, Link, LinkEvent, Message, Refused, Subscribed
 from edge_runtime.state_directory import StateDirectory
 from edge_runtime.trainer import Failure, Job, Result, Trainer
@@ -72,7 +73,8 @@ class Client:
             max_blob_bytes=MAX_BLOB_BYTES if limit is None else min(limit, MAX_BLOB_BYTES),
         )
         self._link = Link(config.broker, f"{config.device}-{boot}", self._session.will(), config.keepalive_s)
-        self._trainer = Trainer(dataset, config.threads, limit, self._link.wake)
+        place = Place(config.state / "features", config.feature_cache_mb << 20)
+        self._trainer = Trainer(dataset, config.threads, limit, self._link.wake, place)
 
     def stop(self, code: int = EXIT_OK) -> None:
         """End run() as soon as possible; safe in a signal handler."""
@@ -145,6 +147,8 @@ class Client:
     def _on_result(self, result: Result) -> list[DeviceCommand]:
         now = time.monotonic()
         self._train_s += result.train_s
+        for message in result.warnings:
+            self._log("warning", source="disk", rule="StateUnusable", message=message)
         match result.outcome:
             case Failure(rule, message, trace):
                 self._log("task failed", task=result.task, rule=rule, message=message)
@@ -275,6 +279,7 @@ def _parse(argv: list[str] | None) -> ClientConfig:
     add("--site", metavar="NAME", help="the site's id (default: default)")
     add("--threads", type=int, metavar="N", help="threads of the engine (default: 1)")
     add("--memory-limit-mb", type=int, metavar="M", help="refuse plans that need more")
+    add("--feature-cache-mb", type=int, metavar="M", help="most that kept features may take (default: 256, 0: none)")
     add("--log-json", action="store_true", default=None, help="one JSON object a line")
     flags = vars(parser.parse_args(words))
     return read_config(flags.pop("config"), flags)

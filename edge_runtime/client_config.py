@@ -29,6 +29,7 @@ class ClientConfig:
         threads: Threads of the engine.
         memory_limit_mb: Plans that need more are refused; None for no limit.
         cache_mb: Cap on the plans kept on disk.
+        feature_cache_mb: Cap on the features of frozen layers that a job lets this device keep, on disk or in memory.
         keepalive_s: MQTT keepalive.
         log_json: One JSON object a line instead of readable text.
     """
@@ -41,6 +42,7 @@ class ClientConfig:
     threads: int = 1
     memory_limit_mb: int | None = None
     cache_mb: int = 64
+    feature_cache_mb: int = 256
     keepalive_s: int = 30
     log_json: bool = False
 
@@ -55,6 +57,7 @@ _KEYS: dict[str, tuple[type, str, int, int]] = {
     "threads": (int, "an integer in 1 .. 256", 1, 256),
     "memory_limit_mb": (int, "an integer in 1 .. 1048576", 1, 1 << 20),
     "cache_mb": (int, "an integer in 1 .. 1048576", 1, 1 << 20),
+    "feature_cache_mb": (int, "an integer in 0 .. 1048576", 0, 1 << 20),
     "keepalive_s": (int, "an integer in 5 .. 3600", 5, 3600),
     "log_json": (bool, "true or false", 0, 0),
 }

@@ -23,6 +23,8 @@ __all__ = [
     "batch_indices",
     "check_row_shape",
     "fill_batch",
+    "fill_examples",
+    "fill_labels",
     "load_dataset",
     "read_labelled",
 ]
@@ -33,8 +35,8 @@ _MAX_IDX_DIMENSIONS = 8
 # Deflate makes one byte into at most 1032; a member that claims more does not hold what it claims.
 _MAX_DEFLATE = 1032
 _WHAT_TO_DO = (
-    "a data directory holds train.npz with arrays x (N, ...) uint8 or float32 and y (N,) integers, or the idx files "
-    "train-images-idx3-ubyte and train-labels-idx1-ubyte (also .gz)"
+    "a data directory holds train.npz with arrays x (N, ...) uint8, float32 or int32 and y (N,) integers, or the "
+    "idx files train-images-idx3-ubyte and train-labels-idx1-ubyte (also .gz)"
 )
 # What reading damaged files raises: zipfile says RuntimeError for encrypted ones, LookupError and ArithmeticError for
 # broken records; the parser of array headers says TypeError, SyntaxError, TokenError or MemoryError.
@@ -70,8 +72,9 @@ class ShapeMismatch(DataError):
 class Dataset:
     """Labelled examples in memory, as they were stored.
 
-    x is (N, ...) float32, used as it is, or uint8, used as x / 255. y is (N,) int32. Keeping uint8 keeps an image set
-    at a quarter of its float32 size; only the rows of one batch are ever converted.
+    x is (N, ...) float32, used as it is, or uint8, used as x / 255, or int32 (tokens), for plans that take integers; to
+    them uint8 are numbers too. y is (N,) int32. Keeping uint8 keeps an image set at a quarter of its float32 size; only
+    the rows of one batch are ever converted.
     """
 
     x: NDArray[Any]
@@ -156,30 +159,50 @@ def batch_indices(n: int, batch: int, seed: int, epoch: int) -> list[NDArray[np.
     return [order[first : first + batch] for first in range(0, n, batch)]
 
 
-def fill_batch(
-    dataset: Dataset, indices: NDArray[np.intp], x_view: NDArray[np.float32], y_view: NDArray[np.int32]
-) -> None:
+def fill_batch(dataset: Dataset, indices: NDArray[np.intp], x_view: NDArray[Any], y_view: NDArray[np.int32]) -> None:
     """Write rows and labels into an engine's batch tensors; the rest becomes zeros with label -1.
 
     Args:
         dataset: Where the rows come from.
         indices: At most B row numbers.
-        x_view: (B, ...) float32, written.
+        x_view: (B, ...) float32 or int32, written.
         y_view: (B,) int32, written.
 
     Raises:
-        ShapeMismatch: One example does not fit one row of x_view; see check_row_shape.
+        ShapeMismatch: One example does not fit one row of x_view; see check_row_shape and check_row_dtype.
     """
+    fill_examples(dataset, indices, x_view)
+    fill_labels(dataset, indices, y_view)
+
+
+def fill_examples(dataset: Dataset, indices: NDArray[np.intp], x_view: NDArray[Any]) -> None:
+    """Write rows alone, as fill_batch."""
     check_row_shape(dataset, x_view.shape)
+    check_row_dtype(dataset, str(x_view.dtype))
     k = len(indices)
     rows = dataset.x[indices].reshape((k, *x_view.shape[1:]))
-    if dataset.x.dtype == np.uint8:
+    if dataset.x.dtype == np.uint8 and x_view.dtype == np.float32:
         np.divide(rows, np.float32(255), out=x_view[:k], dtype=np.float32)
     else:
         x_view[:k] = rows
     x_view[k:] = 0
-    y_view[:k] = dataset.y[indices]
-    y_view[k:] = -1
+
+
+def fill_labels(dataset: Dataset, indices: NDArray[np.intp], y_view: NDArray[np.int32]) -> None:
+    """Write labels alone, as fill_batch."""
+    y_view[: len(indices)] = dataset.y[indices]
+    y_view[len(indices) :] = -1
+
+
+def check_row_dtype(dataset: Dataset, dtype: str) -> None:
+    """Refuse numbers for a plan of integers, and the other way round.
+
+    Raises:
+        ShapeMismatch: Names both types.
+    """
+    fitting = {"float32": ("float32", "uint8"), "int32": ("int32", "uint8")}.get(dtype, ())
+    if str(dataset.x.dtype) not in fitting:
+        raise ShapeMismatch(f"the examples are {dataset.x.dtype}, the plan takes {dtype}; save x as {dtype}")
 
 
 def check_row_shape(dataset: Dataset, batch_shape: tuple[int, ...]) -> None:
@@ -294,8 +317,10 @@ def _check_labels(x: NDArray[Any], y: NDArray[Any], directory: Path) -> None:
 
 
 def _check_examples(x: NDArray[Any], directory: Path) -> None:
-    if x.dtype not in (np.dtype(np.uint8), np.dtype(np.float32)):
-        raise DataError(f"{directory}: x is {x.dtype}; save it as uint8 or with x.astype('float32')")
+    if x.dtype not in (np.dtype(np.uint8), np.dtype(np.float32), np.dtype(np.int32)):
+        raise DataError(
+            f"{directory}: x is {x.dtype}; save it as uint8, with x.astype('float32'), or tokens with x.astype('int32')"
+        )
     if x.dtype == np.float32 and not np.isfinite(x).all():
         row = int(np.argmin(np.isfinite(x).reshape(len(x), -1).all(axis=1)))
         raise DataError(f"{directory}: row {row} of x holds NaN or infinity; clean it or leave it out")

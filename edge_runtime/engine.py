@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_runtime import _core
+from edge_runtime.errors import LocalError
 from edge_runtime.plan import ROLE_CONSTANT, ROLE_STATE, ROLE_TEMPORARY, Plan, Tensor
 
 if TYPE_CHECKING:
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 
 class EngineMemoryError(MemoryError):
     """The plan needs more memory than this device may use; nothing was allocated."""
+
+
+class NumberOutOfRange(LocalError, ValueError):
+    """A label or an index of the batch names nothing; the message gives tensor, row and range."""
 
 
 class TensorMismatchError(ValueError):
@@ -91,9 +96,12 @@ class Engine:
         """Run the plan once, without the GIL.
 
         Raises:
-            ValueError: LabelOutOfRange, naming row and label, before any tensor is written.
+            NumberOutOfRange: A label or an index, naming its row, before any tensor is written.
         """
-        self._core.step()
+        try:
+            self._core.step()
+        except ValueError as error:
+            raise NumberOutOfRange(str(error)) from None
 
     def profile(self, steps: int) -> NDArray[np.float64]:
         """Seconds that each operation takes in each of `steps` further steps of training, (steps, operations).

@@ -10,14 +10,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.codecs import find_codec
-from edge_runtime.data import Dataset, NoExamples, batch_indices, check_row_shape, fill_batch
+from edge_runtime.data import (
+    Dataset,
+    NoExamples,
+    batch_indices,
+    check_row_dtype,
+    check_row_shape,
+    fill_examples,
+    fill_labels,
+)
 from edge_runtime.engine import Engine
 from edge_runtime.errors import EdgeError, LocalError
-from edge_runtime.plan import ANCHOR, ROLE_BATCH, ROLE_FROZEN, ROLE_SCALAR, ROLE_TRAINED, Plan
+from edge_runtime.features import Features, Place, plan_budget
+from edge_runtime.plan import (
+    ANCHOR,
+    ROLE_BATCH,
+    ROLE_FROZEN,
+    ROLE_OUTPUT,
+    ROLE_SCALAR,
+    ROLE_STATE,
+    ROLE_TRAINED,
+    SEED,
+    Plan,
+    Tensor,
+)
+from edge_runtime.rng import derive_seed
 from edge_runtime.wire.tasks import Phase, Task, Upload, format_task, parse_task
 
 __all__ = [
     "BadBatchShape",
+    "BadPrefix",
     "LabelOutOfRange",
     "NonFiniteUpdate",
     "Phase",
@@ -49,7 +71,11 @@ class ScalarMismatch(EdgeError):
 
 
 class BadBatchShape(EdgeError):
-    """The plan's batch is not x (B, ...) float32 with y (B,) int32 and a loss."""
+    """The plan's batch is not x (B, ...), or what its prefix makes of it, with y (B,) int32."""
+
+
+class BadPrefix(EdgeError):
+    """The prefix is no inference plan of x (P, ...), or its outputs are not what the plan takes."""
 
 
 class LabelOutOfRange(LocalError):
@@ -91,7 +117,9 @@ def run_task(  # noqa: PLR0913 the one seam between a task and what it runs on
     *,
     threads: int = 1,
     memory_limit_bytes: int | None = None,
+    place: Place | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> Update:
     """Run the phases in order and encode trained minus received.
 
@@ -103,15 +131,19 @@ def run_task(  # noqa: PLR0913 the one seam between a task and what it runs on
         weights: {name: float32} to start from; not modified.
         dataset: The local examples.
         threads: Of the engine.
-        memory_limit_bytes: The engine refuses a plan that needs more.
+        memory_limit_bytes: Engines and features in memory that need more are refused.
+        place: Where features may be kept on disk, and how many; without it they are kept in memory or not at all.
         should_stop: Asked before every step.
+        warn: Told what costs time but not the task.
 
     Returns:
         The update.
 
     Raises:
         NoExamples, LabelOutOfRange, ShapeMismatch: The local data do not fit the task.
-        PlanMissing, WeightMismatch, ScalarMismatch, BadBatchShape, UnknownCodec: The task's parts do not fit together.
+        PlanMissing, WeightMismatch, ScalarMismatch, BadBatchShape, BadPrefix, UnknownCodec: The task's parts do not fit
+            together.
+        CacheDamaged: Kept features cannot be read any more.
         NonFiniteUpdate: Training diverged; names the step or the tensor.
         TaskStopped: should_stop said so.
     """
@@ -120,35 +152,131 @@ def run_task(  # noqa: PLR0913 the one seam between a task and what it runs on
     trained: dict[str, NDArray[np.float32]] = {}
     losses: list[float] = []
     epoch = 0
+    board = _Board(dataset, threads, memory_limit_bytes, place, warn, _stopper(should_stop, losses))
     for phase in task.phases:
-        if phase.plan not in plans:
-            raise PlanMissing(f"plan {phase.plan} is not at hand; it must be sent before the task")
-        plan = plans[phase.plan]
         given = {**{ANCHOR + name: array for name, array in weights.items()}, **weights, **trained}
-        check_phase(phase, plan, dataset, given)
-        engine = Engine(plan, threads=threads, memory_limit_bytes=memory_limit_bytes)
-        _write_inputs(engine, phase, plan, given)
-        losses += _train(engine, task.seed, range(epoch, epoch + phase.epochs), dataset, should_stop)
-        trained |= {name: engine.read(name) for name in plan.named(ROLE_TRAINED)}
+        epochs = range(epoch, epoch + phase.epochs)
+        trained |= _run_phase(phase, _plans_of(phase, plans), given, board, task.seed, epochs, losses)
         epoch += phase.epochs
-        del engine  # the arena goes before the next one, or the delta, is allocated
     delta = {name: _subtract(name, trained.pop(name), weights[name]) for name in sorted(trained)}
     metadata = _metadata(task, len(dataset), losses)
     data, _ = codec.encode(delta, metadata, None)
     return Update(data, hashlib.sha256(data).hexdigest(), len(dataset), float(np.mean(losses)), len(losses))
 
 
-def check_phase(phase: Phase, plan: Plan, dataset: Dataset, weights: Mapping[str, NDArray[Any]]) -> None:
-    """Refuse a phase whose plan, weights, scalars and data do not fit together, before any memory is spent on it."""
+@dataclass(frozen=True)
+class _Board:
+    """What all phases of a task run on; `may_go_on` raises when the caller wants to stop."""
+
+    dataset: Dataset
+    threads: int
+    limit_bytes: int | None
+    place: Place | None
+    warn: Callable[[str], None]
+    may_go_on: Callable[[], None]
+
+
+def _stopper(should_stop: Callable[[], bool], losses: list[float]) -> Callable[[], None]:
+    def may_go_on() -> None:
+        if should_stop():
+            raise TaskStopped(f"stopped after {len(losses)} steps")
+
+    return may_go_on
+
+
+def _plans_of(phase: Phase, plans: Mapping[str, Plan]) -> tuple[Plan, Plan | None]:
+    for name in phase.plans:
+        if name not in plans:
+            raise PlanMissing(f"plan {name} is not at hand; it must be sent before the task")
+    return plans[phase.plan], None if phase.prefix is None else plans[phase.prefix]
+
+
+def _run_phase(  # noqa: PLR0913, PLR0917 a phase: its plans, weights and data
+    phase: Phase,
+    plans: tuple[Plan, Plan | None],
+    weights: Mapping[str, NDArray[Any]],
+    board: _Board,
+    seed: int,
+    epochs: range,
+    losses: list[float],
+) -> dict[str, NDArray[np.float32]]:
+    """Train; returns the trained tensors and appends the loss of every step."""
+    plan, prefix = plans
+    check_phase(phase, plan, board.dataset, weights, prefix)
+    features = None if prefix is None else _features(phase, plan, prefix, weights, board)
+    try:
+        engine = Engine(plan, threads=board.threads, memory_limit_bytes=board.limit_bytes)
+        _write_inputs(engine, phase, plan, weights)
+        if SEED in plan.named(ROLE_SCALAR):
+            engine.write(SEED, np.array(derive_seed("random", seed, epochs.start) % (1 << 24), np.float32))
+        _train(engine, features, board, seed, epochs, losses)
+        return {name: engine.read(name) for name in plan.named(ROLE_TRAINED)}
+    finally:
+        if features is not None:
+            features.close()
+
+
+def _features(phase: Phase, plan: Plan, prefix: Plan, weights: Mapping[str, NDArray[Any]], board: _Board) -> Features:
+    """The source of a phase's batch columns; what it may keep is computed now."""
+    features = Features(prefix, weights, board.dataset, board.threads, board.may_go_on)
+    budget = plan_budget(
+        phase.cache,
+        board.place,
+        len(board.dataset),
+        features.row_bytes,
+        training_bytes=plan.memory_bytes(board.threads),
+        prefix_bytes=prefix.memory_bytes(board.threads),
+        limit_bytes=board.limit_bytes,
+    )
+    features.keep(budget, board.place, board.warn)
+    return features
+
+
+def check_phase(
+    phase: Phase, plan: Plan, dataset: Dataset, weights: Mapping[str, NDArray[Any]], prefix: Plan | None = None
+) -> None:
+    """Refuse a phase whose plans, weights, scalars and data do not fit together, before any memory is spent on it."""
+    made = {} if prefix is None else _checked_prefix(prefix, dataset)
     batch = plan.named(ROLE_BATCH)
-    dtypes = {name: tensor.dtype for name, tensor in batch.items()}
-    if dtypes != {_X: "float32", _Y: "int32"} or batch[_X].shape[:1] != batch[_Y].shape:
+    y, columns = batch.get(_Y), {name: tensor for name, tensor in batch.items() if name != _Y}
+    fitting = y is not None and y.dtype == "int32" and len(y.shape) == 1 and bool(columns)
+    if not fitting or y is None or any(t.shape[:1] != y.shape for t in columns.values()):
         shown = {name: f"{tensor.dtype} {tensor.shape}" for name, tensor in batch.items()}
-        raise BadBatchShape(f"the plan's batch is {shown}; it must be x float32 (B, ...) and y int32 (B,)")
-    check_row_shape(dataset, batch[_X].shape)
-    scalars = set(plan.named(ROLE_SCALAR))
+        raise BadBatchShape(f"the plan's batch is {shown}; it must be x (B, ...) or features, and y int32 (B,)")
+    if _X in columns:
+        _check_examples(dataset, columns.pop(_X))
+    taken = {name: (tensor.dtype, tensor.shape[1:]) for name, tensor in columns.items()}
+    if taken != made:
+        raise BadPrefix(f"the plan takes features {taken}, its prefix makes {made}")
+    scalars = set(plan.named(ROLE_SCALAR)) - {SEED}
     if scalars != set(phase.scalars):
         raise ScalarMismatch(f"the task sets {sorted(phase.scalars)}, the plan takes {sorted(scalars)}")
+    for each in (plan, *(() if prefix is None else (prefix,))):
+        _check_weights(each, weights)
+
+
+def _checked_prefix(prefix: Plan, dataset: Dataset) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of what a prefix makes of one example, by column."""
+    batch, outputs = prefix.named(ROLE_BATCH), prefix.named(ROLE_OUTPUT)
+    others = [name for role in (ROLE_TRAINED, ROLE_STATE, ROLE_SCALAR) for name in prefix.named(role)]
+    if set(batch) != {_X} or others or not outputs:
+        raise BadPrefix(f"a prefix makes features of x alone; this one takes {sorted(batch)} and {others[:3]}")
+    x = batch[_X]
+    for name, tensor in outputs.items():
+        if tensor.dtype != "float32" or tensor.shape[:1] != x.shape[:1]:
+            raise BadPrefix(f"{name!r} is {tensor.dtype} {tensor.shape}; features of x {x.shape} are float32 rows")
+    _check_examples(dataset, x)
+    return {name: (tensor.dtype, tensor.shape[1:]) for name, tensor in outputs.items()}
+
+
+def _check_examples(dataset: Dataset, x: Tensor) -> None:
+    if not x.shape or x.dtype not in {"float32", "int32"}:
+        raise BadBatchShape(f"the plan's x is {x.dtype} {x.shape}; it must be float32 or int32 (B, ...)")
+    check_row_shape(dataset, x.shape)
+    check_row_dtype(dataset, x.dtype)
+
+
+def _check_weights(plan: Plan, weights: Mapping[str, NDArray[Any]]) -> None:
     for name, tensor in {**plan.named(ROLE_TRAINED), **plan.named(ROLE_FROZEN)}.items():
         if name not in weights:
             raise WeightMismatch(f"the plan has a tensor {name!r}, the weights have not")
@@ -175,21 +303,26 @@ def _write_inputs(engine: Engine, phase: Phase, plan: Plan, weights: Mapping[str
         engine.write(name, np.array(value, np.float32))
 
 
-def _train(engine: Engine, seed: int, epochs: range, dataset: Dataset, should_stop: Callable[[], bool]) -> list[float]:
-    x, y, loss = engine.view(_X), engine.view(_Y), engine.view(_LOSS)
-    losses: list[float] = []
+def _train(  # noqa: PLR0913, PLR0917 the loop over batches, with all it touches
+    engine: Engine, features: Features | None, board: _Board, seed: int, epochs: range, losses: list[float]
+) -> None:
+    y, loss = engine.view(_Y), engine.view(_LOSS)
+    columns = {name: engine.view(name) for name in engine.plan.named(ROLE_BATCH) if name != _Y}
+    x = columns.pop(_X, None)
     for epoch in epochs:
-        for rows in batch_indices(len(dataset), len(y), seed, epoch):
-            if should_stop():
-                raise TaskStopped(f"stopped after {len(losses)} steps")
-            fill_batch(dataset, rows, x, y)
+        for rows in batch_indices(len(board.dataset), len(y), seed, epoch):
+            board.may_go_on()
+            if x is not None:
+                fill_examples(board.dataset, rows, x)
+            if features is not None:
+                features.fill(rows, columns)
+            fill_labels(board.dataset, rows, y)
             engine.step()
             losses.append(float(loss.reshape(())))
             if not math.isfinite(losses[-1]):
                 raise NonFiniteUpdate(
                     f"the loss is {losses[-1]} after {len(losses)} steps; lower the learning rate or check the data"
                 )
-    return losses
 
 
 def _subtract(name: str, trained: NDArray[np.float32], received: NDArray[Any]) -> NDArray[np.float32]:

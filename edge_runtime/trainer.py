@@ -10,6 +10,7 @@ from queue import SimpleQueue
 from edge_runtime.data import Dataset
 from edge_runtime.engine import EngineMemoryError
 from edge_runtime.errors import EdgeError
+from edge_runtime.features import Place
 from edge_runtime.plan import PlanError, read_plan
 from edge_runtime.task import Task, Update, run_task
 from edge_runtime.tensors import decode_tensors
@@ -38,19 +39,25 @@ class Failure:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a job, and how long it took."""
+    """What came of a job, how long it took, and what went wrong without harm to it."""
 
     key: str
     task: str
     outcome: Update | Failure
     train_s: float
+    warnings: tuple[str, ...] = ()
 
 
 class Trainer:
     """Runs one job at a time in a thread of its own; a job that comes while another is being stopped waits for it."""
 
     def __init__(
-        self, dataset: Dataset, threads: int, memory_limit_bytes: int | None, wake: Callable[[], None]
+        self,
+        dataset: Dataset,
+        threads: int,
+        memory_limit_bytes: int | None,
+        wake: Callable[[], None],
+        place: Place | None = None,
     ) -> None:
         """Prepare to run.
 
@@ -59,7 +66,9 @@ class Trainer:
             threads: Of the engine.
             memory_limit_bytes: Plans that need more are refused.
             wake: Called from the thread when a result is there.
+            place: Where features may be kept.
         """
+        self._place = place
         self._dataset = dataset
         self._threads = threads
         self._memory_limit_bytes = memory_limit_bytes
@@ -106,13 +115,14 @@ class Trainer:
 
     def _run(self, job: Job, stop: threading.Event) -> None:
         begun = time.monotonic()
-        outcome = self._outcome(job, stop)
-        self._results.put(Result(job.key, job.task.task, outcome, time.monotonic() - begun))
+        warnings: list[str] = []
+        outcome = self._outcome(job, stop, warnings)
+        self._results.put(Result(job.key, job.task.task, outcome, time.monotonic() - begun, tuple(warnings)))
         self._wake()
 
-    def _outcome(self, job: Job, stop: threading.Event) -> Update | Failure:
+    def _outcome(self, job: Job, stop: threading.Event, warnings: list[str]) -> Update | Failure:
         try:
-            return self._train(job, stop)
+            return self._train(job, stop, warnings)
         except PlanError as error:
             return Failure(error.rule, error.message)
         except EdgeError as error:
@@ -124,8 +134,8 @@ class Trainer:
         except Exception as error:  # noqa: BLE001 the thread's outermost frame: what is not told here is lost
             return Failure("InternalError", f"{type(error).__name__}: {error}", traceback.format_exc())
 
-    def _train(self, job: Job, stop: threading.Event) -> Update:
-        names = {phase.plan for phase in job.task.phases}
+    def _train(self, job: Job, stop: threading.Event, warnings: list[str]) -> Update:
+        names = {plan for phase in job.task.phases for plan in phase.plans}
         absent = sorted({*names, job.task.weights} - job.blobs.keys())
         if absent:
             raise BlobMissing(f"blob {absent[0]} was on this board's disk and cannot be read any more; ask again")
@@ -138,5 +148,7 @@ class Trainer:
             self._dataset,
             threads=self._threads,
             memory_limit_bytes=self._memory_limit_bytes,
+            place=self._place,
             should_stop=stop.is_set,
+            warn=warnings.append,
         )

@@ -98,6 +98,8 @@ void Engine::bind(const Op& op) {
   Operands operands;
   std::transform(op.inputs.begin(), op.inputs.end(), operands.in, operand);
   std::transform(op.outputs.begin(), op.outputs.end(), operands.out, operand);
+  operands.n_inputs = op.inputs.size();
+  operands.n_outputs = op.outputs.size();
   operands.attributes = {op.attributes.data(), op.attributes.size()};
   const auto code = static_cast<Opcode>(op.code);
   calls_.push_back(prepare(code, operands, kernels_));

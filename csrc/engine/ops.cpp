@@ -44,6 +44,8 @@ constexpr OpInfo kOps[] = {
     {31, "topk", 1, 2, 0, 0, 3, 0},
     {32, "adamw", 6, 3, 0, 0, 4, kAnyInput},
     {33, "blend", 2, 1, 0, 0, 1, kAnyInput},
+    {40, "map", kMaxInputs, kMaxOutputs, 0, 0, kAnyNumber, kAnyInput, true},
+    {41, "random", 2, 1, 0, 0, 2, 0},
 };
 
 bool overlap(const Tensor& a, const Tensor& b) {
@@ -51,9 +53,9 @@ bool overlap(const Tensor& a, const Tensor& b) {
   return a.offset < b.offset + b.bytes && b.offset < a.offset + a.bytes;
 }
 
-void check_count(std::size_t found, std::size_t wanted, const char* what) {
-  require(found == wanted, "BadOperand",
-          "takes " + std::to_string(wanted) + " " + what +
+void check_count(std::size_t found, std::size_t wanted, bool any_count, const char* what) {
+  require(found == wanted || (any_count && found >= 1 && found < wanted), "BadOperand",
+          std::string("takes ") + (any_count ? "1 to " : "") + std::to_string(wanted) + " " + what +
               " (absent ones written as 0xFFFFFFFF), got " + std::to_string(found));
 }
 
@@ -93,11 +95,13 @@ void check_writes(const OpInfo& info, const Operands& operands) {
 }
 
 void check_bound(const Plan& plan, const Op& op, const OpInfo& info) {
-  check_count(op.inputs.size(), info.n_inputs, "inputs");
-  check_count(op.outputs.size(), info.n_outputs, "outputs");
+  check_count(op.inputs.size(), info.n_inputs, info.any_count, "inputs");
+  check_count(op.outputs.size(), info.n_outputs, info.any_count, "outputs");
   Operands operands;
   bind_side(plan, op.inputs, info.optional_inputs, operands.in);
   bind_side(plan, op.outputs, info.optional_outputs, operands.out);
+  operands.n_inputs = op.inputs.size();
+  operands.n_outputs = op.outputs.size();
   operands.attributes = {op.attributes.data(), op.attributes.size()};
   check_writes(info, operands);
   const Call call = prepare(static_cast<Opcode>(op.code), operands, *available_kernels().front());

@@ -45,10 +45,12 @@ enum class Opcode : std::uint16_t {
   topk,
   adamw,
   blend,
+  map = 40,
+  random = 41,
 };
 
-constexpr std::size_t kMaxInputs = 6, kMaxOutputs = 3;
-constexpr int kAnyNumber = -1;  // of attributes
+constexpr std::size_t kMaxInputs = 16, kMaxOutputs = 8;
+constexpr int kAnyNumber = -1;  // of attributes, or of operands
 
 struct OpInfo {
   std::uint16_t code;
@@ -56,7 +58,8 @@ struct OpInfo {
   std::size_t n_inputs, n_outputs;
   unsigned optional_inputs, optional_outputs;  // bit masks
   int n_attributes;
-  unsigned may_alias;  // inputs that an output may be exactly, a bit mask
+  unsigned may_alias;      // inputs that an output may be exactly, a bit mask
+  bool any_count = false;  // of operands, up to the numbers above, none of them absent
 };
 
 // Throws PlanError (BadOpcode).
@@ -70,6 +73,7 @@ struct Operand {
 
 struct Operands {
   Operand in[kMaxInputs], out[kMaxOutputs];
+  std::size_t n_inputs = 0, n_outputs = 0;  // absent ones counted
   Span<const std::int32_t> attributes;
 };
 

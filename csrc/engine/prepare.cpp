@@ -186,6 +186,10 @@ Call prepare(Opcode code, const Operands& o, const Kernels& kernels) {
       return prepare_adamw(o, kernels);
     case Opcode::blend:
       return prepare_blend(o, kernels);
+    case Opcode::map:
+      return prepare_map(o, kernels);
+    case Opcode::random:
+      return prepare_random(o, kernels);
   }
   refuse("BadOpcode", "unknown opcode");
 }

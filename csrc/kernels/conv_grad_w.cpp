@@ -6,6 +6,8 @@
 #include "kernels/depthwise_plan.h"
 #include "kernels/lanes_pack.h"
 #include "kernels/pack.h"
+#include "kernels/pointwise.h"
+#include "kernels/pointwise_plan.h"
 #include "kernels/simd.h"
 #include "kernels/winograd.h"
 
@@ -33,21 +35,6 @@ static_assert(kTileFilters <= kGradTileFilters, "scratch is sized for these");
 
 // A worker takes quarters of the taps of a tile of filters: networks start with few filters.
 constexpr Index kParts = 4;
-
-// sums[i] = the sum of the lanes of vectors[i], neighbours first; count is a multiple of kLanes.
-void sum_each(Vec* vectors, Index count, float* sums) {
-  for (Index first = 0; first < count; first += kLanes) {
-    Vec* part = vectors + first;
-    for (Index half = kLanes / 2; half > 0; half /= 2) {
-      EDGE_UNROLL
-      for (Index i = 0; i < half; ++i) {
-        part[i] = WidestLanes::even(part[2 * i], part[2 * i + 1]) +
-                  WidestLanes::odd(part[2 * i], part[2 * i + 1]);
-      }
-    }
-    store(sums + first, part[0]);
-  }
-}
 
 // sums[i][j] = sum over the segments of d_y[i] * x at tap j: vector lanes first, then across lanes.
 template <int FILTERS, int TAPS>
@@ -77,7 +64,8 @@ void dot_tile(const float* d_y, Index d_y_pitch, const float* x, const std::int3
     EDGE_UNROLL
     for (int j = 0; j < TAPS; ++j) all[i * kTileTaps + j] = sum[i][j];
   }
-  sum_each(all, (FILTERS * kTileTaps + kLanes - 1) / kLanes * kLanes, sums);
+  for (Index first = 0; first < FILTERS * kTileTaps; first += kLanes)
+    store(sums + first, sum_each(all + first));
 }
 
 template <int FILTERS>
@@ -307,6 +295,7 @@ void grad_w_lanes(const ConvArgs& a, Index cut, Share share, Index group_units, 
 
 void conv_grad_w(const ConvArgs& a, const Worker& worker) {
   if (depthwise::takes(a)) return depthwise_grad_w(a, worker);
+  if (pointwise::takes(a)) return pointwise_grad_w(a, worker);
   const winograd::Blocks blocks = winograd::grad_w_blocks(a);
   if (blocks.images > 0) return grad_w_winograd(a, blocks, worker);
   const conv_rows::Blocks row_blocks = conv_rows::grad_w_blocks(conv_rows::forward_problem(a));

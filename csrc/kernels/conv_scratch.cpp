@@ -8,6 +8,7 @@
 #include "kernels/conv_plan.h"
 #include "kernels/conv_rows_plan.h"
 #include "kernels/depthwise_plan.h"
+#include "kernels/pointwise_plan.h"
 #include "kernels/winograd_plan.h"
 
 namespace edge {
@@ -103,6 +104,7 @@ std::uint64_t rows_floats(const conv_rows::Problem& p) {
 std::uint64_t conv_scratch_floats(const ConvArgs& a) {
   if (depthwise::takes(a))
     return depthwise_floats(depthwise::forward_problem(a), depthwise::scratch_floats);
+  if (pointwise::takes(a)) return static_cast<std::uint64_t>(gemm_scratch_floats(a.channels));
   const std::uint64_t planes = bound(conv_plan::forward_problem(a));
   bound_planes(a);
   const std::uint64_t minimal = winograd_floats(a, winograd::forward_problem(a));
@@ -116,6 +118,7 @@ std::uint64_t conv_scratch_floats(const ConvArgs& a) {
 std::uint64_t conv_grad_w_scratch_floats(const ConvArgs& a) {
   if (depthwise::takes(a))
     return depthwise_floats(depthwise::forward_problem(a), depthwise::grad_w_scratch_floats);
+  if (pointwise::takes(a)) return static_cast<std::uint64_t>(pointwise::grad_w_scratch_floats(a));
   const std::uint64_t planes = bound(conv_plan::grad_w_problem(a));
   bound_planes(a);
   const winograd::Blocks blocks = winograd::grad_w_blocks(a);
@@ -135,6 +138,7 @@ std::uint64_t conv_grad_w_scratch_floats(const ConvArgs& a) {
 std::uint64_t conv_grad_x_scratch_floats(const ConvArgs& a) {
   if (depthwise::takes(a))
     return depthwise_floats(depthwise::backward_problem(a), depthwise::scratch_floats);
+  if (pointwise::takes(a)) return static_cast<std::uint64_t>(gemm_scratch_floats(a.filters));
   const std::uint64_t planes =
       bound({conv_plan::Mode::correlate, a.images, a.filters,
              largest_backward_axis(a.height, a.out_height, a.kernel_h, a.stride_h, a.dilation_h),

@@ -68,14 +68,16 @@ EDGE_INLINE void square_tile(const Plane& plane, const typename Lanes::Floats* w
   Floats sum[ROWS];
   EDGE_UNROLL
   for (int r = 0; r < ROWS; ++r) sum[r] = plane.bias - Floats{};
+  // Every vector is loaded once, for all output rows that read it.
   EDGE_UNROLL
-  for (int u = 0; u < K; ++u) {
+  for (int i = 0; i < (ROWS - 1) * STEP + K; ++i, at += row) {
     EDGE_UNROLL
     for (int v = 0; v < K; ++v) {
+      const Floats value = get<Floats>(at + v % STEP * pitch + v / STEP);
       EDGE_UNROLL
       for (int r = 0; r < ROWS; ++r) {
-        sum[r] +=
-            w[u * K + v] * get<Floats>(at + (r * STEP + u) * row + v % STEP * pitch + v / STEP);
+        const int u = i - r * STEP;
+        if (u >= 0 && u < K) sum[r] += w[u * K + v] * value;
       }
     }
   }

@@ -39,26 +39,50 @@ EDGE_INLINE typename Lanes::Floats get_columns(const float* row, std::int32_t sk
   return lanes >= skip ? values : Floats{};
 }
 
+// Adds ROWS rows of d_y times x to the sums of UROWS kernel rows; every vector of x is loaded once.
+template <class Lanes, int K, int STEP, int UROWS, int ROWS>
+EDGE_INLINE void square_tile(const Layout& layout, const float* d_y, Index outputs,
+                             std::int32_t skip, const float* at, typename Lanes::Floats* sum) {
+  using Floats = typename Lanes::Floats;
+  Floats values[ROWS];
+  EDGE_UNROLL
+  for (int r = 0; r < ROWS; ++r) values[r] = get_columns<Lanes>(d_y + r * outputs, skip, outputs);
+  EDGE_UNROLL
+  for (int i = 0; i < (ROWS - 1) * STEP + UROWS; ++i, at += layout.row) {
+    EDGE_UNROLL
+    for (int v = 0; v < K; ++v) {
+      const Floats value = get<Floats>(at + v % STEP * layout.pitch + v / STEP);
+      EDGE_UNROLL
+      for (int r = 0; r < ROWS; ++r) {
+        const int u = i - r * STEP;
+        if (u >= 0 && u < UROWS) sum[u * K + v] += values[r] * value;
+      }
+    }
+  }
+}
+
 // The taps of UROWS kernel rows from row u on, over one vector of columns.
 template <class Lanes, int K, int STEP, int UROWS>
 EDGE_INLINE void square_rows(const Band& b, Index u, Index column, std::int32_t skip) {
   using Floats = typename Lanes::Floats;
-  const Index outputs = b.problem->h.outputs, row = b.layout.row, pitch = b.layout.pitch;
+  constexpr int kTileRows = 4;
+  const Layout layout = b.layout;
+  const Index outputs = b.problem->h.outputs, rows = b.rows;
   float* sums = b.sums + u * K * depthwise::kMostLanes;
   Floats sum[UROWS * K];
   EDGE_UNROLL
   for (int t = 0; t < UROWS * K; ++t) sum[t] = get<Floats>(sums + t * depthwise::kMostLanes);
   for (Index i = 0; i < b.planes; ++i) {
-    const float* at = b.packed + i * b.plane_floats + u * row + column;
+    const float* at = b.packed + i * b.plane_floats + u * layout.row + column;
     const float* d_y = b.d_y + i * b.d_y_step + column;
-    for (Index r = 0; r < b.rows; ++r, at += STEP * row, d_y += outputs) {
-      const Floats values = get_columns<Lanes>(d_y, skip, outputs);
-      EDGE_UNROLL
-      for (int t = 0; t < UROWS * K; ++t) {
-        const int v = t % K;
-        sum[t] += values * get<Floats>(at + t / K * row + v % STEP * pitch + v / STEP);
-      }
+    Index r = 0;
+    for (; r + kTileRows <= rows; r += kTileRows) {
+      square_tile<Lanes, K, STEP, UROWS, kTileRows>(layout, d_y, outputs, skip, at, sum);
+      at += kTileRows * STEP * layout.row;
+      d_y += kTileRows * outputs;
     }
+    for (; r < rows; ++r, at += STEP * layout.row, d_y += outputs)
+      square_tile<Lanes, K, STEP, UROWS, 1>(layout, d_y, outputs, skip, at, sum);
   }
   EDGE_UNROLL
   for (int t = 0; t < UROWS * K; ++t) put(sums + t * depthwise::kMostLanes, sum[t]);

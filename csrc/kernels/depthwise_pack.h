@@ -31,19 +31,6 @@ EDGE_INLINE void clear(float* to, Index count) {
   for (Index i = 0; i < count; ++i) to[i] = 0.0F;
 }
 
-// to[q] = from[q] for q < count, count >= Lanes::count: the last two vectors overlap.
-template <class Lanes>
-EDGE_INLINE void copy_vectors(const float* from, Index count, float* to) {
-  using Floats = typename Lanes::Floats;
-  for (Index q = 0; q < count - Lanes::count; q += Lanes::count) put(to + q, get<Floats>(from + q));
-  put(to + count - Lanes::count, get<Floats>(from + count - Lanes::count));
-}
-EDGE_INLINE void copy_run(const float* from, Index count, float* to) {
-  if (count >= kLanes) return copy_vectors<WidestLanes>(from, count, to);
-  if (count >= 4) return copy_vectors<Lanes4>(from, count, to);
-  for (Index q = 0; q < count; ++q) to[q] = from[q];
-}
-
 // even[q] = from[2 q], odd[q] = from[2 q + 1] as far as count goes.
 template <class Lanes>
 EDGE_INLINE Index part_vectors(const float* from, Index count, float* even, float* odd) {
@@ -133,25 +120,36 @@ EDGE_INLINE void scatter_run(const Packing& k, const float* from, float* to) {
   }
 }
 
+// Every row of the source that counts goes to `copy(from, to)`.
+template <class Copy>
+EDGE_INLINE void each_row(const Packing& k, const float* from, float* to, Copy copy) {
+  const Index source = k.problem->h.source, row_gap = k.row_gap;
+  for (Index rows = k.rows.end - k.rows.begin; rows > 0; --rows, from += source, to += row_gap)
+    copy(from, to);
+}
+
 // One plane. Its zeros are there already: scratch is cleared at the start, or here.
 static void pack_plane(const Packing& k, const float* source, float* to) {
   const depthwise::Axis& h = k.problem->h;
-  const Index count = k.columns.end - k.columns.begin, pitch = k.layout.pitch;
+  const Index count = k.columns.end - k.columns.begin, place = k.first_place;
   clear(to, k.clear);
   if (count == 0) return;
   const float* from = source + k.rows.begin * h.source + k.columns.begin;
   to += k.first_row;
-  for (Index r = k.rows.begin; r < k.rows.end; ++r, from += h.source, to += k.row_gap) {
-    if (h.step == 1 && h.gap == 1) {
-      copy_run(from, count, to + k.first_place);
-    } else if (h.step == 1 && h.gap == 2) {
-      spread_run(from, count, to + k.first_place);
-    } else if (h.step == 2 && k.layout.residues == 2) {  // an odd dilation: run s holds s, s + 2 ..
-      const Index at = k.first_place, next = at + 1;
-      part_run(from, count, to + at % 2 * pitch + at / 2, to + next % 2 * pitch + next / 2);
-    } else {
-      scatter_run(k, from, to);
-    }
+  if (h.step == 1 && h.gap == 1 && count >= 4) {
+    with_lanes(count, [&](auto lanes) {
+      using Lanes = decltype(lanes);
+      each_row(k, from, to + place,
+               [=](const float* a, float* b) { copy_vectors<Lanes>(a, count, b); });
+    });
+  } else if (h.step == 1 && h.gap == 2) {
+    each_row(k, from, to + place, [=](const float* a, float* b) { spread_run(a, count, b); });
+  } else if (h.step == 2 && k.layout.residues == 2) {  // an odd dilation: run s holds s, s + 2 ...
+    const Index pitch = k.layout.pitch, next = place + 1;
+    const Index even = place % 2 * pitch + place / 2, odd = next % 2 * pitch + next / 2;
+    each_row(k, from, to, [=](const float* a, float* b) { part_run(a, count, b + even, b + odd); });
+  } else {
+    each_row(k, from, to, [&](const float* a, float* b) { scatter_run(k, a, b); });
   }
 }
 

@@ -10,9 +10,11 @@
 #include "kernels/elementwise.h"
 #include "kernels/gemm.h"
 #include "kernels/indexing.h"
+#include "kernels/map.h"
 #include "kernels/matmul.h"
 #include "kernels/minmax.h"
 #include "kernels/pool.h"
+#include "kernels/random.h"
 #include "kernels/reduce.h"
 #include "kernels/sgd.h"
 #include "kernels/softmax_xent.h"
@@ -55,7 +57,9 @@ namespace edge {
   X(cumsum, CumsumArgs)                 \
   X(topk, TopkArgs)                     \
   X(adamw, AdamwArgs)                   \
-  X(blend, BlendArgs)
+  X(blend, BlendArgs)                   \
+  X(map, MapProgram)                    \
+  X(random, RandomArgs)
 
 struct Kernels {
   const char* isa;

@@ -68,6 +68,32 @@ EDGE_INLINE Vec load_part(const float* from, Index count) {
   return load(part);
 }
 
+// to[q] = from[q] for q < count, count >= Lanes::count: the last two vectors overlap.
+template <class Lanes>
+EDGE_INLINE void copy_vectors(const float* from, Index count, float* to) {
+  using Floats = typename Lanes::Floats;
+  for (Index q = 0; q < count - Lanes::count; q += Lanes::count) put(to + q, get<Floats>(from + q));
+  put(to + count - Lanes::count, get<Floats>(from + count - Lanes::count));
+}
+EDGE_INLINE void copy_run(const float* from, Index count, float* to) {
+  if (count >= kLanes) return copy_vectors<WidestLanes>(from, count, to);
+  if (count >= 4) return copy_vectors<Lanes4>(from, count, to);
+  for (Index q = 0; q < count; ++q) to[q] = from[q];
+}
+
+// lane i of the result = the sum of the lanes of vectors[i], neighbours first; kLanes vectors,
+// which are used up.
+EDGE_INLINE Vec sum_each(Vec* vectors) {
+  for (Index half = kLanes / 2; half > 0; half /= 2) {
+    EDGE_UNROLL
+    for (Index i = 0; i < half; ++i) {
+      vectors[i] = WidestLanes::even(vectors[2 * i], vectors[2 * i + 1]) +
+                   WidestLanes::odd(vectors[2 * i], vectors[2 * i + 1]);
+    }
+  }
+  return vectors[0];
+}
+
 // square[i][j] <-> square[j][i]: every round interleaves the first half of the vectors with the
 // second.
 EDGE_INLINE void transpose_square(Vec* square) {

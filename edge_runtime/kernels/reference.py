@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.kernels import reference_tensor
+from edge_runtime.kernels import reference_map, reference_tensor
 from edge_runtime.kernels.reference_tensor import float_attribute
 
 Array = NDArray[Any]
@@ -239,6 +239,7 @@ TWINS: dict[str, Twin] = {
     "sgd": sgd,
     "copy": copy,
     **reference_tensor.TWINS,
+    **reference_map.TWINS,
 }
 
 

@@ -11,6 +11,7 @@ from edge_runtime.wire import fields
 __all__ = [
     "MAX_BLOB_BYTES",
     "BlobNotListed",
+    "Cache",
     "Phase",
     "Task",
     "UnknownForm",
@@ -25,9 +26,11 @@ MAX_SCALARS = 64
 MAX_BLOBS = 256
 MAX_EPOCHS = 1_000_000
 MAX_TASK_NAME = 200
+MAX_CACHE_BYTES = 1 << 40
 
 _TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _FORMS = ("delta",)
+_PLACES = ("memory", "disk")
 
 
 class BlobNotListed(RemoteError):
@@ -39,12 +42,35 @@ class UnknownForm(RemoteError):
 
 
 @dataclass(frozen=True)
+class Cache:
+    """What may be kept of a prefix's features: `place` is "memory" or "disk", `cap_bytes` the most they may take."""
+
+    place: str
+    cap_bytes: int
+
+
+@dataclass(frozen=True)
 class Phase:
-    """One use of a plan: its name (SHA-256), how many epochs over the local data, and the scalars it runs with."""
+    """One use of a plan.
+
+    Attributes:
+        plan: Its name (SHA-256).
+        epochs: How many over the local data.
+        scalars: What it runs with.
+        prefix: The plan that makes its batch columns from the data; None where it takes the data themselves.
+        cache: How the prefix's results may be kept; None for not at all.
+    """
 
     plan: str
     epochs: int
     scalars: Mapping[str, float]
+    prefix: str | None = None
+    cache: Cache | None = None
+
+    @property
+    def plans(self) -> tuple[str, ...]:
+        """The names of all plans it runs."""
+        return (self.plan,) if self.prefix is None else (self.plan, self.prefix)
 
 
 @dataclass(frozen=True)
@@ -94,7 +120,7 @@ def format_task(task: Task) -> bytes:
     Raises:
         RemoteError: The task would be refused by parse_task.
     """
-    payload = fields.write_object(asdict(task))
+    payload = fields.write_object({**asdict(task), "phases": [_written(phase) for phase in task.phases]})
     parse_task(payload)
     return payload
 
@@ -126,7 +152,7 @@ def parse_task(payload: bytes) -> Task:
         upload=_upload(fields.mapping(message, "upload", cap=16)),
         deadline_s=fields.number(message, "deadline_s", low=0.0, high=1e9),
     )
-    for blob in (task.weights, *(phase.plan for phase in task.phases)):
+    for blob in (task.weights, *(plan for phase in task.phases for plan in phase.plans)):
         if blob not in task.blobs:
             raise BlobNotListed(f"the task names blob {blob}, but blobs does not give its size")
     return task
@@ -151,7 +177,21 @@ def _phase(item: object) -> Phase:
         plan=fields.digest(item, "plan"),
         epochs=fields.integer(item, "epochs", low=1, high=MAX_EPOCHS),
         scalars={name: fields.number(scalars, name, low=-3e38, high=3e38) for name in scalars},
+        prefix=fields.digest(item, "prefix") if item.get("prefix") is not None else None,
+        cache=_cache(fields.mapping(item, "cache", cap=16)) if item.get("cache") is not None else None,
     )
+
+
+def _written(phase: Phase) -> dict[str, Any]:
+    """A phase without the fields that are None."""
+    return {key: value for key, value in asdict(phase).items() if value is not None}
+
+
+def _cache(message: dict[str, Any]) -> Cache:
+    place = fields.text(message, "place", cap=64)
+    if place not in _PLACES:
+        raise fields.BadField(f"the cache's place is {place!a}; known are {', '.join(_PLACES)}")
+    return Cache(place, fields.integer(message, "cap_bytes", low=0, high=MAX_CACHE_BYTES))
 
 
 def _blobs(sizes: dict[str, Any]) -> dict[str, int]:

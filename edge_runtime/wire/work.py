@@ -140,7 +140,7 @@ class Work:
                 message = f"blob {sha256} has {size_bytes} bytes; this device takes at most {self._cap_bytes}"
                 return self._give_up("BlobTooLarge", message)
         wanted = {sha256: task.blobs[sha256] for sha256 in sorted(task.blobs) if not self._cached(sha256)}
-        plans = frozenset(phase.plan for phase in task.phases)
+        plans = frozenset(plan for phase in task.phases for plan in phase.plans)
         self._fetch = Fetch(self._site, wanted, plans, self._cap_bytes)
         self._state = _State.FETCHING
         return self._run_when_complete(self._fetch.start(now))

@@ -8,7 +8,8 @@ from models.compiler.errors import CompileError, ModelError, NotDifferentiable, 
 from models.compiler.export import weights_of, with_weights
 from models.compiler.ir import Graph
 from models.compiler.onnx_import import import_onnx
-from models.compiler.training import Compiled, Report, compile_loss, compile_training
+from models.compiler.report import Report
+from models.compiler.training import Compiled, compile_loss, compile_training
 
 __all__ = [
     "CompileError",

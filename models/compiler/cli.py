@@ -11,14 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from edge_runtime import _core
 from edge_runtime.plan import read_plan
+from models.compiler import cli_budget
+from models.compiler.budget import Budget, Found, compile_within
+from models.compiler.encode import bits_float
 from models.compiler.errors import CompileError
 from models.compiler.ir import Role
 from models.compiler.onnx_import import import_onnx
-from models.compiler.ops import bits_float
-from models.compiler.training import Compiled, Report, compile_training
+from models.compiler.rules import Rule, Sgd
+from models.compiler.training import Compiled, compile_training
 
 if TYPE_CHECKING:
     from edge_runtime._core import OpInfo, TensorInfo
+    from models.compiler.report import Report
 
 EXIT_BAD_INPUT = 2
 FLOAT_ATTRIBUTES = {
@@ -53,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         "--trainable", nargs="+", default=["*"], metavar="PATTERN", help="tensors to train (default all)"
     )
     build.add_argument("--frozen", nargs="+", default=[], metavar="PATTERN", help="tensors to leave as they are")
+    cli_budget.add_options(build)
     build.add_argument("--json", action="store_true", help="print the report as one JSON object")
     build.set_defaults(run=_build)
     show = commands.add_parser("show", help="print the tensors and operations of a plan")
@@ -63,17 +68,49 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _build(args: argparse.Namespace) -> int:
-    compiled = compile_training(
-        import_onnx(args.model.read_bytes(), batch=args.batch),
+    budget = cli_budget.budget_of(args)
+    found = None if budget is None else _within(args, budget)
+    compiled = _as_told(args) if found is None else found.chosen.compiled
+    _write(args.output, compiled.plan)
+    if args.json:
+        sys.stdout.write(_as_json(compiled, found) + "\n")
+    else:
+        options = "" if found is None else cli_budget.options_table(found) + "\n\n"
+        sys.stdout.write(options + report_table(compiled) + "\n")
+    return 0
+
+
+def _rule(args: argparse.Namespace) -> Rule:
+    return Sgd(args.momentum, args.weight_decay, args.nesterov)
+
+
+def _as_told(args: argparse.Namespace) -> Compiled:
+    """The plan that the options name."""
+    if args.micro_batches < 1 or args.batch % args.micro_batches:
+        raise CompileError(f"--batch {args.batch} does not divide into --micro-batches {args.micro_batches}")
+    return compile_training(
+        import_onnx(args.model.read_bytes(), batch=args.batch // args.micro_batches),
         trainable=args.trainable,
         frozen=args.frozen,
-        momentum=args.momentum,
-        weight_decay=args.weight_decay,
-        nesterov=args.nesterov,
+        rule=_rule(args),
+        recompute=not args.no_recompute,
+        micro_batches=args.micro_batches,
+        statistics_of_slices=args.statistics_of_slices,
     )
-    _write(args.output, compiled.plan)
-    sys.stdout.write((_as_json(compiled) if args.json else report_table(compiled)) + "\n")
-    return 0
+
+
+def _within(args: argparse.Namespace, budget: Budget) -> Found:
+    """The plans that a budget leaves a choice of."""
+    return compile_within(
+        args.model.read_bytes(),
+        args.batch,
+        budget,
+        trainable=args.trainable,
+        frozen=args.frozen,
+        rule=_rule(args),
+        rate=cli_budget.rate_of(args),
+        statistics_of_slices=args.statistics_of_slices,
+    )
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -86,23 +123,27 @@ def _write(path: Path, data: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _as_json(compiled: Compiled) -> str:
+def _as_json(compiled: Compiled, found: Found | None) -> str:
     facts: dict[str, Any] = asdict(compiled.report)
+    if found is not None:
+        facts["options"] = cli_budget.options_facts(found)
     return json.dumps({"sha256": compiled.sha256, "plan_bytes": len(compiled.plan), **facts}, sort_keys=True)
 
 
 def report_table(compiled: Compiled) -> str:
     """What a plan costs, as lines for people."""
     r: Report = compiled.report
-    gap = r.arena_bytes / r.lower_bound_bytes - 1
     rows = [
         ("plan", f"{len(compiled.plan):,} bytes, {r.operations} operations, sha256 {compiled.sha256[:16]}"),
-        ("arena", f"{r.arena_bytes:,} bytes ({gap:.1%} above the lower bound {r.lower_bound_bytes:,})"),
+        ("arena", f"{r.arena_bytes:,} bytes ({r.gap:.1%} above the lower bound {r.lower_bound_bytes:,})"),
         ("  tensors, state, batch", f"{r.owned_bytes:,} bytes"),
         ("  activations, gradients", f"{r.temporaries_bytes:,} bytes"),
         ("workspace a thread", f"{r.workspace_bytes:,} bytes"),
+        ("constants", f"{r.constants_bytes:,} bytes"),
         ("multiply-adds forward", f"{r.forward_multiply_adds:,}"),
         ("multiply-adds backward", f"{r.backward_multiply_adds:,}"),
+        ("kept for backward", "what nothing cheap leads to" if r.recompute else "everything that it reads"),
+        *([("micro-batches", str(r.micro_batches))] if r.micro_batches > 1 else []),
         ("trained", ", ".join(r.trained)),
         ("frozen", ", ".join(r.frozen) or "none"),
         *(("note", note) for note in r.notes),

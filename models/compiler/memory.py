@@ -1,15 +1,21 @@
 """Offsets for buffers that live at different times, in one block of memory as small as can be found.
 
 Placing intervals optimally is NP-hard (it is dynamic storage allocation); first-fit by decreasing size is near the
-lower bound on the graphs of networks, and a few more orders with a short repair loop close most of what is left.
+lower bound on the graphs of networks. A few more orders, each with a short repair loop, then shuffled ones close most
+of what is left.
 """
 
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 ALIGNMENT = 64  # a cache line, and the widest vector register
 REPAIRS = 64  # tries to move the buffer that sticks out to the front; each costs one placement
-COMPARISONS = 2_000_000  # of two buffers, in the repairs of one order: about a second; large programs get fewer tries
+SHUFFLES = 32  # of the order by size, each with its repairs
+PLACED = 20_000  # buffers, in all tries together: some seconds; large programs get fewer tries
 
 
 def aligned(nbytes: int) -> int:
@@ -54,19 +60,31 @@ def lower_bound(buffers: Sequence[Buffer]) -> int:
 def place(buffers: Sequence[Buffer]) -> Placement:
     """The best placement found: offsets are multiples of 64, buffers alive together do not overlap.
 
-    Deterministic: ties are broken by the buffers' order.
+    Deterministic: ties are broken by the buffers' order, and shuffles by fixed seeds.
     """
-    bound = lower_bound(buffers)
+    bound, spans = lower_bound(buffers), _spans(buffers)
+    tries = PLACED // max(1, len(buffers))
     best: Placement | None = None
-    for key in _KEYS:
-        order = sorted(range(len(buffers)), key=lambda i, key=key: (key(buffers[i]), i))  # type: ignore[misc]
-        found = _repaired(buffers, order, bound)
-        if best is None or found.peak_bytes < best.peak_bytes:
-            best = found
-        if best.peak_bytes == bound:
-            break
+    for order in _orders(buffers):
+        for found in _repairs(spans, order):
+            tries -= 1
+            if best is None or found.peak_bytes < best.peak_bytes:
+                best = found
+            if best.peak_bytes == bound or tries <= 0:
+                return best
     assert best is not None
     return best
+
+
+def _orders(buffers: Sequence[Buffer]) -> Iterator[list[int]]:
+    """Orders to place buffers in, those that are good most often first."""
+    numbers = range(len(buffers))
+    for key in _KEYS:
+        yield sorted(numbers, key=lambda i, key=key: (key(buffers[i]), i))  # type: ignore[misc]
+    for seed in range(SHUFFLES):
+        draw = random.Random(seed)  # noqa: S311 - an order to try, not a secret
+        weights = [b.nbytes * draw.uniform(0.5, 1.5) for b in buffers]
+        yield sorted(numbers, key=lambda i, weights=weights: (-weights[i], i))  # type: ignore[misc]
 
 
 _KEYS: tuple[Callable[[Buffer], tuple[int, ...]], ...] = (
@@ -76,42 +94,40 @@ _KEYS: tuple[Callable[[Buffer], tuple[int, ...]], ...] = (
     lambda b: (b.first, -b.nbytes),
 )
 
+_Spans = NDArray[np.int64]  # a row each: aligned size, first step, last step
 
-def _repaired(buffers: Sequence[Buffer], order: list[int], bound: int) -> Placement:
-    """Place in order; while the peak is above the bound, place the buffer that makes it first, and try again."""
-    best = _best_fit(buffers, order)
-    current = best
-    for _ in range(min(REPAIRS, COMPARISONS // max(1, len(buffers) ** 2))):
-        if best.peak_bytes <= bound:
-            break
-        top = max(order, key=lambda i: current.offsets[i] + aligned(buffers[i].nbytes))
-        if order[0] == top:
-            break
+
+def _spans(buffers: Sequence[Buffer]) -> _Spans:
+    return np.array([(aligned(b.nbytes), b.first, b.last) for b in buffers], np.int64).reshape(-1, 3)
+
+
+def _repairs(spans: _Spans, order: list[int]) -> Iterator[Placement]:
+    """Place in order; then again and again with the buffer that made the peak placed first."""
+    for _ in range(1 + REPAIRS):
+        found = _best_fit(spans, order)
+        yield found
+        top = max(order, key=lambda i: found.offsets[i] + int(spans[i, 0]), default=None)
+        if top is None or order[0] == top:
+            return
         order = [top, *(i for i in order if i != top)]
-        current = _best_fit(buffers, order)
-        if current.peak_bytes < best.peak_bytes:
-            best = current
-    return best
 
 
-def _best_fit(buffers: Sequence[Buffer], order: Sequence[int]) -> Placement:
+def _best_fit(spans: _Spans, order: Sequence[int]) -> Placement:
     """Each buffer in turn into the smallest hole that holds it among those it lives with, else on top of them."""
-    offsets: dict[int, int] = {}
-    for i in order:
-        taken = sorted(
-            (offsets[j], offsets[j] + aligned(buffers[j].nbytes)) for j in offsets if buffers[i].meets(buffers[j])
-        )
-        offsets[i] = _hole(taken, aligned(buffers[i].nbytes))
-    peak = max((offsets[i] + aligned(b.nbytes) for i, b in enumerate(buffers)), default=0)
-    return Placement(tuple(offsets[i] for i in range(len(buffers))), peak)
+    done = spans[list(order)]  # in the order of placing, so that those placed are always the first rows
+    begins = np.zeros(len(order), np.int64)
+    for k, (nbytes, first, last) in enumerate(done.tolist()):
+        meets = np.flatnonzero((done[:k, 1] <= last) & (done[:k, 2] >= first))
+        begins[k] = _hole(begins[meets], begins[meets] + done[meets, 0], nbytes)
+    offsets = np.zeros(len(order), np.int64)
+    offsets[list(order)] = begins
+    return Placement(tuple(offsets.tolist()), int((begins + done[:, 0]).max(initial=0)))
 
 
-def _hole(taken: Sequence[tuple[int, int]], nbytes: int) -> int:
-    """Offset of the smallest sufficient gap between the taken ranges (sorted by begin), or their end."""
-    end, best, best_room = 0, None, 0
-    for begin, stop in taken:
-        room = begin - end
-        if room >= nbytes and (best is None or room < best_room):
-            best, best_room = end, room
-        end = max(end, stop)
-    return end if best is None else best
+def _hole(begins: NDArray[np.int64], ends: NDArray[np.int64], nbytes: int) -> int:
+    """Offset of the smallest sufficient gap between the taken ranges, or their end."""
+    by_begin = np.argsort(begins, kind="stable")
+    reached = np.maximum.accumulate(np.concatenate([[0], ends[by_begin]]))
+    rooms = begins[by_begin] - reached[:-1]
+    fitting = np.flatnonzero(rooms >= nbytes)
+    return int(reached[fitting[np.argmin(rooms[fitting])]] if fitting.size else reached[-1])

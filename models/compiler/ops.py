@@ -4,14 +4,16 @@ To add one: a rule in shapes.py, a gradient in gradients.py, a twin in edge_runt
 """
 
 import math
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from models.compiler import gradients, shapes, tensor_gradients, tensor_shapes
 from models.compiler.elementary import BINARY, UNARY
+from models.compiler.encode import float_bits
 from models.compiler.gradients import Gradient
 from models.compiler.ir import Node
+from models.compiler.map_program import encode as encode_program
+from models.compiler.randomness import DISTRIBUTIONS
 from models.compiler.shapes import Infer
 
 Encode = Callable[[Node], list[int]]
@@ -52,16 +54,6 @@ class Op:
     multiply_adds: Callable[[Node], int] = no_products
     operands: tuple[int, int] | None = None
     overwrites: tuple[int, ...] = ()
-
-
-def float_bits(value: float) -> int:
-    """The bits of a float32 as a signed integer."""
-    return int(struct.unpack("<i", struct.pack("<f", value))[0])
-
-
-def bits_float(bits: int) -> float:
-    """What float_bits was given, rounded to float32."""
-    return float(struct.unpack("<f", struct.pack("<i", bits))[0])
 
 
 def _window(node: Node, last: tuple[int, int]) -> list[int]:
@@ -125,6 +117,10 @@ def _strided_copy(node: Node) -> list[int]:
     return [bits, box.x_offset, box.y_offset, *(number for axis in box.axes for number in axis)]
 
 
+def _random(node: Node) -> list[int]:
+    return [DISTRIBUTIONS.index(node.attrs["distribution"]), node.attrs["stream"]]
+
+
 def _matmul_products(node: Node) -> int:
     a = node.inputs[0]
     assert a is not None
@@ -158,6 +154,18 @@ def _conv_backward_w(node: Node) -> int:
     d_y = node.inputs[0]
     assert d_y is not None
     return _conv_products(d_y.shape, node.types[0].shape)
+
+
+def overwritable(node: Node, output: int) -> tuple[int, ...]:
+    """Inputs whose bytes an output may take when nobody reads them later; they have its size."""
+    if node.op == "map":
+        program = node.attrs["program"]
+        whole = node.types[output].size == program.size
+        return tuple(i for i in range(len(node.inputs)) if whole and program.whole(i))
+    # An operand of another shape is repeated, so its elements are read again after the first was overwritten.
+    inputs = OPS[node.op].in_place if output == 0 else ()
+    shapes_of = ((i, node.inputs[i]) for i in inputs)
+    return tuple(i for i, v in shapes_of if v is not None and v.shape == node.types[0].shape)
 
 
 OPS: dict[str, Op] = {
@@ -202,6 +210,8 @@ OPS: dict[str, Op] = {
         overwrites=(0, 3, 4),
     ),
     "blend": Op(shapes.blend, gradients.in_place, 33, _floats("rate"), overwrites=(0,)),
+    "map": Op(tensor_shapes.fused, gradients.in_place, 40, lambda node: encode_program(node.attrs["program"])),
+    "random": Op(tensor_shapes.random, tensor_gradients.flat, 41, _random),
     # What gradients take as a constant is the value itself.
     "detach": Op(tensor_shapes.detach, tensor_gradients.flat, None),
     # A reshape names the same bytes again, and a broadcast is a multiplication by ones: neither has a kernel.

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from models.compiler.ir import Node, Role, Value
-from models.compiler.ops import OPS
+from models.compiler.ops import OPS, overwritable
 from models.compiler.schedule import Order, base, overwritten, read_by
 
 
@@ -58,14 +58,14 @@ def _shared_root(  # noqa: PLR0913 - one step of the walk above, with its state
     if OPS[node.op].overwrites:
         slot = overwritten(node)[k]
         return shares.get(slot, slot)
-    if k or node.out() in owners:
+    if Value(node, k) in owners:
         return None
-    for j in OPS[node.op].in_place:
+    taken = {shares.get(Value(node, earlier)) for earlier in range(k)}
+    for j in overwritable(node, k):
         operand = node.inputs[j]
-        # An operand of another shape is repeated, so its elements are read again after the first was overwritten.
-        if operand is None or operand.shape != node.types[0].shape or base(operand) not in dying:
+        if operand is None or base(operand) not in dying:
             continue
         root = shares.get(base(operand), base(operand))
-        if root in lifetimes:
+        if root in lifetimes and root not in taken:
             return root
     return None

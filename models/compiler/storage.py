@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from models.compiler.ir import Node, Value
 from models.compiler.memory import Buffer, aligned, lower_bound, place
+from models.compiler.peak import Program, lowered, program
 from models.compiler.schedule import Order, base, orders
 from models.compiler.sharing import Owner, Owners, share_bytes
-from models.compiler.shorten import Program, program, shorten
 
 __all__ = ["Layout", "Owner", "Owners", "lay_out"]
 
@@ -51,10 +51,20 @@ def lay_out(
     With `repeat`, cheap kernels may run twice where that lowers the peak. `stages` numbers nodes that run only after
     those of smaller numbers.
     """
-    found = min(
-        (program(order, owners) for order in orders(outputs, stages or {})), key=lambda candidate: candidate.height
-    )
-    return _placed(shorten(found) if repeat else found)
+    found = [program(order, owners) for order in orders(outputs, stages or {})]
+    if not stages:  # slices make the same peak again and again: to lower one of them would change nothing
+        found.append(lowered(min(found, key=_height), repeat=repeat))
+    best: Layout | None = None
+    for candidate in sorted(found, key=_height):
+        if best is None or best.arena_bytes - best.owned_bytes > candidate.height[0]:
+            placed = _placed(candidate)
+            best = placed if best is None or placed.arena_bytes < best.arena_bytes else best
+    assert best is not None
+    return best
+
+
+def _height(candidate: Program) -> tuple[int, int]:
+    return candidate.height
 
 
 def _placed(found: Program) -> Layout:

@@ -107,3 +107,16 @@ def matmul(types: Types, attrs: Attrs) -> tuple[Type, ...]:
         fail("matmul", types, f"inner dimensions {k} and {k2} differ")
     batch = broadcast_shape("matmul", (Type("float32", a.shape[:-2]), Type("float32", b.shape[:-2])))
     return (checked("matmul", types, "float32", (*batch, m, n)),)
+
+
+def fused(types: Types, attrs: Attrs) -> tuple[Type, ...]:
+    """What the fusion pass says the results of a map are."""
+    del types
+    return tuple(attrs["types"])
+
+
+def random(types: Types, attrs: Attrs) -> tuple[Type, ...]:
+    """Random numbers of the attribute's `shape`; inputs seed, step."""
+    if list(types) != [Type("float32", ())] * 2:
+        fail("random", types, "seed and step must be float32 scalars")
+    return (checked("random", types, "float32", attrs["shape"]),)

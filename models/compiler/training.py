@@ -20,53 +20,19 @@ from models.compiler.errors import CompileError, ModelError
 from models.compiler.fold import fold
 from models.compiler.freeze import select, settle
 from models.compiler.fuse import fuse
+from models.compiler.fuse_maps import fuse_maps
 from models.compiler.ir import Graph, Node, Role, Value, substitute, topological
 from models.compiler.lower import lower, own
 from models.compiler.micro_batch import Slices, unroll
-from models.compiler.ops import OPS
+from models.compiler.randomness import SEED, STEP, draws
 from models.compiler.recompute import recompute as recomputed
+from models.compiler.report import Report, report
 from models.compiler.rules import Rule, Sgd, Updates
 from models.compiler.simplify import simplify
-from models.compiler.storage import Layout, Owner, Owners, lay_out
+from models.compiler.storage import Owner, Owners, lay_out
 
 LABELS = "y"
 LOSS = "loss"
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a plan costs and does; bytes include alignment.
-
-    Attributes:
-        arena_bytes: all memory of a step but the per-thread workspace.
-        owned_bytes: the part that tensors, optimiser state, batch, scalars and outputs keep for the whole
-        run. temporaries_bytes: the part that activations and gradients share.
-        lower_bound_bytes: no placement of this order of operations could make the arena smaller.
-        workspace_bytes: scratch of the hungriest kernel, for each thread.
-        forward_multiply_adds: products in the matrix products and convolutions up to the loss.
-        backward_multiply_adds: those after it.
-        operations: kernel calls of one step.
-        trained: tensors a step updates.
-        frozen: tensors a step only reads.
-        notes: what the import changed or left out.
-    """
-
-    arena_bytes: int
-    owned_bytes: int
-    temporaries_bytes: int
-    lower_bound_bytes: int
-    workspace_bytes: int
-    forward_multiply_adds: int
-    backward_multiply_adds: int
-    operations: int
-    trained: tuple[str, ...]
-    frozen: tuple[str, ...]
-    notes: tuple[str, ...]
-
-    @property
-    def multiply_adds(self) -> tuple[int, int]:
-        """(forward, backward)."""
-        return self.forward_multiply_adds, self.backward_multiply_adds
 
 
 @dataclass(frozen=True)
@@ -162,7 +128,7 @@ def objective(
     # Rows without a label fill up the last batch: they must not enter the statistics of a batch.
     counting = {} if graph.rows is None else {graph.rows: g.labelled_rows(labels)}
     if micro_batches > 1:
-        notes = (*graph.notes, *_statistics_note(graph, statistics_of_slices))
+        notes = (*graph.notes, *_statistics_note(graph, statistics_of_slices=statistics_of_slices))
         loss = g.softmax_xent(graph.outputs[0], labels, 0)[0]
         return Objective(loss, graph.inputs, labels, graph.updates, trained, notes, micro_batches, counting)
     loss = g.softmax_cross_entropy(graph.outputs[0], labels)
@@ -192,9 +158,14 @@ def _check_logits(graph: Graph) -> None:
         raise ModelError("the model has one logit, with which the loss is always 0; two classes need two outputs")
 
 
-def _statistics_note(graph: Graph, statistics_of_slices: bool) -> tuple[str, ...]:  # noqa: FBT001 - a user's setting
+def needs_batch_statistics(graph: Graph) -> bool:
+    """Whether the model's outputs depend on statistics over the rows of a batch."""
+    return graph.rows is not None and graph.rows.node in topological(graph.outputs)
+
+
+def _statistics_note(graph: Graph, *, statistics_of_slices: bool) -> tuple[str, ...]:
     """What slices do to statistics of the batch, or the refusal to do it."""
-    if graph.rows is None or not any(node.out() == graph.rows for node in topological(graph.outputs)):
+    if not needs_batch_statistics(graph):
         return ()
     if statistics_of_slices:
         return ("each micro-batch is normalised by its own statistics, not by those of the whole batch",)
@@ -247,11 +218,15 @@ def _compile(  # noqa: PLR0913, PLR0917 - what the two ways of compiling have in
     trained = select([p.name for p in parameters], settings.trainable, settings.frozen)
     learned = [p for p in parameters if p.name in trained and p not in targets]
     moving = {p: new for p, new in targets.items() if p.name in trained}
+    drawn = draws([loss, *moved])
+    moving |= {STEP: STEP + 1.0} if drawn else {}
     step = _step(loss, learned, moving, settings, slices)
     owners = dict(step.owners)
     owners |= {p: Owner(Role.FROZEN, p.name) for p in parameters if p.name not in trained}
     owners |= {v: Owner(Role.BATCH, v.name) for v in batch}
-    return assemble(step.outputs, owners, notes, repeat=settings.recompute, stages=step.stages)
+    owners |= {SEED: Owner(Role.SCALAR, SEED.name), STEP: Owner(Role.STATE, STEP.name)} if drawn else {}
+    slicing = (slices.count, step.stages) if slices else (1, {})
+    return assemble(step.outputs, owners, notes, repeat=settings.recompute, slicing=slicing)
 
 
 def assemble(
@@ -260,21 +235,30 @@ def assemble(
     notes: tuple[str, ...],
     *,
     repeat: bool = False,
-    stages: Mapping[Node, int] = MappingProxyType({}),
+    slicing: tuple[int, Mapping[Node, int]] = (1, MappingProxyType({})),
 ) -> Compiled:
-    """Order, place and write what `kernels` made; see lay_out for `repeat` and `stages`."""
+    """Order, place and write what `kernels` made; see lay_out for `repeat`, and Unrolled.stages for `slicing`."""
     _check_names(owners)
+    micro_batches, stages = slicing
     layout = lay_out(outputs, owners, repeat=repeat, stages=stages)
     made = program(layout)
     workspace = _workspace(made)
     plan = write(made, workspace)
-    return Compiled(plan, hashlib.sha256(plan).hexdigest(), _report(layout, workspace, notes))
+    cost = report(
+        layout,
+        constants_bytes=len(made.constants),
+        workspace_bytes=workspace,
+        micro_batches=micro_batches,
+        recompute=repeat,
+        notes=notes,
+    )
+    return Compiled(plan, hashlib.sha256(plan).hexdigest(), cost)
 
 
 def _parameters(outputs: Sequence[Value], batch: Sequence[Value]) -> list[Value]:
     """Leaves the outputs depend on that are not batch columns, in order of first use."""
     leaves = (node.out() for node in topological(outputs) if node.op == "leaf")
-    return [v for v in leaves if v not in batch]
+    return [v for v in leaves if v not in batch and v not in (SEED, STEP)]
 
 
 @dataclass(frozen=True)
@@ -316,7 +300,7 @@ def _step(
 def kernels(outputs: Sequence[Value], *, recompute: bool = False) -> tuple[Value, ...]:
     """Everything rewritten to what kernels do; with `recompute`, output 0 is the loss."""
     simple = simplify(fuse(simplify(outputs)))
-    return lower(recomputed(simple) if recompute else simple)
+    return lower(fuse_maps(recomputed(simple) if recompute else simple))
 
 
 def _updated(parameters: Sequence[Value], sums: Sequence[Value], rule: Rule) -> tuple[Updates, list[Value]]:
@@ -342,23 +326,3 @@ def _workspace(made: Program) -> int:
     """Scratch of the hungriest kernel."""
     sizes = [_core.workspace_bytes(op.opcode, made.shapes(op), list(op.attrs)) for op in made.operations]
     return max(sizes, default=0)
-
-
-def _report(layout: Layout, workspace: int, notes: tuple[str, ...]) -> Report:
-    owners = layout.owners
-    forward = set(topological([v for v, owner in owners.items() if owner.role is Role.OUTPUT]))
-    products = [(OPS[node.op].multiply_adds(node), node in forward) for node in layout.order]
-    by_role = {role: tuple(o.name for o in owners.values() if o.role is role) for role in Role}
-    return Report(
-        arena_bytes=layout.arena_bytes,
-        owned_bytes=layout.owned_bytes,
-        temporaries_bytes=layout.arena_bytes - layout.owned_bytes,
-        lower_bound_bytes=layout.lower_bound_bytes,
-        workspace_bytes=workspace,
-        forward_multiply_adds=sum(n for n, ahead in products if ahead),
-        backward_multiply_adds=sum(n for n, ahead in products if not ahead),
-        operations=len(layout.order),
-        trained=by_role[Role.TRAINED],
-        frozen=by_role[Role.FROZEN],
-        notes=notes,
-    )

@@ -218,8 +218,12 @@ def test_every_codec_gives_back_what_it_took() -> None:
         assert np.array_equal(again["w"], tensors["w"])
 
 
-def test_a_plan_for_integer_rows_is_refused(mlp: Compiled) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "error", "says"),
+    [("int32", ShapeMismatch, "examples are float32, the plan takes int32"), ("uint8", BadBatchShape, "uint8")],
+)
+def test_numbers_are_refused_for_a_plan_of_integers(mlp: Compiled, dtype: str, error: type, says: str) -> None:
     plan = read_plan(mlp.plan)
-    tensors = tuple(replace(tensor, dtype="int32") if tensor.name == "x" else tensor for tensor in plan.tensors)
-    with pytest.raises(BadBatchShape, match="x float32"):
+    tensors = tuple(replace(tensor, dtype=dtype) if tensor.name == "x" else tensor for tensor in plan.tensors)
+    with pytest.raises(error, match=says):
         run_task(make_task(mlp), {mlp.sha256: replace(plan, tensors=tensors)}, mlp.weights, DATA)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.jobfile import JobFileError, OnnxFile, ZooModel, load_job
+from coordinator.training_keys import Stage
 
 GOOD = """\
 [job]
@@ -54,9 +55,9 @@ def problems(tmp_path: Path, text: str) -> list[str]:
 def test_a_good_file_becomes_a_job_with_defaults(tmp_path: Path) -> None:
     job = load_job(write(tmp_path, GOOD))
     assert job.model == ZooModel("lenet", (1, 8, 8), 10)
-    assert job.training.lr == 1.0
-    assert isinstance(job.training.lr, float)
-    assert job.training.trainable == ("*",)
+    assert job.training.stages == (Stage(20, ("*",), (), 1.0),)
+    assert isinstance(job.training.stages[0].lr, float)
+    assert (job.training.optimizer, job.training.max_norm, job.training.cache) == ("sgd", None, "disk")
     assert (job.round.grace_s, job.round.fraction) == (10.0, 1.0)
     assert job.method_options == {"server_lr": 0.5}
     assert job.evaluate_data == tmp_path / "held-out"
@@ -148,6 +149,18 @@ def test_missing_sections_are_named(tmp_path: Path) -> None:
         ("[training]", "training = 3\n[training2]", "training must be a section, not 3"),
         ('name = "digits"', "name = nan", "must be text, not nan"),
         ("lr = 1", "lr = nan", "not nan"),
+        ("momentum = 0.9", 'optimizer = "adamw"\nmomentum = 0.9', 'momentum belongs to optimizer = "sgd"'),
+        ("momentum = 0.9", "betas = [0.9, 0.99]", 'betas belongs to optimizer = "adamw"'),
+        ("momentum = 0.9", 'optimizer = "adamw"\nbetas = [0.9]', "must be a list of 2 numbers"),
+        ("momentum = 0.9", 'optimizer = "adamw"\nbetas = [0.9, 1.0]', "betas [1] must be at least 0 and less than 1"),
+        ("momentum = 0.9", "max_norm = 0", "max_norm must be greater than 0"),
+        ("momentum = 0.9", 'cache = "ram"', "cache is 'ram'; known: disk, memory, off"),
+        ("momentum = 0.9", "stages = []", "stages must be a list of 1 to 1000 tables"),
+        ("momentum = 0.9", "stages = [{rounds = 19}]", "stages have 19 rounds together, job.rounds is 20"),
+        ("momentum = 0.9", "stages = [{lr = 0.1}]", "stages [0] lacks rounds"),
+        ("momentum = 0.9", "stages = [{rounds = 20, lr = -1}]", "stages [0] lr must be greater than 0"),
+        ("momentum = 0.9", "stages = [{rounds = 20, trainble = []}]", 'did you mean "trainable"?'),
+        ("momentum = 0.9", "stages = [3]", "stages [0] must be a table, not 3"),
         ("lr = 1", "lr = ", "is not TOML"),
     ],
 )
@@ -156,6 +169,13 @@ def test_each_rule_names_itself(tmp_path: Path, old: str, new: str, message: str
     if new.startswith("training = 3"):
         text = "training = 3\n" + GOOD.replace("[training]", "[training2]")
     assert any(message in line for line in problems(tmp_path, text))
+
+
+def test_a_stage_takes_from_the_section_what_it_leaves_out(tmp_path: Path) -> None:
+    one, two = '{rounds = 5, trainable = ["b.*"], lr = 0.5}', '{rounds = 15, frozen = ["c"]}'
+    stages = f'frozen = ["a.*"]\nstages = [\n  {one},\n  {two},\n]'
+    job = load_job(write(tmp_path, GOOD.replace("momentum = 0.9", stages)))
+    assert job.training.stages == (Stage(5, ("b.*",), ("a.*",), 0.5), Stage(15, ("*",), ("c",), 1.0))
 
 
 def test_a_syntax_error_has_its_line(tmp_path: Path) -> None:

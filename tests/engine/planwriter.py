@@ -44,6 +44,8 @@ OPCODES = {
     "topk": 31,
     "adamw": 32,
     "blend": 33,
+    "map": 40,
+    "random": 41,
 }
 ABSENT = 0xFFFFFFFF
 HEADER = struct.Struct("<8sIIIIIIQQQQ")

@@ -1,4 +1,4 @@
-"""Convolutions of one channel a group have kernels of their own: random shapes, and the edges of their blocks."""
+"""Depthwise and pointwise convolutions have kernels of their own: random shapes, and the edges of their blocks."""
 
 from __future__ import annotations
 
@@ -42,6 +42,27 @@ def depthwise(draw: st.DrawFn) -> ConvShape:
 def test_any_depthwise_convolution_equals_its_twin(shape: ConvShape) -> None:
     for case in conv_cases(shape):
         check(case)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.tuples(small, small, st.integers(1, 30), st.integers(1, 30)), st.tuples(sides, sides))
+def test_any_pointwise_convolution_equals_its_twin(counts: tuple[int, int, int, int], size: tuple[int, int]) -> None:
+    for case in conv_cases(ConvShape(*counts, size, (1, 1))):
+        check(case)
+
+
+POINTWISE = [  # small images share a tile, many channels take several passes, long rows several chunks
+    ConvShape(19, 1, 5, 13, (3, 3), (1, 1)),
+    ConvShape(2, 1, 600, 3, (5, 7), (1, 1)),
+    ConvShape(1, 2, 3, 520, (4, 8), (1, 1)),
+    ConvShape(1, 1, 7, 5, (3, 683), (1, 1)),
+    ConvShape(70, 1, 3, 2, (1, 16), (1, 1)),
+]
+
+
+@pytest.mark.parametrize("case", [case for shape in POINTWISE for case in conv_cases(shape)], ids=name_of)
+def test_pointwise_tiles_passes_and_chunks_add_up(case: Case) -> None:
+    check(case)
 
 
 LARGE = [

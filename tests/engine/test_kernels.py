@@ -37,7 +37,7 @@ WINOGRAD_CONVS = [
     ConvShape(3, 1, 48, 64, (1, 128), (1, 5), pads=(0, 2, 0, 2)),
     ConvShape(1, 1, 128, 80, (5, 5), (3, 3), pads=(1, 1, 1, 1)),
 ]
-# Taken with channels side by side: strides, dilation, kernels with taps that nothing reads, blocks of targets and of rows.
+# Taken with channels side by side: strides, dilation, taps that nothing reads, blocks of targets and of rows.
 ROWS_CONVS = [
     ConvShape(2, 1, 16, 32, (32, 32), (3, 3), stride=(2, 2), pads=(1, 1, 1, 1)),
     ConvShape(3, 2, 13, 12, (9, 11), (3, 3), stride=(2, 3), pads=(1, 1, 0, 2)),
@@ -152,6 +152,10 @@ TRANSPOSES = [
         ((2, 3, 4), (2, 0, 1)),
         ((2, 3, 4, 5), (0, 2, 3, 1)),
         ((2, 3, 1, 4, 2, 3), (5, 3, 1, 0, 4, 2)),
+        ((3, 5, 4, 33), (0, 2, 1, 3)),
+        ((2, 3, 17, 35), (1, 0, 3, 2)),
+        ((4, 1, 19, 1), (2, 1, 3, 0)),
+        ((2, 2, 3, 2, 18, 3), (1, 0, 4, 2, 3, 5)),
     ]
 ]
 

@@ -126,8 +126,17 @@ def _enlarged(split: Split, side: int) -> Split:
     return replace(split, x_train=x_train, x_test=x_test)
 
 
+def _toml(value: object) -> str:
+    """A value as TOML writes it: as JSON does, but for the tables of a list."""
+    if isinstance(value, list):
+        return f"[{', '.join(_toml(each) for each in value)}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key} = {_toml(each)}' for key, each in value.items())}}}"
+    return json.dumps(value)
+
+
 def write_job(root: Path, **overrides: object) -> None:
-    """Write ROOT/job.toml."""
+    """Write ROOT/job.toml; a key that no section has yet is one of [training]."""
     tables: dict[str, dict[str, object]] = {
         "job": {"name": "digits", "seed": 1, "rounds": 3},
         "model": {"onnx": "model.onnx"},
@@ -137,10 +146,10 @@ def write_job(root: Path, **overrides: object) -> None:
         "evaluate": {"data": fleet.HELD_OUT},
     }
     for key, value in overrides.items():
-        table = next(t for t in tables.values() if key in t)
+        table = next((t for t in tables.values() if key in t), tables["training"])
         table[key] = value
     text = "".join(
-        f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items())
+        f"[{name}]\n" + "".join(f"{key} = {_toml(value)}\n" for key, value in table.items())
         for name, table in tables.items()
     )
     (root / "job.toml").write_text(text)

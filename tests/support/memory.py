@@ -179,7 +179,7 @@ class MemoryDevice:
         task = command.task
         self.trained += 1
         self.tasks.append(task)
-        plans = {phase.plan: read_plan(self.blobs[phase.plan]) for phase in task.phases}
+        plans = {name: read_plan(self.blobs[name]) for phase in task.phases for name in phase.plans}
         try:
             update = run_task(task, plans, decode_tensors(self.blobs[task.weights])[0], self.dataset)
         except EdgeError as error:

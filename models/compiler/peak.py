@@ -1,8 +1,8 @@
-"""Shortening the lifetimes that make the peak of a program: cheap values are computed again right before a late reader.
+"""Lowering the peak of a program, the step where most bytes are alive, by small changes of its order.
 
-Works on an order of kernels. At the step where most bytes are alive, a cheap value that waits there for a later reader
-is let go, and made a second time when that reader comes, together with what of its operands is gone by then. A change
-stays if less is alive afterwards; the results are the same bits.
+A kernel whose result only waits at the peak runs later; one that frees bytes and could run already runs before it; and
+a cheap value that waits at the peak is let go and made a second time right before its late reader, together with what
+of its operands is gone by then. A change stays if less is alive afterwards; the results are the same bits.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,8 @@ from models.compiler.recompute import AGAIN, CHEAP
 from models.compiler.schedule import Order, base, overwritten, read_by
 from models.compiler.sharing import Owners, share_bytes
 
-TRIALS = 256  # changes that are tried; each costs a walk over the program
+TRIALS = 256  # changes that are tried
+WALKED = 200_000  # kernels in all tries together, since each try is a walk over the program: about a second
 WORTH = 1 / 256  # of the peak: smaller values are left alone
 CHAIN = 12  # kernels that run again for one late reader, at most
 
@@ -68,32 +69,70 @@ def live_bytes(order: Order, owners: Owners) -> list[int]:
     return list(accumulate(changes[:-1]))
 
 
-def shorten(best: Program) -> Program:
-    """A program with the same results, whose most bytes alive at once are at most as many."""
-    trials = iter(range(TRIALS))
+def lowered(best: Program, *, repeat: bool) -> Program:
+    """A program with the same results, whose most bytes alive at once are at most as many.
+
+    Args:
+        best: the program.
+        repeat: whether kernels may run twice.
+    """
+    trials = iter(range(min(TRIALS, WALKED // max(1, len(best.order)))))
     while True:
-        tried = (changed for changed, _ in zip(_alternatives(best), trials, strict=False))
+        tried = (changed for changed, _ in zip(_alternatives(best, repeat=repeat), trials, strict=False))
         better = next((changed for changed in tried if changed.height < best.height), None)
         if better is None:
             return best
         best = better
 
 
-def _alternatives(given: Program) -> Iterator[Program]:
-    """Programs that let go of one value each over the first peak, the largest first."""
+def _alternatives(given: Program, *, repeat: bool) -> Iterator[Program]:
+    """Programs with one change each at the first peak, those that cost no work first, larger values first."""
     peak = given.height[0]
     at = given.live.index(peak) if peak else 0
     waiting = [v for v, steps in given.reads.items() if v.type.nbytes >= peak * WORTH and _waits(given, v, steps, at)]
-    for value in sorted(waiting, key=lambda v: -v.type.nbytes):
+    waiting.sort(key=lambda v: -v.type.nbytes)
+    for value in waiting:
+        if _may_wait(given, value.node, reader := given.reads[value][0]):
+            yield _moved(given, given.place[value.node], reader - 1)
+    for step in range(at + 1, len(given.order)):
+        if _frees_early(given, step, at) >= peak * WORTH:
+            yield _moved(given, step, at)
+    for value in waiting if repeat else ():
         reader = next(i for i in given.reads[value] if i > at)
         if chain := _chain(given, value, reader):
             yield _repeated(given, reader, chain)
 
 
 def _waits(given: Program, value: Value, steps: Sequence[int], at: int) -> bool:
-    """Whether a cheap value made before step `at` is read after it, but not there."""
-    made = value.node.op in CHEAP and value not in given.owners and given.place[value.node] < at
+    """Whether a value made before step `at` is read after it, but not there."""
+    made = value not in given.owners and value.node in given.place and given.place[value.node] < at
     return made and steps[-1] > at and at not in steps
+
+
+def _may_wait(given: Program, node: Node, reader: int) -> bool:
+    """Whether a kernel may run right before step `reader`, its first one; it updates nothing and reads no update."""
+    begin = given.place[node]
+    first = min(given.reads[v][0] for i in range(len(node.types)) if (v := Value(node, i)) in given.reads)
+    stale = any(begin < given.changes.get(v, -1) < reader for v in read_by(node))
+    return begin < reader - 1 and first == reader and not stale and not overwritten(node)
+
+
+def _frees_early(given: Program, step: int, at: int) -> int:
+    """Bytes that go if the kernel of a later step runs at step `at`; 0 where it may not."""
+    node = given.order[step]
+    operands = set(read_by(node))
+    ready = all(given.place.get(v.node, -1) < at for v in operands)
+    free = all(i < at or i == step for slot in overwritten(node) for i in given.reads.get(slot, ()))
+    if not ready or not free or any(at <= given.changes.get(v, -1) < step for v in operands):
+        return 0
+    born = 0 if overwritten(node) else sum(t.nbytes for t in node.types)
+    return sum(v.type.nbytes for v in operands if v.node in given.place and given.reads[v][-1] == step) - born
+
+
+def _moved(given: Program, step: int, to: int) -> Program:
+    """The program with the kernel of one step at another."""
+    rest = [*given.order[:step], *given.order[step + 1 :]]
+    return program((*rest[:to], given.order[step], *rest[to:]), given.owners)
 
 
 def _chain(given: Program, value: Value, reader: int) -> list[Node]:

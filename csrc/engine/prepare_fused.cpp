@@ -1,0 +1,543 @@
+// A fused map: its program is read and checked value by value, then laid out in stages over tiles
+// and registers.
+#include <algorithm>
+#include <memory>
+
+#include "engine/prepare.h"
+
+namespace edge {
+
+namespace {
+
+constexpr std::uint32_t kAllAxes = (1U << kMapAxes) - 1;
+
+// An operand, a constant, or what a step computes, numbered in this order.
+struct Value {
+  std::uint32_t axes = 0;  // those it varies along, a bit mask; axes of one place are left out
+  std::int32_t depth = 0;  // reductions that lie between it and the operands
+  bool step = false;
+  MapFunction function = MapFunction::add;
+  std::vector<std::int32_t> in;
+  bool needed = false;
+};
+
+bool is_reduction(MapFunction function) { return function >= MapFunction::sum; }
+
+// The number of operands, 0 where there is no such function.
+std::int32_t arity_of(std::int32_t function) {
+  if (function >= 0 && function < kUnaryFunctions) return 1;
+  if (function >= static_cast<std::int32_t>(MapFunction::div) &&
+      function <= static_cast<std::int32_t>(MapFunction::less_equal))
+    return 2;
+  switch (static_cast<MapFunction>(function)) {
+    case MapFunction::add:
+    case MapFunction::sub:
+    case MapFunction::mul:
+    case MapFunction::relu_grad:
+      return 2;
+    case MapFunction::relu:
+    case MapFunction::sum:
+    case MapFunction::maximum:
+    case MapFunction::minimum:
+      return 1;
+    case MapFunction::where:
+      return 3;
+    default:
+      return 0;
+  }
+}
+
+// The attributes one after the other.
+class Reader {
+ public:
+  explicit Reader(Span<const std::int32_t> words) : words_(words) {}
+
+  std::int32_t next(const char* what) {
+    require(at_ < words_.size(), "BadAttribute",
+            std::string("the program ends before its ") + what);
+    return words_[at_++];
+  }
+  std::int32_t next_in(const char* what, std::int32_t low, std::int32_t high) {
+    const std::int32_t value = next(what);
+    require(value >= low && value <= high, "BadAttribute",
+            std::string(what) + " must be in " + std::to_string(low) + ".." + std::to_string(high) +
+                ", is " + std::to_string(value));
+    return value;
+  }
+  bool done() const { return at_ == words_.size(); }
+
+ private:
+  Span<const std::int32_t> words_;
+  std::size_t at_ = 0;
+};
+
+// What the attributes say.
+struct Listing {
+  Index dims[kMapAxes] = {1, 1, 1, 1};
+  std::uint32_t reduced = 0;
+  std::int32_t n_operands = 0, n_constants = 0;
+  std::vector<float> constants;
+  std::vector<Value> values;
+  std::vector<std::int32_t> results;
+
+  std::uint32_t whole() const {
+    std::uint32_t axes = 0;
+    for (Index d = 0; d < kMapAxes; ++d) axes |= dims[d] > 1 ? 1U << d : 0U;
+    return axes;
+  }
+  // The same for every place of a group.
+  bool of_group(const Value& value) const { return (value.axes & reduced) == 0; }
+  std::uint64_t elements(std::uint32_t axes) const {
+    std::uint64_t product = 1;
+    for (Index d = 0; d < kMapAxes; ++d) {
+      if ((axes >> d & 1U) != 0)
+        product = checked_mul(product, static_cast<std::uint64_t>(dims[d]), "BadShape");
+    }
+    return product;
+  }
+};
+
+// Axes count from the left in the file; the box is filled up with axes of one place on the left.
+std::uint32_t read_axes(Reader& reader, const Listing& list, std::int32_t ndim, const char* what) {
+  const std::int32_t axes = reader.next_in(what, 0, (1 << ndim) - 1);
+  return (static_cast<std::uint32_t>(axes) << (kMapAxes - ndim)) & list.whole();
+}
+
+void read_step(Reader& reader, Listing& list) {
+  Value value;
+  value.step = true;
+  const std::int32_t function = reader.next("function");
+  const std::int32_t arity = arity_of(function);
+  require(arity > 0, "BadAttribute", "no function has the number " + std::to_string(function));
+  value.function = static_cast<MapFunction>(function);
+  const auto known = static_cast<std::int32_t>(list.values.size());
+  for (std::int32_t k = 0; k < arity; ++k) {
+    value.in.push_back(reader.next_in("the value a step reads", 0, known - 1));
+    const Value& operand = list.values[static_cast<std::size_t>(value.in.back())];
+    value.axes |= operand.axes;
+    value.depth = std::max(value.depth, operand.depth);
+  }
+  if (is_reduction(value.function)) {
+    require(list.reduced != 0 && value.axes == list.whole(), "BadAttribute",
+            "a reduction takes a value that has every axis of the box, and reduces one or more");
+    value.axes &= ~list.reduced;
+    ++value.depth;
+  }
+  list.values.push_back(std::move(value));
+}
+
+Listing read_listing(Span<const std::int32_t> attributes) {
+  Reader reader(attributes);
+  Listing list;
+  list.n_operands = reader.next_in("the number of operands", 1, kMapOperands);
+  const std::int32_t n_results = reader.next_in("the number of results", 1, kMapResults);
+  list.n_constants = reader.next_in("the number of constants", 0, kMapConstants);
+  const std::int32_t n_steps = reader.next_in("the number of steps", 1, kMapSteps);
+  const std::int32_t ndim = reader.next_in("the number of axes", 1, kMapAxes);
+  for (std::int32_t d = 0; d < ndim; ++d)
+    list.dims[kMapAxes - ndim + d] = reader.next_in("an axis", 1, INT32_MAX);
+  list.reduced = read_axes(reader, list, ndim, "the reduced axes");
+  for (std::int32_t i = 0; i < list.n_operands; ++i) {
+    Value operand;
+    operand.axes = read_axes(reader, list, ndim, "the axes of an operand");
+    list.values.push_back(operand);
+  }
+  for (std::int32_t i = 0; i < list.n_constants; ++i) {
+    const std::int32_t bits = reader.next("constants");
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    list.constants.push_back(value);
+    list.values.emplace_back();
+  }
+  for (std::int32_t i = 0; i < n_steps; ++i) read_step(reader, list);
+  for (std::int32_t i = 0; i < n_results; ++i) {
+    list.results.push_back(reader.next_in("the value of a result",
+                                          list.n_operands + list.n_constants,
+                                          static_cast<std::int32_t>(list.values.size()) - 1));
+  }
+  require(reader.done(), "BadAttribute", "words behind the end of the program");
+  return list;
+}
+
+void check_size(const Operand& operand, std::uint64_t elements, const std::string& name) {
+  require(operand.tensor != nullptr, "BadOperand", name + " must not be absent");
+  require_dtype(operand, Dtype::float32, name.c_str());
+  require(operand.tensor->elements == elements, "BadShape",
+          name + " " + text(operand.tensor->dims) + " must have " + std::to_string(elements) +
+              " elements");
+}
+
+bool share_bytes(const Tensor& a, const Tensor& b) {
+  return a.role != Role::constant && b.role != Role::constant && a.offset < b.offset + b.bytes &&
+         b.offset < a.offset + a.bytes;
+}
+
+void check_operands(const Operands& o, const Listing& list) {
+  require(
+      o.n_inputs == static_cast<std::size_t>(list.n_operands) && o.n_outputs == list.results.size(),
+      "BadOperand", "the program has another number of operands or results");
+  const std::uint64_t all = list.elements(list.whole());
+  bool whole = false;
+  for (std::size_t i = 0; i < o.n_inputs; ++i) {
+    check_size(o.in[i], list.elements(list.values[i].axes), "operand " + std::to_string(i));
+    whole |= list.values[i].axes == list.whole();
+  }
+  for (std::size_t i = 0; i < o.n_outputs; ++i) {
+    const std::uint32_t axes = list.values[static_cast<std::size_t>(list.results[i])].axes;
+    const bool box = axes == list.whole();
+    require(box || axes == (list.whole() & ~list.reduced), "BadAttribute",
+            "a result has every axis of the box, or every one that is not reduced");
+    check_size(o.out[i], box ? all : list.elements(axes), "result " + std::to_string(i));
+    whole |= box;
+    // A number of a group may be written while other groups, or this one's tiles, still read it.
+    for (std::size_t k = 0; k < o.n_inputs && !box; ++k) {
+      require(!share_bytes(*o.in[k].tensor, *o.out[i].tensor), "Overlap",
+              "a result of groups shares bytes with an operand");
+    }
+  }
+  require(whole, "BadShape", "no operand or result has the size of the box");
+}
+
+void mark_needed(Listing& list) {
+  for (const std::int32_t result : list.results)
+    list.values[static_cast<std::size_t>(result)].needed = true;
+  for (std::size_t v = list.values.size(); v-- > 0;) {
+    if (!list.values[v].needed) continue;
+    for (const std::int32_t in : list.values[v].in)
+      list.values[static_cast<std::size_t>(in)].needed = true;
+  }
+}
+
+// The arrays a MapProgram points to.
+struct Laid {
+  MapProgram program;
+  std::vector<float> constants;
+  std::vector<MapTensor> operands, results;
+  std::vector<MapStage> stages;
+  std::vector<MapStep> steps;
+  std::vector<MapReduction> reductions;
+  std::vector<std::int32_t> loads;
+  std::vector<Index> registers;
+  Index scratch_floats = 0;
+};
+
+MapKind kind_of(const Value& value) { return static_cast<MapKind>(value.axes >> 2); }
+
+// Puts a checked listing in order. Steps first name values; registers are given to them at the end,
+// when it is known how long each lives.
+class Layout {
+ public:
+  Layout(Listing list, const Operands& o) : list_(std::move(list)) {
+    lay_tiles();
+    lay_tensors(o);
+    lay_stages();
+    lay_registers();
+    bind();
+  }
+  std::shared_ptr<Laid> take() { return std::move(laid_); }
+
+ private:
+  // Rows are tiled together only whole, so that a tile is contiguous in every box-sized tensor.
+  void lay_tiles() {
+    MapProgram& p = laid_->program;
+    std::copy(list_.dims, list_.dims + kMapAxes, p.dims);
+    for (Index d = 0; d < kMapAxes; ++d) p.reduced[d] = (list_.reduced >> d & 1U) != 0;
+    const Index rows = p.dims[2], columns = p.dims[3];
+    const auto even = [](Index size, Index most) {
+      const Index pieces = (size + most - 1) / most;
+      return (size + pieces - 1) / pieces;
+    };
+    if (columns <= kMapTile) {
+      p.tile_columns = columns;
+      p.tile_rows = even(rows, kMapTile / columns);
+    } else {
+      p.tile_columns = std::min(kMapTile, (even(columns, kMapTile) + 15) / 16 * 16);
+    }
+    resident_ = true;
+    const Index steps[kMapAxes] = {1, 1, p.tile_rows, p.tile_columns};
+    for (Index d = 0; d < kMapAxes; ++d) resident_ &= !p.reduced[d] || p.dims[d] <= steps[d];
+  }
+
+  Index room(MapKind kind) const {
+    const MapProgram& p = laid_->program;
+    const Index rows = (kind & kMapRows) != 0 ? p.tile_rows : 1;
+    const Index columns = (kind & kMapColumns) != 0 ? p.tile_columns : 1;
+    return (rows * columns + kMapPad + 15) / 16 * 16;
+  }
+
+  Index reserve(Index floats) {
+    const Index at = laid_->scratch_floats;
+    laid_->scratch_floats += floats;
+    return at;
+  }
+
+  MapTensor tensor_of(const Operand& operand, const Value& value) const {
+    MapTensor tensor;
+    tensor.data = floats_out(operand);
+    tensor.elements = elements(operand);
+    tensor.kind = kind_of(value);
+    Index stride = 1;
+    for (Index d = kMapAxes - 1; d >= 0; --d) {
+      if ((value.axes >> d & 1U) == 0) continue;
+      tensor.strides[d] = stride;
+      stride *= list_.dims[d];
+    }
+    return tensor;
+  }
+
+  void lay_tensors(const Operands& o) {
+    for (std::size_t i = 0; i < o.n_inputs; ++i) {
+      MapTensor tensor = tensor_of(o.in[i], list_.values[i]);
+      tensor.cell = reserve(room(tensor.kind));
+      tensor.slot = static_cast<std::int32_t>(i);
+      laid_->operands.push_back(tensor);
+    }
+    laid_->constants = list_.constants;
+    laid_->constants.resize(laid_->constants.size() + kMapPad);
+    // Those of the box first: the stage of the last tiles stores them.
+    for (const bool group : {false, true}) {
+      for (std::size_t i = 0; i < o.n_outputs; ++i) {
+        const std::int32_t number = list_.results[i];
+        const Value& value = list_.values[static_cast<std::size_t>(number)];
+        if (list_.of_group(value) != group) continue;
+        MapTensor tensor = tensor_of(o.out[i], value);
+        tensor.slot = number;
+        laid_->results.push_back(tensor);
+        n_box_results_ += group ? 0 : 1;
+      }
+    }
+  }
+
+  // Steps and reductions in the order in which they run. A slot below base() is that of an operand
+  // or a constant, one from there on a register that lay_registers() will find a place for.
+  void lay_stages() {
+    std::int32_t last = 0, last_tiles = -1;
+    for (const Value& value : list_.values) {
+      if (!value.needed) continue;
+      last = std::max(last, value.depth);
+      const bool reduces = value.step && is_reduction(value.function);
+      if (reduces) last_tiles = std::max(last_tiles, value.depth - 1);
+      if (!list_.of_group(value)) last_tiles = std::max(last_tiles, value.depth);
+    }
+    slots_.resize(list_.values.size());
+    for (std::int32_t v = 0; v < base(); ++v) slots_[static_cast<std::size_t>(v)] = v;
+    computed_.assign(list_.values.size(), false);
+    laid_->program.group_loads = add_loads([this](std::size_t v) {
+      return list_.values[v].needed && list_.of_group(list_.values[v]);
+    });
+    for (std::int32_t depth = 0; depth <= last; ++depth) lay_stage(depth, depth == last_tiles);
+    laid_->program.group_stores = {n_box_results_,
+                                   static_cast<std::int32_t>(laid_->results.size())};
+    for (std::size_t i = static_cast<std::size_t>(n_box_results_); i < laid_->results.size(); ++i)
+      take_result(laid_->results[i]);
+  }
+
+  std::int32_t base() const { return list_.n_operands + list_.n_constants; }
+  std::int32_t here() const { return static_cast<std::int32_t>(laid_->steps.size()); }
+  std::int32_t slot_of(std::int32_t value) const { return slots_[static_cast<std::size_t>(value)]; }
+  const Value& value_of(std::int32_t value) const {
+    return list_.values[static_cast<std::size_t>(value)];
+  }
+
+  template <class Chosen>
+  MapRange add_loads(Chosen chosen) {
+    MapRange range{static_cast<std::int32_t>(laid_->loads.size()), 0};
+    for (std::int32_t i = 0; i < list_.n_operands; ++i) {
+      if (chosen(static_cast<std::size_t>(i))) laid_->loads.push_back(i);
+    }
+    range.end = static_cast<std::int32_t>(laid_->loads.size());
+    return range;
+  }
+
+  bool reduced_at(const Value& value, std::int32_t depth) const {
+    return value.needed && value.step && is_reduction(value.function) && value.depth == depth + 1;
+  }
+
+  // Values of the tiles of one stage: what its reductions and stores need, back to the operands.
+  std::vector<bool> cone(std::int32_t depth, bool stores) const {
+    std::vector<bool> wanted(list_.values.size(), false);
+    for (const Value& value : list_.values) {
+      if (reduced_at(value, depth)) wanted[static_cast<std::size_t>(value.in[0])] = true;
+    }
+    for (std::int32_t i = 0; stores && i < n_box_results_; ++i)
+      wanted[static_cast<std::size_t>(laid_->results[static_cast<std::size_t>(i)].slot)] = true;
+    for (std::size_t v = wanted.size(); v-- > 0;) {
+      if (list_.of_group(list_.values[v])) wanted[v] = false;
+      if (!wanted[v]) continue;
+      for (const std::int32_t in : list_.values[v].in) wanted[static_cast<std::size_t>(in)] = true;
+    }
+    return wanted;
+  }
+
+  void lay_stage(std::int32_t depth, bool stores) {
+    MapStage stage;
+    stage.group_steps.begin = here();
+    for (std::size_t v = 0; v < list_.values.size(); ++v) {
+      const Value& value = list_.values[v];
+      const bool group = value.needed && value.step && !is_reduction(value.function) &&
+                         list_.of_group(value) && value.depth == depth;
+      if (group) add_step(v);
+    }
+    stage.group_steps.end = here();
+    const std::vector<bool> wanted = cone(depth, stores);
+    stage.tiles = std::find(wanted.begin(), wanted.end(), true) != wanted.end();
+    // A tile that holds all of a group keeps what earlier stages computed.
+    const auto missing = [&](std::size_t v) { return wanted[v] && !(resident_ && computed_[v]); };
+    stage.loads = add_loads(missing);
+    stage.steps.begin = here();
+    for (std::size_t v = 0; v < list_.values.size(); ++v) {
+      if (missing(v) && list_.values[v].step) add_step(v);
+      if (wanted[v]) computed_[v] = true;
+    }
+    stage.steps.end = here();
+    // What a tile reads stays until the last one has.
+    for (std::int32_t i = stage.steps.begin; i < stage.steps.end; ++i) {
+      for (const std::int32_t slot : laid_->steps[static_cast<std::size_t>(i)].in) {
+        if (!made_in(slot, stage.steps)) use(slot);
+      }
+    }
+    add_reductions(depth, stage);
+    stage.stores = {0, stores ? n_box_results_ : 0};
+    for (std::int32_t i = 0; i < stage.stores.end; ++i)
+      take_result(laid_->results[static_cast<std::size_t>(i)]);
+    laid_->stages.push_back(stage);
+  }
+
+  // From the value a result shows to the slot that holds it.
+  void take_result(MapTensor& result) {
+    result.slot = slot_of(result.slot);
+    use(result.slot);
+  }
+
+  void add_step(std::size_t v) {
+    const Value& value = list_.values[v];
+    MapStep step;
+    step.function = value.function;
+    step.kind = kind_of(value);
+    for (std::size_t k = 0; k < value.in.size(); ++k) {
+      const MapKind kind = kind_of(value_of(value.in[k]));
+      step.in[k] = slot_of(value.in[k]);
+      use(step.in[k]);
+      step.by_rows |= step.kind == kMapFull && kind != kMapFull && kind != kMapOne;
+      step.row_numbers[k] = kind == kMapFull ? -1 : (kind & kMapRows) != 0 ? 1 : 0;
+    }
+    for (std::size_t k = 0; k < value.in.size(); ++k) {
+      const MapKind kind = kind_of(value_of(value.in[k]));
+      const bool moves = step.by_rows ? (kind & kMapColumns) != 0 : kind != kMapOne;
+      step.moving = static_cast<std::uint8_t>(step.moving | (moves ? 1U << k : 0U));
+    }
+    step.out = slots_[v] = born(step.kind);
+    laid_->steps.push_back(step);
+  }
+
+  void add_reductions(std::int32_t depth, MapStage& stage) {
+    stage.reductions.begin = static_cast<std::int32_t>(laid_->reductions.size());
+    for (std::size_t v = 0; v < list_.values.size(); ++v) {
+      const Value& value = list_.values[v];
+      if (!reduced_at(value, depth)) continue;
+      MapReduction reduction;
+      reduction.function = value.function;
+      reduction.kind = kind_of(value);
+      reduction.in = slot_of(value.in[0]);
+      use(reduction.in);
+      const bool along = (reduction.kind & kMapColumns) == 0;
+      const Index numbers = along ? kMapLanes * room(reduction.kind) : room(reduction.kind);
+      reduction.floats = numbers * (value.function == MapFunction::sum ? 2 : 1);
+      reduction.total = reserve(reduction.floats);
+      reduction.out = slots_[v] = born(reduction.kind);
+      laid_->reductions.push_back(reduction);
+    }
+    stage.reductions.end = static_cast<std::int32_t>(laid_->reductions.size());
+  }
+
+  // A number computed at some step and read until another, in a register of its kind.
+  struct Life {
+    MapKind kind;
+    std::int32_t born, last;
+  };
+
+  std::int32_t born(MapKind kind) {
+    lives_.push_back({kind, here(), here()});
+    return base() + static_cast<std::int32_t>(lives_.size()) - 1;
+  }
+
+  void use(std::int32_t slot) {
+    if (slot >= base()) lives_[static_cast<std::size_t>(slot - base())].last = here();
+  }
+
+  bool made_in(std::int32_t slot, const MapRange& steps) const {
+    if (slot < base()) return false;
+    const Life& life = lives_[static_cast<std::size_t>(slot - base())];
+    return life.born >= steps.begin && life.born < steps.end;
+  }
+
+  // A register is free again after the last step that reads it, never for that step's own result.
+  void lay_registers() {
+    std::vector<std::int32_t> found(lives_.size());
+    std::vector<std::size_t> holder;  // of each register, the life that had it last
+    for (std::size_t i = 0; i < lives_.size(); ++i) {
+      std::size_t r = 0;
+      while (r < holder.size() &&
+             (lives_[holder[r]].kind != lives_[i].kind || lives_[holder[r]].last >= lives_[i].born))
+        ++r;
+      if (r == holder.size()) {
+        holder.push_back(i);
+        laid_->registers.push_back(reserve(room(lives_[i].kind)));
+      }
+      holder[r] = i;
+      found[i] = base() + static_cast<std::int32_t>(r);
+    }
+    const auto settle = [&](std::int32_t& slot) {
+      if (slot >= base()) slot = found[static_cast<std::size_t>(slot - base())];
+    };
+    for (MapStep& step : laid_->steps) {
+      for (std::int32_t& in : step.in) settle(in);
+      settle(step.out);
+    }
+    for (MapReduction& reduction : laid_->reductions) {
+      settle(reduction.in);
+      settle(reduction.out);
+    }
+    for (MapTensor& result : laid_->results) settle(result.slot);
+  }
+
+  void bind() {
+    MapProgram& p = laid_->program;
+    p.n_operands = list_.n_operands;
+    p.n_constants = list_.n_constants;
+    p.n_registers = static_cast<std::int32_t>(laid_->registers.size());
+    p.n_stages = static_cast<std::int32_t>(laid_->stages.size());
+    p.operands = laid_->operands.data();
+    p.constants = laid_->constants.data();
+    p.registers = laid_->registers.data();
+    p.stages = laid_->stages.data();
+    p.steps = laid_->steps.data();
+    p.reductions = laid_->reductions.data();
+    p.loads = laid_->loads.data();
+    p.results = laid_->results.data();
+  }
+
+  Listing list_;
+  std::shared_ptr<Laid> laid_ = std::make_shared<Laid>();
+  bool resident_ = true;
+  std::int32_t n_box_results_ = 0;
+  std::vector<std::int32_t> slots_;  // of each value, where it was computed last
+  std::vector<bool> computed_;       // in a tile of an earlier stage
+  std::vector<Life> lives_;
+};
+
+}  // namespace
+
+Call prepare_map(const Operands& o, const Kernels& kernels) {
+  Listing list = read_listing(o.attributes);
+  check_operands(o, list);
+  mark_needed(list);
+  const double work =
+      static_cast<double>(list.elements(list.whole())) * static_cast<double>(list.values.size());
+  const std::shared_ptr<const Laid> laid = Layout(std::move(list), o).take();
+  const auto kernel = kernels.map;
+  return {[kernel, laid](const Worker& worker) { kernel(laid->program, worker); },
+          bytes_of_floats(static_cast<std::uint64_t>(laid->scratch_floats)), work};
+}
+
+}  // namespace edge

@@ -1,0 +1,186 @@
+// The loops of one step of a map: a function over a tile of registers. Internal linkage, as
+// everything in simd.h.
+//
+// A row is walked in whole vectors: what lies behind its end is computed too and overwritten by the
+// next row, or lies in the padding of the register. So an output is never one of its operands.
+#pragma once
+
+#include "kernels/map.h"
+#include "kernels/vmath.h"
+
+namespace edge {
+namespace EDGE_ISA {
+
+namespace {
+
+template <float (*F)(float)>
+EDGE_INLINE Vec each(Vec x) {
+  float lanes[EDGE_VECTOR_FLOATS];
+  store(lanes, x);
+  for (Index i = 0; i < kLanes; ++i) lanes[i] = F(lanes[i]);
+  return load(lanes);
+}
+
+#define EDGE_SCALAR(name, expression) \
+  EDGE_INLINE float name(float x) { return expression; }
+EDGE_SCALAR(float_sqrt, __builtin_sqrtf(x))
+EDGE_SCALAR(float_floor, __builtin_floorf(x))
+EDGE_SCALAR(float_ceil, __builtin_ceilf(x))
+EDGE_SCALAR(float_round, __builtin_rintf(x))  // the default mode rounds half to even
+EDGE_SCALAR(float_sin, __builtin_sinf(x))
+EDGE_SCALAR(float_cos, __builtin_cosf(x))
+#undef EDGE_SCALAR
+
+EDGE_INLINE Vec truth(IntVec mask) { return floats_of(mask & bits_of(splat(1.0F))); }
+
+#define EDGE_ONE(name, expression)                      \
+  struct name {                                         \
+    EDGE_INLINE Vec apply(Vec x) { return expression; } \
+  };
+EDGE_ONE(Exp, exp_of(x))
+EDGE_ONE(Log, log_of(x))
+EDGE_ONE(Sqrt, each<float_sqrt>(x))
+EDGE_ONE(Reciprocal, 1.0F / x)
+EDGE_ONE(Tanh, tanh_of(x))
+EDGE_ONE(Sigmoid, sigmoid_of(x))
+EDGE_ONE(Erf, erf_of(x))
+EDGE_ONE(Softplus, softplus_of(x))
+EDGE_ONE(Abs, abs_of(x))
+EDGE_ONE(Sign, select(x > Vec{}, splat(1.0F), select(x < Vec{}, splat(-1.0F), x)))
+EDGE_ONE(Floor, each<float_floor>(x))
+EDGE_ONE(Ceil, each<float_ceil>(x))
+EDGE_ONE(Round, each<float_round>(x))
+EDGE_ONE(Sin, each<float_sin>(x))
+EDGE_ONE(Cos, each<float_cos>(x))
+EDGE_ONE(Relu, select(x < Vec{}, Vec{}, x))
+#undef EDGE_ONE
+
+#define EDGE_TWO(name, expression)                             \
+  struct name {                                                \
+    EDGE_INLINE Vec apply(Vec a, Vec b) { return expression; } \
+  };
+EDGE_TWO(Div, a / b)
+EDGE_TWO(Min, select((a < b) | (a != a), a, b))
+EDGE_TWO(Max, select((a > b) | (a != a), a, b))
+EDGE_TWO(Equal, truth(a == b))
+EDGE_TWO(Less, truth(a < b))
+EDGE_TWO(LessEqual, truth(a <= b))
+EDGE_TWO(Add, a + b)
+EDGE_TWO(Sub, a - b)
+EDGE_TWO(Mul, a* b)
+EDGE_TWO(ReluGrad, select(b > Vec{}, a, Vec{}))
+#undef EDGE_TWO
+
+struct Pow {
+  EDGE_INLINE Vec apply(Vec a, Vec b) {
+    float x[EDGE_VECTOR_FLOATS], y[EDGE_VECTOR_FLOATS];
+    store(x, a);
+    store(y, b);
+    for (Index i = 0; i < kLanes; ++i) x[i] = __builtin_powf(x[i], y[i]);
+    return load(x);
+  }
+};
+
+// Where an operand lies for a loop: `row` floats on for the next row.
+struct LoopOperand {
+  const float* at;
+  Index row;
+};
+using Loop = void (*)(float* out, const LoopOperand* in, Index rows, Index columns);
+
+template <class F>
+void loop_one(float* out, const LoopOperand* in, Index, Index columns) {
+  const float* x = in[0].at;
+  for (Index i = 0; i < columns; i += kLanes) store(out + i, F::apply(load(x + i)));
+}
+
+// Bit k of Moving: operand k has a number for each place in a row; otherwise one serves all of it.
+template <bool Moving>
+EDGE_INLINE Vec element(const float* row, Index i, Vec all) {
+  return Moving ? load(row + i) : all;
+}
+
+template <class F, int Moving>
+void loop_two(float* out, const LoopOperand* in, Index rows, Index columns) {
+  constexpr bool kA = (Moving & 1) != 0, kB = (Moving & 2) != 0;
+  for (Index r = 0; r < rows; ++r) {
+    const float *a = in[0].at + r * in[0].row, *b = in[1].at + r * in[1].row;
+    const Vec all_a = splat(*a), all_b = splat(*b);
+    float* y = out + r * columns;
+    for (Index i = 0; i < columns; i += kLanes) {
+      store(y + i, F::apply(element<kA>(a, i, all_a), element<kB>(b, i, all_b)));
+    }
+  }
+}
+
+template <int Moving>
+void loop_where(float* out, const LoopOperand* in, Index rows, Index columns) {
+  constexpr bool kC = (Moving & 1) != 0, kA = (Moving & 2) != 0, kB = (Moving & 4) != 0;
+  for (Index r = 0; r < rows; ++r) {
+    const float *c = in[0].at + r * in[0].row, *a = in[1].at + r * in[1].row,
+                *b = in[2].at + r * in[2].row;
+    const Vec all_c = splat(*c), all_a = splat(*a), all_b = splat(*b);
+    float* y = out + r * columns;
+    for (Index i = 0; i < columns; i += kLanes) {
+      const Vec no = element<kB>(b, i, all_b), yes = element<kA>(a, i, all_a);
+      store(y + i, select(element<kC>(c, i, all_c) == Vec{}, no, yes));
+    }
+  }
+}
+
+// In the order of UnaryFunction.
+constexpr Loop kOnes[kUnaryFunctions] = {
+    loop_one<Exp>,     loop_one<Log>,  loop_one<Sqrt>,     loop_one<Reciprocal>, loop_one<Tanh>,
+    loop_one<Sigmoid>, loop_one<Erf>,  loop_one<Softplus>, loop_one<Abs>,        loop_one<Sign>,
+    loop_one<Floor>,   loop_one<Ceil>, loop_one<Round>,    loop_one<Sin>,        loop_one<Cos>,
+};
+
+template <class F>
+Loop two(int moving) {
+  constexpr Loop kLoops[] = {loop_two<F, 0>, loop_two<F, 1>, loop_two<F, 2>, loop_two<F, 3>};
+  return kLoops[moving];
+}
+
+Loop where_loop(int moving) {
+  constexpr Loop kLoops[] = {loop_where<0>, loop_where<1>, loop_where<2>, loop_where<3>,
+                             loop_where<4>, loop_where<5>, loop_where<6>, loop_where<7>};
+  return kLoops[moving];
+}
+
+Loop loop_of(MapFunction function, int moving) {
+  switch (function) {
+    case MapFunction::div:
+      return two<Div>(moving);
+    case MapFunction::pow:
+      return two<Pow>(moving);
+    case MapFunction::min:
+      return two<Min>(moving);
+    case MapFunction::max:
+      return two<Max>(moving);
+    case MapFunction::equal:
+      return two<Equal>(moving);
+    case MapFunction::less:
+      return two<Less>(moving);
+    case MapFunction::less_equal:
+      return two<LessEqual>(moving);
+    case MapFunction::add:
+      return two<Add>(moving);
+    case MapFunction::sub:
+      return two<Sub>(moving);
+    case MapFunction::mul:
+      return two<Mul>(moving);
+    case MapFunction::relu_grad:
+      return two<ReluGrad>(moving);
+    case MapFunction::where:
+      return where_loop(moving);
+    case MapFunction::relu:
+      return loop_one<Relu>;
+    default:
+      return kOnes[static_cast<std::int32_t>(function)];
+  }
+}
+
+}  // namespace
+
+}  // namespace EDGE_ISA
+}  // namespace edge

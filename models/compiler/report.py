@@ -1,0 +1,98 @@
+"""What a plan costs."""
+
+from dataclasses import dataclass
+
+from models.compiler.ir import Node, Role, topological
+from models.compiler.ops import OPS
+from models.compiler.storage import Layout
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a plan costs and does; bytes include alignment.
+
+    Attributes:
+        arena_bytes: all memory of a step but the per-thread workspace.
+        owned_bytes: the part that tensors, optimiser state, batch, scalars and outputs keep for the whole
+            run.
+        temporaries_bytes: the part that activations and gradients share.
+        lower_bound_bytes: no placement of this order of operations could make the arena smaller.
+        constants_bytes: what the plan file holds for the engine to copy.
+        workspace_bytes: scratch of the hungriest kernel, for each thread.
+        forward_multiply_adds: products in the matrix products and convolutions up to the loss.
+        backward_multiply_adds: those after it.
+        moved_bytes: operands that operations without products read and write in a step.
+        operations: kernel calls of one step.
+        micro_batches: slices of the batch that are worked through one after the other.
+        recompute: whether cheap work is done twice to keep less.
+        trained: tensors a step updates.
+        frozen: tensors a step only reads.
+        notes: what the import changed or left out.
+    """
+
+    arena_bytes: int
+    owned_bytes: int
+    temporaries_bytes: int
+    lower_bound_bytes: int
+    constants_bytes: int
+    workspace_bytes: int
+    forward_multiply_adds: int
+    backward_multiply_adds: int
+    moved_bytes: int
+    operations: int
+    micro_batches: int
+    recompute: bool
+    trained: tuple[str, ...]
+    frozen: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def multiply_adds(self) -> tuple[int, int]:
+        """(forward, backward)."""
+        return self.forward_multiply_adds, self.backward_multiply_adds
+
+    @property
+    def gap(self) -> float:
+        """By how much the arena exceeds the lower bound, as a share of that."""
+        return self.arena_bytes / self.lower_bound_bytes - 1
+
+    def memory_bytes(self, threads: int = 1) -> int:
+        """All that an engine with so many threads allocates for the plan."""
+        return self.arena_bytes + self.constants_bytes + threads * self.workspace_bytes
+
+
+def report(  # noqa: PLR0913 - what all passes know of a plan
+    layout: Layout,
+    *,
+    constants_bytes: int,
+    workspace_bytes: int,
+    micro_batches: int,
+    recompute: bool,
+    notes: tuple[str, ...],
+) -> Report:
+    """The costs of a laid-out program."""
+    owners = layout.owners
+    forward = set(topological([v for v, owner in owners.items() if owner.role is Role.OUTPUT]))
+    products = [(OPS[node.op].multiply_adds(node), node in forward) for node in layout.order]
+    by_role = {role: tuple(o.name for o in owners.values() if o.role is role) for role in Role}
+    return Report(
+        arena_bytes=layout.arena_bytes,
+        owned_bytes=layout.owned_bytes,
+        temporaries_bytes=layout.arena_bytes - layout.owned_bytes,
+        lower_bound_bytes=layout.lower_bound_bytes,
+        constants_bytes=constants_bytes,
+        workspace_bytes=workspace_bytes,
+        forward_multiply_adds=sum(n for n, ahead in products if ahead),
+        backward_multiply_adds=sum(n for n, ahead in products if not ahead),
+        moved_bytes=sum(_operand_bytes(node) for node in layout.order if not OPS[node.op].multiply_adds(node)),
+        operations=len(layout.order),
+        micro_batches=micro_batches,
+        recompute=recompute,
+        trained=by_role[Role.TRAINED],
+        frozen=by_role[Role.FROZEN],
+        notes=notes,
+    )
+
+
+def _operand_bytes(node: Node) -> int:
+    return sum(v.type.nbytes for v in node.inputs if v is not None) + sum(t.nbytes for t in node.types)

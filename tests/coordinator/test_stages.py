@@ -1,0 +1,156 @@
+"""Jobs of several stages in memory: what is frozen stays, what is trained is sent, and no fault changes a bit."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_runtime.data import Dataset
+from edge_runtime.plan import ROLE_FROZEN, ROLE_TRAINED, read_plan
+from edge_runtime.tensors import decode_tensors
+from support.memory import MemorySite
+
+JOB = """\
+[job]
+name = "staged"
+seed = 5
+rounds = 4
+[model]
+zoo = "mlp"
+input_shape = [6]
+classes = 3
+[method]
+name = "fedavg"
+[training]
+epochs = 2
+batch = 8
+lr = 0.1
+momentum = 0.9
+cache = "memory"
+stages = [
+  {rounds = 2, trainable = ["fc3.*"]},
+  {rounds = 2, trainable = ["fc2.*", "fc3.*"], lr = 0.05},
+]
+[round]
+devices = 2
+min_updates = 2
+deadline_s = 60
+grace_s = 5
+[evaluate]
+data = "held-out"
+"""
+HEAD, UPPER = {"fc3.weight", "fc3.bias"}, {"fc2.weight", "fc2.bias", "fc3.weight", "fc3.bias"}
+
+
+def made_up(seed: int, rows: int) -> Dataset:
+    """Three blobs in six dimensions."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 3, rows).astype(np.int32)
+    return Dataset((rng.normal(size=(rows, 6)) + 2.0 * np.eye(3, 6)[y]).astype(np.float32), y)
+
+
+def make_site(tmp_path: Path, job: str = JOB) -> MemorySite:
+    home = tmp_path / "home"
+    (home / "held-out").mkdir(parents=True, exist_ok=True)
+    test = made_up(99, 60)
+    np.savez(home / "held-out" / "test.npz", x=test.x, y=test.y)
+    (home / "job.toml").write_text(job)
+    return MemorySite(home / "job.toml", tmp_path / "state", {"dev-a": made_up(1, 20), "dev-b": made_up(2, 13)})
+
+
+def start_all(site: MemorySite) -> None:
+    site.start()
+    for device in site.devices.values():
+        device.start(site.now_s)
+
+
+def finished(site: MemorySite) -> str:
+    """Run to the end; the hash of the final weights."""
+    site.run()
+    assert site.stop() == 0
+    (done,) = site.seen("job_done")
+    return str(done["model_sha256"])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    site = make_site(tmp_path_factory.mktemp("undisturbed"))
+    start_all(site)
+    return finished(site)
+
+
+def test_each_stage_trains_and_sends_its_own_tensors_alone(tmp_path: Path) -> None:
+    site = make_site(tmp_path)
+    start_all(site)
+    finished(site)
+    first = site.program.weights
+    found = decode_tensors((tmp_path / "state" / "final.safetensors").read_bytes())[0]
+    assert {name for name in first if not np.array_equal(first[name], found[name])} == UPPER
+    (device, _) = site.devices.values()
+    by_round = {task.round: task.phases[0] for task in device.tasks}
+    for number, names in ((1, HEAD), (2, HEAD), (3, UPPER), (4, UPPER)):
+        phase = by_round[number]
+        plan, prefix = (read_plan(device.blobs[sha256]) for sha256 in phase.plans)
+        assert set(plan.named(ROLE_TRAINED)) == set(site.program.stage(number).trained) == names
+        assert not plan.named(ROLE_FROZEN)
+        assert set(prefix.named(ROLE_FROZEN)) == set(first) - names
+        assert phase.scalars == {"lr": 0.1 if number < 3 else 0.05}
+    assert site.seen("round_done")[-1]["accuracy"] > 0.5
+
+
+def test_plans_go_down_once_a_stage_and_the_bytes_say_so(tmp_path: Path) -> None:
+    site = make_site(tmp_path)
+    start_all(site)
+    finished(site)
+    down = [event["bytes_down"] for event in site.seen("round_done")]
+    plans = [sum(len(file.data) for file in stage.files) for stage in site.program.stages]
+    assert down[0] - down[1] == 2 * plans[0]
+    assert down[2] - down[3] == 2 * plans[1]
+    assert down[1] == down[3]
+
+
+def test_plans_of_an_ended_stage_leave_the_broker(tmp_path: Path) -> None:
+    site = make_site(tmp_path)
+    start_all(site)
+    site.run(lambda: len(site.seen("round_started")) == 3)
+    held = {topic.split("/")[4] for topic in site.broker.retained if "/b/" in topic}
+    old, new = ({file.sha256 for file in stage.files} for stage in site.program.stages)
+    assert new <= held
+    assert not old & held
+    finished(site)
+    assert not [topic for topic in site.broker.retained if "/b/" in topic]
+
+
+@pytest.mark.parametrize("cache", ['cache = "off"', 'cache = "disk"', 'cache = "memory"\ncache_mb = 1'])
+def test_no_way_of_keeping_features_changes_a_bit(tmp_path: Path, undisturbed: str, cache: str) -> None:
+    site = make_site(tmp_path, JOB.replace('cache = "memory"', cache))
+    start_all(site)
+    assert finished(site) == undisturbed
+
+
+@pytest.mark.parametrize("rounds_done", [1, 2, 3])
+def test_a_coordinator_killed_around_a_stage_ends_at_the_same_model(
+    tmp_path: Path, undisturbed: str, rounds_done: int
+) -> None:
+    site = make_site(tmp_path)
+    start_all(site)
+    site.run(lambda: len(site.seen("round_done")) == rounds_done)
+    site.kill()
+    site.start()
+    assert finished(site) == undisturbed
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("momentum = 0.9", 'optimizer = "adamw"\nbetas = [0.8, 0.99]\nepsilon = 1e-6\nweight_decay = 0.1'),
+        ("momentum = 0.9", "momentum = 0.9\nnesterov = true\nmax_norm = 0.5"),
+        ("momentum = 0.9", "momentum = 0.9\nproximal = 0.3"),
+    ],
+)
+def test_every_optimiser_key_reaches_the_devices(tmp_path: Path, undisturbed: str, old: str, new: str) -> None:
+    lr = "lr = 0.01" if "adamw" in new else "lr = 0.1"
+    site = make_site(tmp_path, JOB.replace("lr = 0.1", lr).replace(old, new))
+    start_all(site)
+    assert finished(site) != undisturbed
+    assert site.seen("round_done")[-1]["accuracy"] > 0.5
