@@ -9,7 +9,7 @@ FUZZ_S ?= 600
 CORE_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') CMakeLists.txt pyproject.toml
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo compiled check test test-core fuzz bench clean format
+.PHONY: help demo compiled check test test-core fuzz bench bench-peers clean format
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -52,6 +52,9 @@ fuzz: $(STAMPS)/test ## break plans for FUZZ_S seconds (600) under libFuzzer and
 
 bench: $(STAMPS)/test ## ratios against what a user would pick instead; writes tests/bench/results/
 	$(BIN)/edge-runtime bench client $(ARGS)
+
+bench-peers: $(BIN)/python ## install what `edge-runtime bench training` compares with, into build/peers
+	PYTHON=$(CURDIR)/$(BIN)/python sh tests/bench/peers/install.sh
 
 clean: ## remove everything that was built, the virtual environment too
 	rm -rf $(VENV) build dist

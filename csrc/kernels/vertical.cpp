@@ -126,16 +126,40 @@ void multiply_all(const Product& p, const Worker& worker) {
 }  // namespace
 
 void vertical_conv(const ConvArgs& a, const Worker& worker) {
-  multiply_all({a.w, a.filters * a.channels * a.kernel_h, a.channels * a.kernel_h, a.kernel_h, a.x,
-                a.bias, a.out, a.images, a.groups, a.filters, a.channels, a.width, a.height,
-                a.out_height, a.kernel_h, a.stride_h, a.pad_top, a.dilation_h, false, a.relu},
+  multiply_all({a.w,
+                a.filters * a.channels * a.kernel_h,
+                a.channels * a.kernel_h,
+                a.kernel_h,
+                a.x,
+                a.bias,
+                a.out,
+                a.images,
+                a.groups,
+                a.filters,
+                a.channels,
+                a.width,
+                a.height,
+                a.out_height,
+                a.kernel_h,
+                a.stride_h,
+                a.pad_top,
+                a.dilation_h,
+                false,
+                a.relu},
                worker);
 }
 
 void vertical_grad_x(const ConvArgs& a, const Worker& worker) {
-  multiply_all({a.w, a.filters * a.channels * a.kernel_h, a.kernel_h, a.channels * a.kernel_h, a.x,
-                nullptr, a.out, a.images, a.groups, a.channels, a.filters, a.width, a.out_height,
-                a.height, a.kernel_h, a.stride_h, a.pad_top, a.dilation_h, true, false},
+  multiply_all({a.w,          a.filters * a.channels * a.kernel_h,
+                a.kernel_h,   a.channels * a.kernel_h,
+                a.x,          nullptr,
+                a.out,        a.images,
+                a.groups,     a.channels,
+                a.filters,    a.width,
+                a.out_height, a.height,
+                a.kernel_h,   a.stride_h,
+                a.pad_top,    a.dilation_h,
+                true,         false},
                worker);
 }
 

@@ -1,6 +1,6 @@
 // A convolution whose taps are one above the other (KH x 1, as the temporal half of a (2+1)D
-// convolution): when it is taken, and its scratch. Shared by the kernels and by the check of a plan,
-// like conv_plan.h.
+// convolution): when it is taken, and its scratch. Shared by the kernels and by the check of a
+// plan, like conv_plan.h.
 #pragma once
 
 #include "kernels/conv_plan.h"

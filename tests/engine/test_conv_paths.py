@@ -1,4 +1,4 @@
-"""Depthwise, pointwise and vertical convolutions have kernels of their own: random shapes, and the edges of their blocks."""
+"""Depthwise, pointwise and vertical convolutions have kernels of their own: random shapes, edges of their blocks."""
 
 from __future__ import annotations
 
