@@ -26,6 +26,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from bench.recording import machine, save
+from bench.training_products import peak_rate
+from bench.training_steps import judged
 from coordinator.evaluate import ort
 from edge_runtime.data import Dataset
 from edge_runtime.engine import Engine
@@ -220,22 +223,6 @@ def alternate(steps: Steps) -> dict[str, list[float]]:
     return times
 
 
-def judged(mine: list[float], theirs: list[float], target: float | None, floor_s: float) -> dict[str, Any]:
-    """The figures of a row: medians of the blocks, the spread of the blocks' ratios, the bound from the floor."""
-    ours_s, peer_s = statistics.median(mine), statistics.median(theirs)
-    ratios = [t / o for o, t in zip(mine, theirs, strict=True)]
-    return {
-        "ours_s": round(ours_s, 8),
-        "peer_s": round(peer_s, 8),
-        "ratio": round(peer_s / ours_s, 2),
-        "target": target,
-        "bound": round(peer_s / floor_s, 2),
-        "share_of_bound": round(floor_s / ours_s, 3),
-        "met": target is None or peer_s / ours_s >= target,
-        "spread": [round(min(ratios), 2), round(max(ratios), 2)],
-    }
-
-
 def t18_rows(peak: float) -> list[dict[str, Any]]:
     """A step of the last block, prefix included; `peak` is in multiply-adds a second."""
     return [_row("T18", setting_of(last), peak, cached=False) for last in LAST]
@@ -280,30 +267,31 @@ def prefix_rows(peak: float) -> list[dict[str, Any]]:
                 "id": "prefix",
                 "work": f"{last.network} frozen prefix, batch {setting.network.batch}",
                 "peer": peer,
-                **judged(times["ours"], times[peer], None, products / peak),
+                **judged(times["ours"], times[peer], 1.0, products / peak),
             }
         )
     return rows
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the bench and print a table, or one JSON object."""
+    """Run the bench, print a table or one JSON object, and keep it in tests/bench/results/."""
     parser = argparse.ArgumentParser(
         prog="edge-runtime bench freeze", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--peak-gflops", type=float, default=220.0, help="this machine's, as bench training prints it")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    peak = options.peak_gflops * 1e9 / 2
+    peak = peak_rate()
     rows = [*t18_rows(peak), *t19_rows(peak), *prefix_rows(peak)]
+    result = {"bench": "freeze", "machine": {**machine(), "peak_gflops": round(2e-9 * peak, 1)}, "rows": rows}
+    save(result)
     if options.json:
-        print(json.dumps({"bench": "freeze", "rows": rows}))
+        print(json.dumps(result))
         return 0
     for row in rows:
         print(
             f"{row['id']:7}{1e3 * row['ours_s']:9.2f} ms{1e3 * row['peer_s']:9.2f} ms{row['ratio']:7.2f} x"
-            f"  target {row['target'] or '-'}{'' if row['met'] else ' (missed)'}  {row['work']}, {row['peer']}"
+            f"  target {row['target']:g}{'' if row['met'] else ' (missed)'}  {row['work']}, {row['peer']}"
         )
     return 0
 
