@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
+import signal
 import statistics
 import subprocess
 import sys
@@ -76,7 +78,9 @@ class Peer:
         return float(used_s) / steps
 
     def stop(self) -> None:
-        self._process.kill()
+        """End the child and what it started: torch.compile starts compilers."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.communicate()
 
     def _answer(self, patience_s: float) -> str:
