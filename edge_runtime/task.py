@@ -30,9 +30,11 @@ from edge_runtime.plan import (
     ROLE_SCALAR,
     ROLE_STATE,
     ROLE_TRAINED,
+    SEED,
     Plan,
     Tensor,
 )
+from edge_runtime.rng import derive_seed
 from edge_runtime.wire.tasks import Phase, Task, Upload, format_task, parse_task
 
 __all__ = [
@@ -205,6 +207,8 @@ def _run_phase(  # noqa: PLR0913, PLR0917 a phase: its plans, weights and data
     try:
         engine = Engine(plan, threads=board.threads, memory_limit_bytes=board.limit_bytes)
         _write_inputs(engine, phase, plan, weights)
+        if SEED in plan.named(ROLE_SCALAR):
+            engine.write(SEED, np.array(derive_seed("random", seed, epochs.start) % (1 << 24), np.float32))
         _train(engine, features, board, seed, epochs, losses)
         return {name: engine.read(name) for name in plan.named(ROLE_TRAINED)}
     finally:
@@ -244,7 +248,7 @@ def check_phase(
     taken = {name: (tensor.dtype, tensor.shape[1:]) for name, tensor in columns.items()}
     if taken != made:
         raise BadPrefix(f"the plan takes features {taken}, its prefix makes {made}")
-    scalars = set(plan.named(ROLE_SCALAR))
+    scalars = set(plan.named(ROLE_SCALAR)) - {SEED}
     if scalars != set(phase.scalars):
         raise ScalarMismatch(f"the task sets {sorted(phase.scalars)}, the plan takes {sorted(scalars)}")
     for each in (plan, *(() if prefix is None else (prefix,))):

@@ -45,6 +45,7 @@ constexpr OpInfo kOps[] = {
     {32, "adamw", 6, 3, 0, 0, 4, kAnyInput},
     {33, "blend", 2, 1, 0, 0, 1, kAnyInput},
     {40, "map", kMaxInputs, kMaxOutputs, 0, 0, kAnyNumber, kAnyInput, true},
+    {41, "random", 2, 1, 0, 0, 2, 0},
 };
 
 bool overlap(const Tensor& a, const Tensor& b) {

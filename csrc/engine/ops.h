@@ -46,6 +46,7 @@ enum class Opcode : std::uint16_t {
   adamw,
   blend,
   map = 40,
+  random = 41,
 };
 
 constexpr std::size_t kMaxInputs = 16, kMaxOutputs = 8;

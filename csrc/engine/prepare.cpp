@@ -188,6 +188,8 @@ Call prepare(Opcode code, const Operands& o, const Kernels& kernels) {
       return prepare_blend(o, kernels);
     case Opcode::map:
       return prepare_map(o, kernels);
+    case Opcode::random:
+      return prepare_random(o, kernels);
   }
   refuse("BadOpcode", "unknown opcode");
 }

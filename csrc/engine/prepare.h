@@ -125,6 +125,7 @@ Call prepare_topk(const Operands& o, const Kernels& kernels);
 Call prepare_matmul(const Operands& o, const Kernels& kernels);
 Call prepare_adamw(const Operands& o, const Kernels& kernels);
 Call prepare_blend(const Operands& o, const Kernels& kernels);
+Call prepare_random(const Operands& o, const Kernels& kernels);
 // prepare_fused.cpp
 Call prepare_map(const Operands& o, const Kernels& kernels);
 // prepare_moves.cpp

@@ -30,8 +30,10 @@ from models.compiler.onnx_losses import CONVERTERS as LOSSES
 from models.compiler.onnx_moves import CONVERTERS as MOVES
 from models.compiler.onnx_nodes import ModelNode, Term, Training
 from models.compiler.onnx_ops import CONVERTERS as LAYERS
+from models.compiler.onnx_random import CONVERTERS as RANDOM
 from models.compiler.onnx_recurrent import CONVERTERS as RECURRENT
 from models.compiler.onnx_tensor_ops import CONVERTERS as TENSOR_OPS
+from models.compiler.randomness import SEED, STEP
 
 MAX_MODEL_BYTES = 256 << 20
 MIN_OPSET = 7
@@ -63,7 +65,7 @@ FOLDABLE = frozenset(
         "Where",
     ]
 )
-CONVERTERS = LAYERS | TENSOR_OPS | MOVES | RECURRENT | INDEXING | EINSUM | LOSSES | FORMULAS
+CONVERTERS = LAYERS | TENSOR_OPS | MOVES | RECURRENT | INDEXING | EINSUM | LOSSES | FORMULAS | RANDOM
 SUPPORTED = frozenset(CONVERTERS)
 # What the onnx package and NumPy raise on malformed attributes, tensors and shapes.
 BROKEN = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -128,7 +130,7 @@ def import_onnx(model: bytes, *, batch: int, training: bool = True) -> Graph:
     updates = tuple((slot, new) for slot, new in shared.updates if any(n in reached for n in topological([new])))
     leaves = [node.out() for node in topological([output, *(v for pair in updates for v in pair)]) if node.op == "leaf"]
     rows = shared.rows if shared.rows in leaves else None
-    parameters = tuple(v for v in leaves if v not in (x, rows))
+    parameters = tuple(v for v in leaves if v not in (x, rows, SEED, STEP))
     return Graph((x,), parameters, (output,), tuple(notes), rows, updates, _last_op(proto), tuple(shared.modes))
 
 

@@ -139,6 +139,11 @@ void add_map(build::PlanBuilder& plan, Random& random, std::uint16_t code) {
   if (code == 24) plan.op(24, {x}, {place}, {side, 0});
   if (code == 30) plan.op(30, {x}, {y}, {side, static_cast<std::int32_t>(random.below(2)), side});
   if (code == 31) plan.op(31, {x}, {best, places}, {side, 0, static_cast<std::int32_t>(k)});
+  if (code == 41) {
+    const auto seed = plan.tensor("seed", {}, Role::scalar),
+               step = plan.tensor("step", {}, Role::state);
+    plan.op(41, {seed, step}, {y}, {side, static_cast<std::int32_t>(random.below(99))});
+  }
   if (code == 28) {
     const Dtype kinds[] = {Dtype::float32, Dtype::int32, Dtype::uint8};
     const auto from = plan.tensor("from", {n, m}, Role::frozen, kinds[random.below(3)]);
@@ -180,8 +185,8 @@ void add_move(build::PlanBuilder& plan, Random& random, std::uint16_t code) {
 Bytes one_operation(Random& random) {
   build::PlanBuilder plan;
   const std::uint16_t code =
-      random.of<std::uint16_t>({1,  2,  2,  3,  3,  4,  4,  7,  8,  9,  10, 11, 12, 13,
-                                14, 15, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31});
+      random.of<std::uint16_t>({1,  2,  2,  3,  3,  4,  4,  7,  8,  9,  10, 11, 12, 13, 14,
+                                15, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 41});
   if (code == 1) add_gemm(plan, random);
   if (code >= 2 && code <= 4) add_conv(plan, random, code);
   if (code >= 7 && code <= 10) add_pool(plan, random, code);

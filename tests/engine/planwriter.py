@@ -45,6 +45,7 @@ OPCODES = {
     "adamw": 32,
     "blend": 33,
     "map": 40,
+    "random": 41,
 }
 ABSENT = 0xFFFFFFFF
 HEADER = struct.Struct("<8sIIIIIIQQQQ")
