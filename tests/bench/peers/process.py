@@ -12,12 +12,8 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from support.data import REPOSITORY
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 BUILD = REPOSITORY / "build" / "peers"
 HERE = Path(__file__).parent
@@ -94,25 +90,6 @@ class Peer:
                 raise PeerUnavailable(f"{self._program.name} ended: {_last_line(self._log)}")
             line += part
         return line.decode().strip()
-
-
-def alternate(runs: Mapping[str, Callable[[int], float]], blocks: int, block_s: float) -> dict[str, list[float]]:
-    """Processor seconds a step, one figure a block; the blocks of all take turns, each about `block_s` long.
-
-    Args:
-        runs: Per name, what runs so many steps and returns the seconds of one.
-        blocks: Figures wanted of each.
-        block_s: Length of a block, unless one step is longer.
-    """
-    counts = {}
-    for name, run in runs.items():
-        run(3)  # the first steps warm up
-        counts[name] = max(1, round(block_s / run(3)))
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(blocks):
-        for name, run in runs.items():
-            times[name].append(run(counts[name]))
-    return times
 
 
 def learned(losses: list[float]) -> bool:
