@@ -17,7 +17,6 @@ import copy
 import json
 import statistics
 import sys
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +25,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bench.recording import machine, save
+from bench.timing import alternate, judged, timed
 from bench.training_products import peak_rate
-from bench.training_steps import judged
 from coordinator.evaluate import ort
 from edge_runtime.data import Dataset
 from edge_runtime.engine import Engine
@@ -45,7 +43,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LR, MOMENTUM = 0.001, 0.9
-BLOCKS, BLOCK_S = 15, 0.05
 Steps = dict[str, "Callable[[], object]"]
 
 
@@ -205,24 +202,6 @@ def _inference_onnx(bottom: nn.Module, setting: Setting) -> bytes:
     return file.getvalue()
 
 
-def alternate(steps: Steps) -> dict[str, list[float]]:
-    """Processor seconds a step of each, one block after the other, BLOCKS times."""
-    counts = {}
-    for name, step in steps.items():
-        step()
-        begin = time.process_time()
-        step()
-        counts[name] = max(1, int(BLOCK_S / max(time.process_time() - begin, 1e-6)))
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(BLOCKS):
-        for name, step in steps.items():
-            begin = time.process_time()
-            for _ in range(counts[name]):
-                step()
-            times[name].append((time.process_time() - begin) / counts[name])
-    return times
-
-
 def t18_rows(peak: float) -> list[dict[str, Any]]:
     """A step of the last block, prefix included; `peak` is in multiply-adds a second."""
     return [_row("T18", setting_of(last), peak, cached=False) for last in LAST]
@@ -235,7 +214,7 @@ def t19_rows(peak: float) -> list[dict[str, Any]]:
 
 def _row(row: str, setting: Setting, peak: float, *, cached: bool) -> dict[str, Any]:
     steps = {"ours": ours(setting, cached=cached), **torch_steps(setting, frozen=not cached)}
-    times = alternate(steps)
+    times = alternate({name: timed(step) for name, step in steps.items()})
     best = min((name for name in times if name != "ours"), key=lambda name: statistics.median(times[name]))
     target = setting.last.t19 if cached else setting.last.t18
     what = "kept features" if cached else "frozen prefix"
@@ -259,7 +238,7 @@ def prefix_rows(peak: float) -> list[dict[str, Any]]:
     rows = []
     for last in LAST:
         setting = setting_of(last)
-        times = alternate(prefix_steps(setting))
+        times = alternate({name: timed(step) for name, step in prefix_steps(setting).items()})
         peer = next(name for name in times if name != "ours")
         products = _products(setting, cached=False) - _products(setting, cached=True)
         rows.append(
@@ -267,14 +246,14 @@ def prefix_rows(peak: float) -> list[dict[str, Any]]:
                 "id": "prefix",
                 "work": f"{last.network} frozen prefix, batch {setting.network.batch}",
                 "peer": peer,
-                **judged(times["ours"], times[peer], 1.0, products / peak),
+                **judged(times["ours"], times[peer], None, products / peak),
             }
         )
     return rows
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the bench, print a table or one JSON object, and keep it in tests/bench/results/."""
+    """Run the bench and print a table, or one JSON object."""
     parser = argparse.ArgumentParser(
         prog="edge-runtime bench freeze", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -283,15 +262,13 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     peak = peak_rate()
     rows = [*t18_rows(peak), *t19_rows(peak), *prefix_rows(peak)]
-    result = {"bench": "freeze", "machine": {**machine(), "peak_gflops": round(2e-9 * peak, 1)}, "rows": rows}
-    save(result)
     if options.json:
-        print(json.dumps(result))
+        print(json.dumps({"bench": "freeze", "rows": rows}))
         return 0
     for row in rows:
         print(
             f"{row['id']:7}{1e3 * row['ours_s']:9.2f} ms{1e3 * row['peer_s']:9.2f} ms{row['ratio']:7.2f} x"
-            f"  target {row['target']:g}{'' if row['met'] else ' (missed)'}  {row['work']}, {row['peer']}"
+            f"  target {row['target'] or '-'}{'' if row['met'] else ' (missed)'}  {row['work']}, {row['peer']}"
         )
     return 0
 
