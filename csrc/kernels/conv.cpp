@@ -2,6 +2,7 @@
 
 #include "kernels/conv_lanes.h"
 #include "kernels/conv_plan.h"
+#include "kernels/conv_rows.h"
 #include "kernels/depthwise.h"
 #include "kernels/depthwise_plan.h"
 #include "kernels/pack.h"
@@ -157,6 +158,14 @@ void conv(const ConvArgs& a, const Worker& worker) {
                        blocks, worker);
     return;
   }
+  const conv_rows::Problem rows = conv_rows::forward_problem(a);
+  const conv_rows::Blocks row_blocks = conv_rows::correlate_blocks(rows);
+  if (row_blocks.rows > 0) {
+    correlate_rows({rows, a.x, a.w, a.bias, a.out, a.groups, a.channels * taps, taps,
+                    a.filters * a.channels * taps, a.relu},
+                   row_blocks, worker);
+    return;
+  }
   const Index cut = conv_lanes::fills(a.images, kLanes) ? conv_lanes::forward_cut(a) : 0;
   if (cut > 0) {
     correlate_lanes({conv_lanes::forward_problem(a), a.x, a.w, a.bias, a.out, a.groups,
@@ -180,6 +189,14 @@ void conv_grad_x(const ConvArgs& a, const Worker& worker) {
     correlate_winograd({minimal, a.x, a.w, nullptr, a.out, a.groups, taps, a.channels * taps,
                         a.filters * a.channels * taps, true, false},
                        blocks, worker);
+    return;
+  }
+  const conv_rows::Problem rows = conv_rows::backward_problem(a);
+  const conv_rows::Blocks row_blocks = conv_rows::correlate_blocks(rows);
+  if (row_blocks.rows > 0) {
+    correlate_rows({rows, a.x, a.w, nullptr, a.out, a.groups, taps, a.channels * taps,
+                    a.filters * a.channels * taps, false},
+                   row_blocks, worker);
     return;
   }
   const Index cut = conv_lanes::fills(a.images, kLanes) ? conv_lanes::backward_cut(a) : 0;

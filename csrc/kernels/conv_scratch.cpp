@@ -6,6 +6,7 @@
 #include "kernels/conv.h"
 #include "kernels/conv_lanes_plan.h"
 #include "kernels/conv_plan.h"
+#include "kernels/conv_rows_plan.h"
 #include "kernels/depthwise_plan.h"
 #include "kernels/pointwise_plan.h"
 #include "kernels/winograd_plan.h"
@@ -93,6 +94,11 @@ std::uint64_t winograd_floats(const ConvArgs& a, const winograd::Problem& p) {
   return blocks.images == 0 ? 0 : static_cast<std::uint64_t>(winograd::correlate_floats(p, blocks));
 }
 
+std::uint64_t rows_floats(const conv_rows::Problem& p) {
+  const conv_rows::Blocks blocks = conv_rows::correlate_blocks(p);
+  return blocks.rows == 0 ? 0 : static_cast<std::uint64_t>(conv_rows::correlate_floats(p, blocks));
+}
+
 }  // namespace
 
 std::uint64_t conv_scratch_floats(const ConvArgs& a) {
@@ -103,6 +109,8 @@ std::uint64_t conv_scratch_floats(const ConvArgs& a) {
   bound_planes(a);
   const std::uint64_t minimal = winograd_floats(a, winograd::forward_problem(a));
   if (minimal > 0) return minimal;
+  const std::uint64_t rows = rows_floats(conv_rows::forward_problem(a));
+  if (rows > 0) return rows;
   return std::max(planes, lanes_floats(conv_lanes::forward_cut(a), conv_lanes::forward_problem(a),
                                        conv_lanes::scratch_floats));
 }
@@ -117,6 +125,11 @@ std::uint64_t conv_grad_w_scratch_floats(const ConvArgs& a) {
   if (blocks.images > 0) {
     return static_cast<std::uint64_t>(
         winograd::grad_w_floats(winograd::forward_problem(a), blocks));
+  }
+  const conv_rows::Blocks rows = conv_rows::grad_w_blocks(conv_rows::forward_problem(a));
+  if (rows.rows > 0) {
+    return static_cast<std::uint64_t>(
+        conv_rows::grad_w_floats(conv_rows::forward_problem(a), rows));
   }
   return std::max(planes, lanes_floats(conv_lanes::grad_w_cut(a), conv_lanes::forward_problem(a),
                                        conv_lanes::grad_scratch_floats));
@@ -133,6 +146,8 @@ std::uint64_t conv_grad_x_scratch_floats(const ConvArgs& a) {
   bound_planes(a);
   const std::uint64_t minimal = winograd_floats(a, winograd::backward_problem(a));
   if (minimal > 0) return minimal;
+  const std::uint64_t rows = rows_floats(conv_rows::backward_problem(a));
+  if (rows > 0) return rows;
   return std::max(planes, lanes_floats(conv_lanes::backward_cut(a), conv_lanes::backward_problem(a),
                                        conv_lanes::scratch_floats));
 }
