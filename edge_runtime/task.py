@@ -19,7 +19,7 @@ from edge_runtime.data import (
     fill_examples,
     fill_labels,
 )
-from edge_runtime.engine import Engine
+from edge_runtime.engine import Engine, EngineMemoryError
 from edge_runtime.errors import EdgeError, LocalError
 from edge_runtime.features import Features, Place, plan_budget
 from edge_runtime.plan import (
@@ -229,6 +229,13 @@ def _features(phase: Phase, plan: Plan, prefix: Plan, weights: Mapping[str, NDAr
         limit_bytes=board.limit_bytes,
     )
     features.keep(budget, board.place, board.warn)
+    needed = plan.memory_bytes(board.threads) + features.engine_bytes
+    if budget.complete and board.limit_bytes is not None and needed > board.limit_bytes:
+        features.close()
+        raise EngineMemoryError(
+            f"features could not be kept, and without that training needs {needed} bytes, the limit is "
+            f"{board.limit_bytes}; make room on the disk"
+        )
     return features
 
 

@@ -52,17 +52,34 @@ double processor_s() {
   return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
 }
 
-// x (batch, channels, size, size), y (batch)
+void put(Grey& sample, long, const matrix<float>& plane) { sample = plane; }
+void put(Colour& sample, long channel, const matrix<float>& plane) {
+  sample[static_cast<std::size_t>(channel)] = plane;
+}
+
+// x (batch, channels, size, size)
+template <typename Sample>
+std::vector<Sample> samples_of(const std::vector<float>& x, long batch, long channels, long size) {
+  if (static_cast<long>(x.size()) != batch * channels * size * size)
+    throw std::runtime_error("the batch does not fit the network");
+  std::vector<Sample> samples(static_cast<std::size_t>(batch));
+  const float* plane = x.data();
+  for (Sample& sample : samples)
+    for (long channel = 0; channel < channels; ++channel, plane += size * size)
+      put(sample, channel, mat(plane, size, size));
+  return samples;
+}
+
 template <typename Net>
 void serve(const std::string& folder, long batch, long channels, long size, double lr, double momentum) {
-  const auto x = read_all<float>(folder + "/x.f32");
+  using Sample = typename Net::input_type;
+  const auto samples = samples_of<Sample>(read_all<float>(folder + "/x.f32"), batch, channels, size);
   const auto y = read_all<std::int32_t>(folder + "/y.i32");
-  if (static_cast<long>(x.size()) != batch * channels * size * size || static_cast<long>(y.size()) != batch)
-    throw std::runtime_error("the batch does not fit the network");
+  if (y.size() != samples.size()) throw std::runtime_error("one label a sample");
   const std::vector<unsigned long> labels(y.begin(), y.end());
-  resizable_tensor rows(batch, channels, size, size);
-  std::copy(x.begin(), x.end(), rows.host_write_only());
   Net net;
+  resizable_tensor rows;
+  net.to_tensor(samples.begin(), samples.end(), rows);
   std::vector<sgd> solvers(Net::num_computational_layers, sgd(0.0F, static_cast<float>(momentum)));
   double loss = 0;
   std::cout << "ready " << DLIB_MAJOR_VERSION << '.' << DLIB_MINOR_VERSION << std::endl;
