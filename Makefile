@@ -9,7 +9,7 @@ FUZZ_S ?= 600
 CORE_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') CMakeLists.txt pyproject.toml
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo compiled check test test-core fuzz bench clean format
+.PHONY: help demo compiled check test test-core fuzz bench bench-peers clean format
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -41,7 +41,8 @@ test-core: $(STAMPS)/demo
 
 fuzz: $(STAMPS)/test ## break plans for FUZZ_S seconds (600) under libFuzzer and the sanitizers
 	clang=$$(sh tests/ensure-clang.sh) && $(BIN)/cmake -S . -B $(FUZZED) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
-	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_COMPILER=$$clang -DEDGE_FUZZ=ON -DEDGE_PYTHON=OFF > $(STAMPS)/cmake-fuzz.log \
+	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_FLAGS_RELWITHDEBINFO='-O1 -gline-tables-only' -DCMAKE_CXX_COMPILER=$$clang -DEDGE_FUZZ=ON \
+	  -DEDGE_PYTHON=OFF > $(STAMPS)/cmake-fuzz.log \
 	  || (cat $(STAMPS)/cmake-fuzz.log; exit 1)
 	$(BIN)/cmake --build $(FUZZED)
 	KEPT_PLANS=$(FUZZED)/seeds PYTHONPATH=tests $(BIN)/pytest -q -p support.keep_plans -m 'not slow' tests/engine/test_kernels.py \
@@ -52,6 +53,9 @@ fuzz: $(STAMPS)/test ## break plans for FUZZ_S seconds (600) under libFuzzer and
 
 bench: $(STAMPS)/test ## ratios against what a user would pick instead; writes tests/bench/results/
 	$(BIN)/edge-runtime bench client $(ARGS)
+
+bench-peers: $(BIN)/python ## install what `edge-runtime bench training` compares with, into build/peers
+	PYTHON=$(CURDIR)/$(BIN)/python sh tests/bench/peers/install.sh
 
 clean: ## remove everything that was built, the virtual environment too
 	rm -rf $(VENV) build dist

@@ -47,13 +47,13 @@ PASSING_RULES = frozenset({"BlobMissing", "BlobCorrupt", "CacheDamaged", "TaskSt
 class Parts:
     """What a running job is made of.
 
-    `fold` starts the fold of the round that began from a version, `judge` the evaluation of weights (a tensor file);
-    neither waits.
+    `fold` starts the fold of the round that began from a version, `judge` the evaluation of one; neither
+    waits.
     """
 
     program: Program
     fold: Callable[[Version], Future[Version]]
-    judge: Callable[[bytes], Future[Evaluation]]
+    judge: Callable[[Version], Future[Evaluation]]
     store: Store
     directory: Path
     emit: Emit
@@ -159,7 +159,7 @@ class RunningJob:
             if self._version.version == self._closing.round:
                 self.folding = self._parts.fold(self._version)
                 return commands
-        self.judging = self._parts.judge(self._version.weights)
+        self.judging = self._parts.judge(self._version)
         return commands
 
     def stopping(self) -> list[Command]:
@@ -217,7 +217,10 @@ class RunningJob:
         try:
             announced = self._state.fleet[event.device].examples
             claims = check_update(
-                event.data, parse_task(task.data), self._parts.program.stage(number).trained, announced
+                event.data,
+                parse_task(task.data),
+                self._parts.program.stage(number).for_device(event.device).trained,
+                announced,
             )
         except RemoteError as error:
             return self._refuse(event, error.rule, str(error), now_s)
@@ -367,14 +370,15 @@ class RunningJob:
     def _figures(self, command: records.CloseRound) -> RoundFigures:
         program, store = self._parts.program, self._parts.store
         down = len(self._version.weights) * len(command.cohort)
-        plans = sum(len(plan.data) for plan in program.stage(command.round).files)
+        stage = program.stage(command.round)
+        plans = [sum(len(plan.data) for plan in stage.for_device(device).files) for device in command.cohort]
         first = command.round - 1 in {stage.last_round for stage in program.stages}
         return RoundFigures(
             devices=len(command.accepted),
             cohort=len(command.cohort),
             bytes_up=store.bytes_up(command.round),
             # A stage's plans are new to everybody in its first round.
-            bytes_down=down + plans * (len(command.cohort) if first else store.newcomers(command.round)),
+            bytes_down=down + (sum(plans) if first else store.newcomers(command.round) * sum(plans) // len(plans)),
             seconds=self._closed_s - self._round_began_s,
         )
 

@@ -29,6 +29,9 @@ max_norm = 1.0           # optional: gradients are clipped to this norm
 proximal = 0.0           # optional: weight of the distance from what was received
 trainable = ["*"]        # optional patterns of tensor names; the others are frozen
 frozen = []              # optional patterns of names that are frozen after all
+boards = [               # optional: devices with less memory train as much of the model as fits it
+    {devices = ["zero-*"], memory_mb = 24},
+]
 cache = "disk"           # optional: where devices keep the features of frozen layers; or "memory", "off"
 cache_mb = 256           # optional: the most they may take on a device
 stages = [               # optional: other patterns, and rates, for some rounds each; together job.rounds

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
 from itertools import accumulate
 
 import numpy as np
@@ -14,18 +15,22 @@ from coordinator.jobfile import Job, OnnxFile
 from coordinator.methods import METHODS, Method, PhaseSpec
 from coordinator.round_records import Rules
 from coordinator.store import Version
-from coordinator.training_keys import Stage, Training
+from coordinator.training_keys import Board, Stage, Training
 from edge_runtime.plan import ROLE_TRAINED, read_plan
 from edge_runtime.rng import derive_seed
-from edge_runtime.tensors import encode_tensors
+from edge_runtime.tensors import decode_tensors, encode_tensors
 from edge_runtime.wire.tasks import Cache, Phase, Task, Upload
-from models.compiler import weights_of
+from models.compiler import weights_of, with_weights
+from models.compiler.budget import Budget, Found, Rate, compile_within
 from models.compiler.prefix import Split, compile_split
 from models.compiler.rules import AdamW, Rule, Sgd
+from models.compiler.skip import without
 from models.zoo import MODELS
 
 # What a phase's plan minimises, and the compiler's function for it.
 OBJECTIVES: Mapping[str, Callable[..., Split]] = {"softmax_cross_entropy": compile_split}
+OBJECTIVES_WITHIN: Mapping[str, Callable[..., Found]] = {"softmax_cross_entropy": compile_within}
+ANY_RATE = Rate(1e9, 1e9)  # a board's time is not limited: plans must not depend on the gateway's speed
 
 
 @dataclass(frozen=True)
@@ -55,20 +60,42 @@ class StagePlans:
 
     Attributes:
         last_round: The stage's; the next one begins after it.
+        model: The ONNX model without the blocks that the stage leaves out.
+        tensors: The names of its tensors.
         lr: Learning rate.
         phases: The plans of each phase of the method, by the name the method gives them.
         trained: Shapes of the tensors that a device sends back, by name.
+        boards: The same for devices with less memory, which train a part of it.
     """
 
     last_round: int
+    model: bytes
+    tensors: frozenset[str]
     lr: float
     phases: Mapping[str, PhasePlans]
     trained: Mapping[str, tuple[int, ...]]
+    boards: "tuple[tuple[Board, StagePlans], ...]" = ()
 
     @property
     def files(self) -> tuple[PlanFile, ...]:
-        """All plans."""
-        return tuple(file for plans in self.phases.values() for file in plans.files)
+        """All plans, those of boards too."""
+        own = (file for plans in self.phases.values() for file in plans.files)
+        return (*own, *(file for _, plans in self.boards for file in plans.files))
+
+    def for_device(self, device: str) -> "StagePlans":
+        """What one device runs: the plans of the first board it matches."""
+        return next((plans for board, plans in self.boards if _is_of(device, board)), replace(self, boards=()))
+
+    def named_files(self) -> Iterator[tuple[str, PlanFile]]:
+        """Every plan with a name of its own."""
+        for phase, plans in self.phases.items():
+            yield from zip((phase, f"{phase}.prefix"), plans.files, strict=False)
+        for number, (_, of_board) in enumerate(self.boards, 1):
+            yield from ((f"board{number}.{name}", file) for name, file in of_board.named_files())
+
+
+def _is_of(device: str, board: Board) -> bool:
+    return any(fnmatchcase(device, pattern) for pattern in board.devices)
 
 
 @dataclass(frozen=True)
@@ -97,8 +124,7 @@ class Program:
         return {
             (f"{number}." if len(self.stages) > 1 else "") + name: file
             for number, stage in enumerate(self.stages, 1)
-            for phase, plans in stage.phases.items()
-            for name, file in zip((phase, f"{phase}.prefix"), plans.files, strict=False)
+            for name, file in stage.named_files()
         }
 
     def stage(self, number: int) -> StagePlans:
@@ -128,13 +154,38 @@ def build_program(job: Job) -> Program:
     )
 
 
-def _stage(job: Job, method: Method, model: bytes, stage: Stage, last_round: int) -> StagePlans:
-    phases = {phase.plan: _compile(job.training, stage, phase.objective, model) for phase in method.phases}
-    trained = {name: shape for plans in phases.values() for name, shape in _trained(plans.training).items()}
-    return StagePlans(last_round, stage.lr, phases, trained)
+def judged_model(program: Program, version: Version) -> bytes:
+    """A version as it is judged: without the blocks that the stage which made it leaves out."""
+    stage = program.stage(version.version - 1)
+    weights = decode_tensors(version.weights)[0]
+    return with_weights(stage.model, {name: array for name, array in weights.items() if name in stage.tensors})
 
 
-def _compile(training: Training, stage: Stage, objective: str, model: bytes) -> PhasePlans:
+def _stage(job: Job, method: Method, whole: bytes, stage: Stage, last_round: int) -> StagePlans:
+    model = without(whole, stage.skip)
+    tensors = frozenset(weights_of(model))
+
+    def plans(board: Board | None) -> StagePlans:
+        phases = {phase.plan: _compile(job.training, stage, board, phase.objective, model) for phase in method.phases}
+        trained = {name: shape for each in phases.values() for name, shape in _trained(each.training).items()}
+        return StagePlans(last_round, model, tensors, stage.lr, phases, trained)
+
+    return replace(plans(None), boards=tuple((board, plans(board)) for board in job.training.boards))
+
+
+def _compile(training: Training, stage: Stage, board: Board | None, objective: str, model: bytes) -> PhasePlans:
+    if board is not None:
+        found = OBJECTIVES_WITHIN[objective](
+            model,
+            training.batch,
+            Budget(memory_bytes=board.memory_mb << 20, threads=board.threads),
+            trainable=stage.trainable,
+            frozen=stage.frozen,
+            rule=rule_of(training),
+            rate=ANY_RATE,
+        )
+        compiled = found.chosen.compiled
+        return PhasePlans(PlanFile(compiled.sha256, compiled.plan), None)
     split = OBJECTIVES[objective](
         model, batch=training.batch, trainable=stage.trainable, frozen=stage.frozen, rule=rule_of(training)
     )
@@ -225,7 +276,7 @@ def make_task(program: Program, version: Version, device: str, attempt: int) -> 
     attempt has a name of its own: a device repeats its answer, were it a failure, to a task it has answered.
     """
     job, method, number = program.job, program.method, version.version
-    stage = program.stage(number)
+    stage = program.stage(number).for_device(device)
     again = "" if attempt == 1 else f".{attempt}"
     return Task(
         task=f"{job.name}.{number}.{device}{again}",

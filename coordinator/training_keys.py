@@ -12,6 +12,13 @@ STAGE: Mapping[str, Field] = {
     "trainable": Field(texts, required=False),
     "frozen": Field(texts, required=False),
     "lr": Field(number(0, 1000, above_low=True), required=False),
+    "skip": Field(texts, required=False, default=[]),
+}
+MOST_BOARDS = 100
+BOARD: Mapping[str, Field] = {
+    "devices": Field(texts),
+    "memory_mb": Field(integer(1, 4096)),
+    "threads": Field(integer(1, 256), required=False, default=1),
 }
 TRAINING: Mapping[str, Field] = {
     "epochs": Field(integer(1, 10_000)),
@@ -28,6 +35,7 @@ TRAINING: Mapping[str, Field] = {
     "trainable": Field(texts, required=False, default=["*"]),
     "frozen": Field(texts, required=False, default=[]),
     "stages": Field(tables(STAGE, MOST_STAGES), required=False),
+    "boards": Field(tables(BOARD, MOST_BOARDS), required=False),
     "cache": Field(one_of(("off", "memory", "disk")), required=False, default="disk"),
     "cache_mb": Field(integer(1, 1 << 20), required=False, default=256),
 }
@@ -36,12 +44,22 @@ OF_ONE_OPTIMIZER = {"momentum": "sgd", "nesterov": "sgd", "betas": "adamw", "eps
 
 @dataclass(frozen=True)
 class Stage:
-    """Some rounds in a row: what is trained in them (shell patterns over tensor names), and at which rate."""
+    """Some rounds in a row: what is trained in them and what is not there yet (shell patterns), and at which rate."""
 
     rounds: int
     trainable: tuple[str, ...]
     frozen: tuple[str, ...]
     lr: float
+    skip: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Board:
+    """Devices (shell patterns over their ids) whose engine may take so much memory, with so many threads."""
+
+    devices: tuple[str, ...]
+    memory_mb: int
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -60,6 +78,8 @@ class Training:
         max_norm: All gradients together are scaled down to this norm; None for not.
         proximal: Weight of half the squared distance from what was received.
         stages: One for a job without stages.
+        boards: Devices that train as much of the model as their memory allows; a device is of the first it matches,
+            and one that matches none trains all.
         cache: Where devices may keep the features of frozen layers: "off", "memory" or "disk".
         cache_mb: The most these may take on a device.
     """
@@ -75,6 +95,7 @@ class Training:
     max_norm: float | None
     proximal: float
     stages: tuple[Stage, ...]
+    boards: tuple[Board, ...]
     cache: str
     cache_mb: int
 
@@ -110,12 +131,18 @@ def make_training(table: Mapping[str, Any], rounds: int) -> Training:
         max_norm=None if table["max_norm"] is None else float(table["max_norm"]),
         proximal=float(table["proximal"]),
         stages=tuple(_stage(stage, table) for stage in stages),
+        boards=tuple(_board(with_defaults(BOARD, board)) for board in table["boards"] or ()),
         cache=table["cache"],
         cache_mb=table["cache_mb"],
     )
 
 
+def _board(board: Mapping[str, Any]) -> Board:
+    return Board(tuple(board["devices"]), board["memory_mb"], board["threads"])
+
+
 def _stage(stage: Mapping[str, Any], table: Mapping[str, Any]) -> Stage:
     """A stage; what it leaves out is what the section says."""
     given = {key: table[key] if stage[key] is None else stage[key] for key in ("trainable", "frozen", "lr")}
-    return Stage(stage["rounds"], tuple(given["trainable"]), tuple(given["frozen"]), float(given["lr"]))
+    patterns = (tuple(given["trainable"]), tuple(given["frozen"]))
+    return Stage(stage["rounds"], *patterns, float(given["lr"]), tuple(stage["skip"]))

@@ -144,6 +144,11 @@ class Features:
             self._kept.close()
         self._kept, self._rows = None, 0
 
+    @property
+    def engine_bytes(self) -> int:
+        """What the prefix's engine takes at present."""
+        return 0 if self._engine is None else self._engine.memory_bytes
+
     def _unpack(self, views: Arrays, at: int) -> None:
         begin = 0
         for name, size in self._columns.items():

@@ -21,6 +21,7 @@ ROLE_OUTPUT = 6
 ROLE_CONSTANT = 7
 
 ANCHOR = "global/"  # a frozen tensor "global/NAME" holds NAME as the task received it
+SEED = "seed"  # a scalar of plans that draw random numbers; whole, below 2**24; the board sets it, not the task
 
 CHECK_BYTES = 32
 FILE_BYTES_FIELD = slice(56, 64)

@@ -19,7 +19,7 @@ from edge_runtime.data import (
     fill_examples,
     fill_labels,
 )
-from edge_runtime.engine import Engine
+from edge_runtime.engine import Engine, EngineMemoryError
 from edge_runtime.errors import EdgeError, LocalError
 from edge_runtime.features import Features, Place, plan_budget
 from edge_runtime.plan import (
@@ -30,9 +30,11 @@ from edge_runtime.plan import (
     ROLE_SCALAR,
     ROLE_STATE,
     ROLE_TRAINED,
+    SEED,
     Plan,
     Tensor,
 )
+from edge_runtime.rng import derive_seed
 from edge_runtime.wire.tasks import Phase, Task, Upload, format_task, parse_task
 
 __all__ = [
@@ -205,6 +207,8 @@ def _run_phase(  # noqa: PLR0913, PLR0917 a phase: its plans, weights and data
     try:
         engine = Engine(plan, threads=board.threads, memory_limit_bytes=board.limit_bytes)
         _write_inputs(engine, phase, plan, weights)
+        if SEED in plan.named(ROLE_SCALAR):
+            engine.write(SEED, np.array(derive_seed("random", seed, epochs.start) % (1 << 24), np.float32))
         _train(engine, features, board, seed, epochs, losses)
         return {name: engine.read(name) for name in plan.named(ROLE_TRAINED)}
     finally:
@@ -225,6 +229,13 @@ def _features(phase: Phase, plan: Plan, prefix: Plan, weights: Mapping[str, NDAr
         limit_bytes=board.limit_bytes,
     )
     features.keep(budget, board.place, board.warn)
+    needed = plan.memory_bytes(board.threads) + features.engine_bytes
+    if budget.complete and board.limit_bytes is not None and needed > board.limit_bytes:
+        features.close()
+        raise EngineMemoryError(
+            f"features could not be kept, and without that training needs {needed} bytes, the limit is "
+            f"{board.limit_bytes}; make room on the disk"
+        )
     return features
 
 
@@ -244,7 +255,7 @@ def check_phase(
     taken = {name: (tensor.dtype, tensor.shape[1:]) for name, tensor in columns.items()}
     if taken != made:
         raise BadPrefix(f"the plan takes features {taken}, its prefix makes {made}")
-    scalars = set(plan.named(ROLE_SCALAR))
+    scalars = set(plan.named(ROLE_SCALAR)) - {SEED}
     if scalars != set(phase.scalars):
         raise ScalarMismatch(f"the task sets {sorted(phase.scalars)}, the plan takes {sorted(scalars)}")
     for each in (plan, *(() if prefix is None else (prefix,))):

@@ -264,4 +264,17 @@ Call prepare_blend(const Operands& o, const Kernels& kernels) {
   return call_of(kernels.blend, args, static_cast<double>(args.size));
 }
 
+Call prepare_random(const Operands& o, const Kernels& kernels) {
+  const Operand &seed = o.in[0], &step = o.in[1], &y = o.out[0];
+  require_floats({&seed, &step, &y});
+  require_dims(seed, {}, "seed");
+  require_dims(step, {}, "step");
+  RandomArgs args{floats_in(seed), floats_in(step), floats_out(y), elements(y)};
+  args.distribution =
+      static_cast<Distribution>(choice(o.attributes[0], kDistributions, "the distribution"));
+  require(o.attributes[1] >= 0, "BadAttribute", "the stream must not be negative");
+  args.stream = static_cast<std::uint64_t>(o.attributes[1]);
+  return call_of(kernels.random, args, 8.0 * static_cast<double>(args.size));
+}
+
 }  // namespace edge

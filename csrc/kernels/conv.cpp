@@ -2,12 +2,15 @@
 
 #include "kernels/conv_lanes.h"
 #include "kernels/conv_plan.h"
+#include "kernels/conv_rows.h"
 #include "kernels/depthwise.h"
 #include "kernels/depthwise_plan.h"
 #include "kernels/pack.h"
 #include "kernels/pointwise.h"
 #include "kernels/pointwise_plan.h"
 #include "kernels/tile.h"
+#include "kernels/vertical.h"
+#include "kernels/vertical_plan.h"
 #include "kernels/winograd.h"
 
 namespace edge {
@@ -148,6 +151,7 @@ void correlate(const Correlation& c, const Worker& worker) {
 void conv(const ConvArgs& a, const Worker& worker) {
   if (depthwise::takes(a)) return depthwise_conv(a, worker);
   if (pointwise::takes(a)) return pointwise_conv(a, worker);
+  if (vertical::takes(a)) return vertical_conv(a, worker);
   const Index taps = a.kernel_h * a.kernel_w;
   const winograd::Problem minimal = winograd::forward_problem(a);
   const winograd::Blocks blocks = winograd::correlate_blocks(a, minimal);
@@ -155,6 +159,14 @@ void conv(const ConvArgs& a, const Worker& worker) {
     correlate_winograd({minimal, a.x, a.w, a.bias, a.out, a.groups, a.channels * taps, taps,
                         a.filters * a.channels * taps, false, a.relu},
                        blocks, worker);
+    return;
+  }
+  const conv_rows::Problem rows = conv_rows::forward_problem(a);
+  const conv_rows::Blocks row_blocks = conv_rows::correlate_blocks(rows);
+  if (row_blocks.rows > 0) {
+    correlate_rows({rows, a.x, a.w, a.bias, a.out, a.groups, a.channels * taps, taps,
+                    a.filters * a.channels * taps, a.relu},
+                   row_blocks, worker);
     return;
   }
   const Index cut = conv_lanes::fills(a.images, kLanes) ? conv_lanes::forward_cut(a) : 0;
@@ -173,6 +185,7 @@ void conv(const ConvArgs& a, const Worker& worker) {
 void conv_grad_x(const ConvArgs& a, const Worker& worker) {
   if (depthwise::takes(a)) return depthwise_grad_x(a, worker);
   if (pointwise::takes(a)) return pointwise_grad_x(a, worker);
+  if (vertical::takes(a)) return vertical_grad_x(a, worker);
   const Index taps = a.kernel_h * a.kernel_w;
   const winograd::Problem minimal = winograd::backward_problem(a);
   const winograd::Blocks blocks = winograd::correlate_blocks(a, minimal);
@@ -180,6 +193,14 @@ void conv_grad_x(const ConvArgs& a, const Worker& worker) {
     correlate_winograd({minimal, a.x, a.w, nullptr, a.out, a.groups, taps, a.channels * taps,
                         a.filters * a.channels * taps, true, false},
                        blocks, worker);
+    return;
+  }
+  const conv_rows::Problem rows = conv_rows::backward_problem(a);
+  const conv_rows::Blocks row_blocks = conv_rows::correlate_blocks(rows);
+  if (row_blocks.rows > 0) {
+    correlate_rows({rows, a.x, a.w, nullptr, a.out, a.groups, taps, a.channels * taps,
+                    a.filters * a.channels * taps, false},
+                   row_blocks, worker);
     return;
   }
   const Index cut = conv_lanes::fills(a.images, kLanes) ? conv_lanes::backward_cut(a) : 0;

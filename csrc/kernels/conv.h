@@ -16,7 +16,8 @@
 // tap's offset. Where the images of a batch fill the lanes of a vector and a part of them fits the
 // scratch, each lane takes one image instead (conv_lanes_plan.h), and only the taps inside the
 // source are multiplied. With strides of 1, three or five taps and enough channels, fewer products
-// are needed than that: winograd.h.
+// are needed than that: winograd.h. Other strides and kernels between many channels are products of
+// rows with channels side by side: conv_rows.h.
 //
 // No output overlaps an input. NaN and infinity travel as in IEEE 754, with two exceptions: a
 // non-finite x may reach every d_w of its channel (0 * inf between rows), and what a non-finite w

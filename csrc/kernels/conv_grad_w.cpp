@@ -1,6 +1,7 @@
 #include "kernels/conv.h"
 #include "kernels/conv_lanes_plan.h"
 #include "kernels/conv_plan.h"
+#include "kernels/conv_rows.h"
 #include "kernels/depthwise.h"
 #include "kernels/depthwise_plan.h"
 #include "kernels/lanes_pack.h"
@@ -8,6 +9,8 @@
 #include "kernels/pointwise.h"
 #include "kernels/pointwise_plan.h"
 #include "kernels/simd.h"
+#include "kernels/vertical.h"
+#include "kernels/vertical_plan.h"
 #include "kernels/winograd.h"
 
 namespace edge {
@@ -295,8 +298,11 @@ void grad_w_lanes(const ConvArgs& a, Index cut, Share share, Index group_units, 
 void conv_grad_w(const ConvArgs& a, const Worker& worker) {
   if (depthwise::takes(a)) return depthwise_grad_w(a, worker);
   if (pointwise::takes(a)) return pointwise_grad_w(a, worker);
+  if (vertical::takes(a)) return vertical_grad_w(a, worker);
   const winograd::Blocks blocks = winograd::grad_w_blocks(a);
   if (blocks.images > 0) return grad_w_winograd(a, blocks, worker);
+  const conv_rows::Blocks row_blocks = conv_rows::grad_w_blocks(conv_rows::forward_problem(a));
+  if (row_blocks.rows > 0) return grad_w_rows(a, row_blocks, worker);
   const Index group_units = ceil_div(a.filters, Index{kTileFilters}) * kParts;
   const Share share = share_of(a.groups * group_units, worker);
   if (share.begin == share.end) return;

@@ -6,8 +6,10 @@
 #include "kernels/conv.h"
 #include "kernels/conv_lanes_plan.h"
 #include "kernels/conv_plan.h"
+#include "kernels/conv_rows_plan.h"
 #include "kernels/depthwise_plan.h"
 #include "kernels/pointwise_plan.h"
+#include "kernels/vertical_plan.h"
 #include "kernels/winograd_plan.h"
 
 namespace edge {
@@ -93,16 +95,26 @@ std::uint64_t winograd_floats(const ConvArgs& a, const winograd::Problem& p) {
   return blocks.images == 0 ? 0 : static_cast<std::uint64_t>(winograd::correlate_floats(p, blocks));
 }
 
+std::uint64_t rows_floats(const conv_rows::Problem& p) {
+  const conv_rows::Blocks blocks = conv_rows::correlate_blocks(p);
+  return blocks.rows == 0 ? 0 : static_cast<std::uint64_t>(conv_rows::correlate_floats(p, blocks));
+}
+
 }  // namespace
 
 std::uint64_t conv_scratch_floats(const ConvArgs& a) {
   if (depthwise::takes(a))
     return depthwise_floats(depthwise::forward_problem(a), depthwise::scratch_floats);
   if (pointwise::takes(a)) return static_cast<std::uint64_t>(gemm_scratch_floats(a.channels));
+  if (vertical::takes(a)) {
+    return static_cast<std::uint64_t>(vertical::scratch_floats(a.channels, a.kernel_h));
+  }
   const std::uint64_t planes = bound(conv_plan::forward_problem(a));
   bound_planes(a);
   const std::uint64_t minimal = winograd_floats(a, winograd::forward_problem(a));
   if (minimal > 0) return minimal;
+  const std::uint64_t rows = rows_floats(conv_rows::forward_problem(a));
+  if (rows > 0) return rows;
   return std::max(planes, lanes_floats(conv_lanes::forward_cut(a), conv_lanes::forward_problem(a),
                                        conv_lanes::scratch_floats));
 }
@@ -111,12 +123,18 @@ std::uint64_t conv_grad_w_scratch_floats(const ConvArgs& a) {
   if (depthwise::takes(a))
     return depthwise_floats(depthwise::forward_problem(a), depthwise::grad_w_scratch_floats);
   if (pointwise::takes(a)) return static_cast<std::uint64_t>(pointwise::grad_w_scratch_floats(a));
+  if (vertical::takes(a)) return 0;
   const std::uint64_t planes = bound(conv_plan::grad_w_problem(a));
   bound_planes(a);
   const winograd::Blocks blocks = winograd::grad_w_blocks(a);
   if (blocks.images > 0) {
     return static_cast<std::uint64_t>(
         winograd::grad_w_floats(winograd::forward_problem(a), blocks));
+  }
+  const conv_rows::Blocks rows = conv_rows::grad_w_blocks(conv_rows::forward_problem(a));
+  if (rows.rows > 0) {
+    return static_cast<std::uint64_t>(
+        conv_rows::grad_w_floats(conv_rows::forward_problem(a), rows));
   }
   return std::max(planes, lanes_floats(conv_lanes::grad_w_cut(a), conv_lanes::forward_problem(a),
                                        conv_lanes::grad_scratch_floats));
@@ -126,6 +144,9 @@ std::uint64_t conv_grad_x_scratch_floats(const ConvArgs& a) {
   if (depthwise::takes(a))
     return depthwise_floats(depthwise::backward_problem(a), depthwise::scratch_floats);
   if (pointwise::takes(a)) return static_cast<std::uint64_t>(gemm_scratch_floats(a.filters));
+  if (vertical::takes(a)) {
+    return static_cast<std::uint64_t>(vertical::scratch_floats(a.filters, a.kernel_h));
+  }
   const std::uint64_t planes =
       bound({conv_plan::Mode::correlate, a.images, a.filters,
              largest_backward_axis(a.height, a.out_height, a.kernel_h, a.stride_h, a.dilation_h),
@@ -133,6 +154,8 @@ std::uint64_t conv_grad_x_scratch_floats(const ConvArgs& a) {
   bound_planes(a);
   const std::uint64_t minimal = winograd_floats(a, winograd::backward_problem(a));
   if (minimal > 0) return minimal;
+  const std::uint64_t rows = rows_floats(conv_rows::backward_problem(a));
+  if (rows > 0) return rows;
   return std::max(planes, lanes_floats(conv_lanes::backward_cut(a), conv_lanes::backward_problem(a),
                                        conv_lanes::scratch_floats));
 }

@@ -14,6 +14,7 @@
 #include "kernels/matmul.h"
 #include "kernels/minmax.h"
 #include "kernels/pool.h"
+#include "kernels/random.h"
 #include "kernels/reduce.h"
 #include "kernels/sgd.h"
 #include "kernels/softmax_xent.h"
@@ -57,7 +58,8 @@ namespace edge {
   X(topk, TopkArgs)                     \
   X(adamw, AdamwArgs)                   \
   X(blend, BlendArgs)                   \
-  X(map, MapProgram)
+  X(map, MapProgram)                    \
+  X(random, RandomArgs)
 
 struct Kernels {
   const char* isa;

@@ -139,8 +139,8 @@ EDGE_STATIC Index cover_1024(const Axis& a) {
   return 1024 * tiles(a) * outputs_per_tile(a) / a.outputs;
 }
 
-// Whether fewer multiplications outweigh the transforms, in multiply-adds of a vector for one tile:
-// a transform costs about as much as `kTransform` of them a point.
+// Whether fewer multiplications clearly outweigh the transforms, in multiply-adds of a vector for
+// one tile: a transform costs about as much as `kTransform` of them a point.
 EDGE_STATIC bool pays(const Problem& p) {
   constexpr Index kTransform = 8;
   const Index sources = ceil_ratio(p.channels, kLanesStep);
@@ -148,7 +148,7 @@ EDGE_STATIC bool pays(const Problem& p) {
   const Index here = points(p) * (p.channels * targets + kTransform * (sources + targets));
   const Index direct = outputs_per_tile(p.v) * outputs_per_tile(p.h) * p.v.taps * p.h.taps *
                        p.channels * p.targets / kLanesStep;
-  return here * cover_1024(p.v) / 1024 * cover_1024(p.h) / 1024 < direct;
+  return here * cover_1024(p.v) / 1024 * cover_1024(p.h) / 1024 < direct / 5 * 4;
 }
 
 EDGE_STATIC bool suits(const ConvArgs& a, const Problem& p) {

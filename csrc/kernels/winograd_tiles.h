@@ -1,7 +1,7 @@
 // Tiles of planes to their points, and points back to planes. Internal linkage.
 #pragma once
 
-#include "kernels/lanes_pack.h"
+#include "kernels/channels_pack.h"
 #include "kernels/winograd_lines.h"
 
 namespace edge {
@@ -28,45 +28,11 @@ EDGE_INLINE TileBlock block_at(const winograd::Problem& p, const winograd::Block
           column, smaller(b.tile_columns, columns - column)};
 }
 
-// Some channels of (images, all_channels, rows, columns).
-struct Planes {
-  const float* data;
-  Index all_channels, rows, columns;
-  Index first, channels;
-  Index offset(Index image, Index channel) const {
-    return (image * all_channels + first + channel) * rows * columns;
-  }
-};
-
 // How a tile reads along an axis: `values` values, `step` from one tile to the next; the first at
 // `start`.
 struct Reading {
   Index values, step, start;
 };
-
-// to[(r * columns + q) vectors] = the planes at (row + r, column + q), zero outside.
-__attribute__((unused)) static void pack_band(const Planes& x, Index image, Index channel,
-                                              Index row, Index rows, Index column, Index columns,
-                                              float* to) {
-  const Index top = smaller(larger(-row, 0), rows), left = smaller(larger(-column, 0), columns);
-  const Index bottom = larger(smaller(rows, x.rows - row), top);
-  const Index right = larger(smaller(columns, x.columns - column), left);
-  if (top == bottom || left == right) return zero_vectors(to, rows * columns);
-  const Index lanes = smaller(kLanes, x.channels - channel), plane = x.rows * x.columns;
-  const float* from = x.data + x.offset(image, channel) + (row + top) * x.columns + column + left;
-  zero_vectors(to, top * columns);
-  to += top * columns * kLanes;
-  if (right - left == x.columns) {
-    to_lanes(from, plane, lanes,
-             {bottom - top, x.columns, left, columns - x.columns, columns - right}, to);
-  } else {
-    for (Index r = 0; r < bottom - top; ++r) {
-      to_lanes(from + r * x.columns, plane, lanes, {1, right - left, left, 0, columns - right},
-               to + r * columns * kLanes);
-    }
-  }
-  zero_vectors(to + (bottom - top) * columns * kLanes, (rows - bottom) * columns);
-}
 
 // Where the values of a point lie: [tile][channel].
 struct Points {
@@ -83,8 +49,9 @@ static void to_points(const Planes& x, const Reading& v, const Reading& h, const
   float* across = band + rows * pitch;
   for (Index n = 0; n < block.images; ++n) {
     for (Index channel = 0; channel < x.channels; channel += kLanes) {
-      pack_band(x, block.image + n, channel, v.start + block.row * v.step, rows,
-                h.start + block.column * h.step, columns, band);
+      pack_band(x, block.image + n, channel,
+                {v.start + block.row * v.step, rows, h.start + block.column * h.step, columns},
+                band, kLanes);
       float* tile = to.data + n * block.rows * block.columns * to.pitch + channel;
       for (Index r = 0; r < block.rows; ++r) {
         lines(v.values, band + r * v.step * pitch, Steps{pitch, kLanes}, across,

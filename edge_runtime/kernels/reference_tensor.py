@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_runtime.rng import hash64
+
 Array = NDArray[Any]
 Attributes = Sequence[int | float]
 Output = tuple[tuple[int, ...], Any]  # shape, dtype
@@ -188,6 +190,21 @@ def blend(inputs: Sequence[Array | None], attrs: Attributes, _outputs: Sequence[
     return [slot + rate * (value - slot)]
 
 
+def random(inputs: Sequence[Array | None], attrs: Attributes, outputs: Sequence[Output]) -> list[Array]:
+    """Uniform or normal numbers from a hash of seed, stream, step and place."""
+    seed, step = (int(np.asarray(present(a), np.float32).view(np.uint32)) for a in inputs[:2])
+    shape, dtype = outputs[0]
+    places = np.arange(math.prod(shape), dtype=np.uint64)
+    h = hash64(seed, int(attrs[1]), step, places)
+    u = (h >> np.uint64(40)).astype(np.float64)
+    if attrs[0]:
+        angle = (h >> np.uint64(16) & np.uint64(0xFFFFFF)).astype(np.float64)
+        u = np.sqrt(-2.0 * np.log((u + 1.0) * 2.0**-24)) * np.cos(2.0 * np.pi * angle * 2.0**-24 - np.pi / 4)
+    else:
+        u = u * 2.0**-24
+    return [u.reshape(shape).astype(dtype)]
+
+
 Twin = Callable[[Sequence[Array | None], Attributes, Sequence[Output]], list[Array]]
 
 TWINS: dict[str, Twin] = {
@@ -205,4 +222,5 @@ TWINS: dict[str, Twin] = {
     "topk": topk,
     "adamw": adamw,
     "blend": blend,
+    "random": random,
 }

@@ -8,6 +8,7 @@ from models.compiler.errors import CompileError, ModelError, NotDifferentiable, 
 from models.compiler.export import weights_of, with_weights
 from models.compiler.ir import Graph
 from models.compiler.onnx_import import import_onnx
+from models.compiler.onnx_objective import compile_onnx_loss
 from models.compiler.report import Report
 from models.compiler.training import Compiled, compile_loss, compile_training
 
@@ -20,6 +21,7 @@ __all__ = [
     "Report",
     "UnsupportedOp",
     "compile_loss",
+    "compile_onnx_loss",
     "compile_training",
     "import_onnx",
     "weights_of",

@@ -103,6 +103,7 @@ from models.compiler.primitives import (
     sum,  # noqa: A004 - the language reads like NumPy
     transpose,
 )
+from models.compiler.randomness import bernoulli, dropout, random_normal, random_uniform
 
 __all__ = [
     "BINARY",
@@ -118,6 +119,7 @@ __all__ = [
     "avg_pool_grad",
     "batch_norm",
     "batch_norm_fixed",
+    "bernoulli",
     "blend",
     "broadcast_to",
     "cast",
@@ -131,6 +133,7 @@ __all__ = [
     "cumsum",
     "detach",
     "div",
+    "dropout",
     "elu",
     "equal",
     "exp",
@@ -168,6 +171,8 @@ __all__ = [
     "per_channel",
     "pow",
     "prod",
+    "random_normal",
+    "random_uniform",
     "relu",
     "relu_grad",
     "reshape",

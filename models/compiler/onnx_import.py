@@ -30,8 +30,10 @@ from models.compiler.onnx_losses import CONVERTERS as LOSSES
 from models.compiler.onnx_moves import CONVERTERS as MOVES
 from models.compiler.onnx_nodes import ModelNode, Term, Training
 from models.compiler.onnx_ops import CONVERTERS as LAYERS
+from models.compiler.onnx_random import CONVERTERS as RANDOM
 from models.compiler.onnx_recurrent import CONVERTERS as RECURRENT
 from models.compiler.onnx_tensor_ops import CONVERTERS as TENSOR_OPS
+from models.compiler.randomness import SEED, STEP
 
 MAX_MODEL_BYTES = 256 << 20
 MIN_OPSET = 7
@@ -63,7 +65,7 @@ FOLDABLE = frozenset(
         "Where",
     ]
 )
-CONVERTERS = LAYERS | TENSOR_OPS | MOVES | RECURRENT | INDEXING | EINSUM | LOSSES | FORMULAS
+CONVERTERS = LAYERS | TENSOR_OPS | MOVES | RECURRENT | INDEXING | EINSUM | LOSSES | FORMULAS | RANDOM
 SUPPORTED = frozenset(CONVERTERS)
 # What the onnx package and NumPy raise on malformed attributes, tensors and shapes.
 BROKEN = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -110,29 +112,30 @@ def import_onnx(model: bytes, *, batch: int, training: bool = True) -> Graph:
     if batch < 1:
         raise ModelError(f"batch must be at least 1, got {batch}")
     proto = read_model(model)
-    opset = _opset(proto)
+    opset = opset_of(proto)
     info = _single_input(proto)
     fixed = info.type.tensor_type.shape.dim[0].dim_value or None
-    x = _input_leaf(info, batch)
+    x = input_leaf(info, batch)
     shared = Training(training, g.leaf(ROWS, "float32", (batch,)))
     reading = Reading(
-        opset, batch, fixed, {t.name: t for t in proto.graph.initializer}, shared, _names_read(proto.graph)
+        opset, batch, fixed, {t.name: t for t in proto.graph.initializer}, shared, names_read(proto.graph)
     )
     terms: dict[str, Term] = {info.name: x}
     notes = [f"output {o.name!r} is left out: the loss is of the first output" for o in proto.graph.output[1:]]
     for node in proto.graph.node:
-        _convert_node(node, reading, terms, notes)
-    output = _output(proto, terms)
+        convert_node(node, reading, terms, notes)
+    output = first_output(proto, terms)
     # Updates nobody computes for the output are of branches that were cut off.
     reached = set(topological([output]))
     updates = tuple((slot, new) for slot, new in shared.updates if any(n in reached for n in topological([new])))
     leaves = [node.out() for node in topological([output, *(v for pair in updates for v in pair)]) if node.op == "leaf"]
     rows = shared.rows if shared.rows in leaves else None
-    parameters = tuple(v for v in leaves if v not in (x, rows))
+    parameters = tuple(v for v in leaves if v not in (x, rows, SEED, STEP))
     return Graph((x,), parameters, (output,), tuple(notes), rows, updates, _last_op(proto), tuple(shared.modes))
 
 
-def _names_read(graph: onnx.GraphProto) -> frozenset[str]:
+def names_read(graph: onnx.GraphProto) -> frozenset[str]:
+    """What some node, or the caller of the model, reads."""
     return frozenset([name for node in graph.node for name in node.input] + [o.name for o in graph.output])
 
 
@@ -165,7 +168,8 @@ def read_model(data: bytes) -> onnx.ModelProto:
         raise ModelError(f"the onnx checker refuses the model: {error}") from error
 
 
-def _opset(proto: onnx.ModelProto) -> int:
+def opset_of(proto: onnx.ModelProto) -> int:
+    """The version of the default operator set, which must be one that is read."""
     versions = [o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")]
     latest = onnx.defs.onnx_opset_version()
     if len(versions) != 1 or not MIN_OPSET <= versions[0] <= latest:
@@ -174,18 +178,22 @@ def _opset(proto: onnx.ModelProto) -> int:
 
 
 def _single_input(proto: onnx.ModelProto) -> onnx.ValueInfoProto:
-    stored = {t.name for t in proto.graph.initializer}
-    inputs = [i for i in proto.graph.input if i.name not in stored]
+    inputs = inputs_of(proto)
     if len(inputs) != 1:
         raise ModelError(f"the model must have one input, it has {len(inputs)}: {[i.name for i in inputs]}")
-    tensor = inputs[0].type.tensor_type
-    if tensor.elem_type not in INPUT_TYPES or not tensor.HasField("shape") or not tensor.shape.dim:
-        kind = _dtype_name(tensor.elem_type) if tensor.elem_type else "no tensor"
-        raise ModelError(
-            f"input {inputs[0].name!r} must be float32 or integer (batch, ...) of known rank, it is {kind}"
-        )
-    info: onnx.ValueInfoProto = inputs[0]
-    return info
+    return inputs[0]
+
+
+def inputs_of(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """What a caller gives: tensors (batch, ...) of types the compiler has, which are not stored in the model."""
+    stored = {t.name for t in proto.graph.initializer}
+    inputs = [i for i in proto.graph.input if i.name not in stored]
+    for info in inputs:
+        tensor = info.type.tensor_type
+        if tensor.elem_type not in INPUT_TYPES or not tensor.HasField("shape") or not tensor.shape.dim:
+            kind = _dtype_name(tensor.elem_type) if tensor.elem_type else "no tensor"
+            raise ModelError(f"input {info.name!r} must be float32 or integer (batch, ...) of known rank, it is {kind}")
+    return inputs
 
 
 def _dtype_name(number: int) -> str:
@@ -193,7 +201,8 @@ def _dtype_name(number: int) -> str:
     return str(names.get(number, f"of the unknown type {number}"))
 
 
-def _input_leaf(info: onnx.ValueInfoProto, batch: int) -> Value:
+def input_leaf(info: onnx.ValueInfoProto, batch: int, name: str = "x") -> Value:
+    """A batch column for an input of a model."""
     dims = info.type.tensor_type.shape.dim
     for axis, dim in enumerate(dims):
         if axis and dim.dim_value < 1:
@@ -202,12 +211,13 @@ def _input_leaf(info: onnx.ValueInfoProto, batch: int) -> Value:
                 " vary, export the model with the other sizes fixed"
             )
     try:
-        return g.leaf("x", INPUT_TYPES[info.type.tensor_type.elem_type], (batch, *(d.dim_value for d in dims[1:])))
+        return g.leaf(name, INPUT_TYPES[info.type.tensor_type.elem_type], (batch, *(d.dim_value for d in dims[1:])))
     except CompileError as error:
         raise ModelError(f"input {info.name!r}: {error}") from error
 
 
-def _output(proto: onnx.ModelProto, terms: Mapping[str, Term]) -> Value:
+def first_output(proto: onnx.ModelProto, terms: Mapping[str, Term]) -> Value:
+    """The value of output 0, which must not be known already."""
     name = proto.graph.output[0].name if proto.graph.output else ""
     found = terms.get(name)
     if not isinstance(found, Value):
@@ -221,7 +231,7 @@ def _last_op(proto: onnx.ModelProto) -> str:
     return str(makers.get(proto.graph.output[0].name, ""))
 
 
-def _convert_node(node: onnx.NodeProto, reading: Reading, terms: dict[str, Term], notes: list[str]) -> None:
+def convert_node(node: onnx.NodeProto, reading: Reading, terms: dict[str, Term], notes: list[str]) -> None:
     """Add the outputs of one node to `terms`."""
     label = node.name or (node.output[0] if node.output else "")
     op = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"

@@ -23,12 +23,14 @@ class Training:
         batch_statistics: whether every BatchNormalization uses the batch, whatever the model says.
         rows: a leaf (batch): 1 for a row that counts, 0 for one that fills up the batch.
         updates: slots and what they become in a step; converters append.
+        draws: nodes that draw random numbers, each the stream of its number; converters append.
         modes: what differs in inference; converters append.
     """
 
     batch_statistics: bool
     rows: Value
     updates: list[tuple[Value, Value]] = field(default_factory=list)
+    draws: list[str] = field(default_factory=list)
     modes: list[Mode] = field(default_factory=list)
 
 

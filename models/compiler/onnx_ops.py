@@ -33,17 +33,6 @@ def _identity(node: ModelNode, terms: Terms) -> Term:
     return term
 
 
-def _dropout(node: ModelNode, terms: Terms) -> Term:
-    if node.outputs > 1:
-        raise ModelError("the mask of Dropout is not supported")
-    training = known(terms, 2)
-    if training is not None and training.any():
-        # Whoever runs the finished model, its judge included, would still drop at random.
-        raise ModelError("Dropout is in training mode; export the model after model.eval()")
-    node.notes.append(f"Dropout {node.name!r} is left out: the plan trains without it")
-    return _identity(node, terms)
-
-
 def _constant(node: ModelNode, terms: Terms) -> Term:
     del terms
     (kind, content), *_ = node.attrs.items()
@@ -326,7 +315,6 @@ CONVERTERS: dict[str, Convert] = {
     "Constant": _constant,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
-    "Dropout": _dropout,
     "Flatten": _flatten,
     "Gemm": _gemm,
     "GlobalAveragePool": _global_pool(g.avg_pool),

@@ -13,6 +13,7 @@ from models.compiler.encode import float_bits
 from models.compiler.gradients import Gradient
 from models.compiler.ir import Node
 from models.compiler.map_program import encode as encode_program
+from models.compiler.randomness import DISTRIBUTIONS
 from models.compiler.shapes import Infer
 
 Encode = Callable[[Node], list[int]]
@@ -116,6 +117,10 @@ def _strided_copy(node: Node) -> list[int]:
     return [bits, box.x_offset, box.y_offset, *(number for axis in box.axes for number in axis)]
 
 
+def _random(node: Node) -> list[int]:
+    return [DISTRIBUTIONS.index(node.attrs["distribution"]), node.attrs["stream"]]
+
+
 def _matmul_products(node: Node) -> int:
     a = node.inputs[0]
     assert a is not None
@@ -206,6 +211,7 @@ OPS: dict[str, Op] = {
     ),
     "blend": Op(shapes.blend, gradients.in_place, 33, _floats("rate"), overwrites=(0,)),
     "map": Op(tensor_shapes.fused, gradients.in_place, 40, lambda node: encode_program(node.attrs["program"])),
+    "random": Op(tensor_shapes.random, tensor_gradients.flat, 41, _random),
     # What gradients take as a constant is the value itself.
     "detach": Op(tensor_shapes.detach, tensor_gradients.flat, None),
     # A reshape names the same bytes again, and a broadcast is a multiplication by ones: neither has a kernel.

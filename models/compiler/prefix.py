@@ -15,12 +15,13 @@ from dataclasses import dataclass, replace
 
 import models.compiler.graph as g
 from models.compiler.errors import CompileError
-from models.compiler.fold import depending, fold
-from models.compiler.ir import Role, Value, substitute, topological
+from models.compiler.fold import fold
+from models.compiler.ir import Role, Value, depending, substitute, topological
 from models.compiler.lower import own
 from models.compiler.min_cut import cheapest_cut
 from models.compiler.onnx_import import import_onnx
 from models.compiler.ops import OPS
+from models.compiler.randomness import STEP
 from models.compiler.rows import example_axes
 from models.compiler.rules import Rule
 from models.compiler.simplify import simplify
@@ -108,7 +109,7 @@ def find_cut(goal: Objective) -> Cut:
     outputs = [goal.loss, *(new for _, new in goal.updates)]
     order = topological(outputs)
     trained = [node.out() for node in order if node.op == "leaf" and node.attrs["name"] in goal.trained]
-    upper, varying = depending(outputs, [*trained, goal.labels, *goal.counting]), depending(outputs, [x])
+    upper, varying = depending(outputs, [*trained, goal.labels, *goal.counting, STEP]), depending(outputs, [x])
     lower = [node for node in order if node in varying and node not in upper]
     products = [node for node in lower if node.inputs and OPS[node.op].multiply_adds(node)]
     if not products:

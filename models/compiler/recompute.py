@@ -29,6 +29,7 @@ CHEAP = frozenset(
         "strided_copy",
         "copy",
         "gather",
+        "random",
     )
 )
 AGAIN = "again"  # an attribute of repeated operations: no pass may take them for the first ones

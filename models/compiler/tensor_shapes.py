@@ -113,3 +113,10 @@ def fused(types: Types, attrs: Attrs) -> tuple[Type, ...]:
     """What the fusion pass says the results of a map are."""
     del types
     return tuple(attrs["types"])
+
+
+def random(types: Types, attrs: Attrs) -> tuple[Type, ...]:
+    """Random numbers of the attribute's `shape`; inputs seed, step."""
+    if list(types) != [Type("float32", ())] * 2:
+        fail("random", types, "seed and step must be float32 scalars")
+    return (checked("random", types, "float32", attrs["shape"]),)

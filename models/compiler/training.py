@@ -24,6 +24,7 @@ from models.compiler.fuse_maps import fuse_maps
 from models.compiler.ir import Graph, Node, Role, Value, substitute, topological
 from models.compiler.lower import lower, own
 from models.compiler.micro_batch import Slices, unroll
+from models.compiler.randomness import SEED, STEP, draws
 from models.compiler.recompute import recompute as recomputed
 from models.compiler.report import Report, report
 from models.compiler.rules import Rule, Sgd, Updates
@@ -218,10 +219,13 @@ def _compile(  # noqa: PLR0913, PLR0917 - what the two ways of compiling have in
     trained = select([p.name for p in parameters], settings.trainable, settings.frozen)
     learned = [p for p in parameters if p.name in trained and p not in targets]
     moving = {p: new for p, new in targets.items() if p.name in trained}
+    drawn = draws([loss, *moved])
+    moving |= {STEP: STEP + 1.0} if drawn else {}
     step = _step(loss, learned, moving, settings, slices)
     owners = dict(step.owners)
     owners |= {p: Owner(Role.FROZEN, p.name) for p in parameters if p.name not in trained}
     owners |= {v: Owner(Role.BATCH, v.name) for v in batch}
+    owners |= {SEED: Owner(Role.SCALAR, SEED.name), STEP: Owner(Role.STATE, STEP.name)} if drawn else {}
     slicing = (slices.count, step.stages) if slices else (1, {})
     return assemble(step.outputs, owners, notes, repeat=settings.recompute, slicing=slicing)
 
@@ -255,7 +259,7 @@ def assemble(
 def _parameters(outputs: Sequence[Value], batch: Sequence[Value]) -> list[Value]:
     """Leaves the outputs depend on that are not batch columns, in order of first use."""
     leaves = (node.out() for node in topological(outputs) if node.op == "leaf")
-    return [v for v in leaves if v not in batch]
+    return [v for v in leaves if v not in batch and v not in (SEED, STEP)]
 
 
 @dataclass(frozen=True)

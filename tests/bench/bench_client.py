@@ -1,11 +1,12 @@
 """`edge-runtime bench client`: what a board client weighs, beside a torch client with the same job in the same run.
 
-T26  peak resident set of a whole client process that does a LeNet job at batch 32 over MQTT
+T26  peak resident set of a whole client process that does a LeNet-5 job at batch 32 over MQTT
+T27  the same for ResNet-8 at batch 32 and MobileNetV2-0.35 at batch 16
 T28  the same process connected and idle: resident set, processor share, bytes a minute
 T34  the wheel, and an installed client with its dependencies
 
 Ours runs from a fresh environment with the built wheel and the base dependencies only. Jobs alternate, ours then
-theirs; a row's ratio is the median of the pairs. The bound of T26 and T28 is a bare process that has imported numpy and
+theirs; a row's ratio is the median of the pairs. The bound of T26 to T28 is a bare process that has imported numpy and
 paho-mqtt, measured in the same run.
 """
 
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import signal
 import socket
 import statistics
@@ -23,23 +23,25 @@ import sys
 import tempfile
 import threading
 import time
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import paho.mqtt.client as mqtt
+import torch
 
+from bench.recording import machine, save
 from coordinator.broker import start_broker
 from coordinator.demo import fleet
 from coordinator.demo.datasets import Split, load_split
-from models.compiler import weights_of
-from models.zoo import MODELS
 from support import clean_environment
 from support.data import REPOSITORY, data_dir
 from support.fleet import Federation, write_job
+from support.networks import NETWORKS, export
 from support.process import cpu_s, rss_kb
+from support.real_training import read_cifar10
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,9 +49,7 @@ if TYPE_CHECKING:
     from coordinator.broker import RunningBroker
     from support.clean_environment import CleanEnvironment
 
-BATCH = 32
 ROUNDS = 3
-EXAMPLES = 2048
 PAIRS = 3
 IDLE_S = 30.0
 MINUTE_S = 60.0
@@ -62,59 +62,79 @@ print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM"
 def main(argv: list[str] | None = None) -> int:
     """Run the bench, print a table or one JSON object; a whole run is kept in tests/bench/results/."""
     parser = argparse.ArgumentParser(prog="edge-runtime bench client", description=__doc__)
-    parser.add_argument("--only", metavar="ID", choices=["T26", "T28", "T34"])
+    parser.add_argument("--only", metavar="ID", choices=["T26", "T27", "T28", "T34"])
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(argv)
     environment = clean_environment.make(REPOSITORY / "build" / "bench")
     bare_mb = int(subprocess.check_output([environment.python, "-c", BARE])) / 1024
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="edge-bench-") as folder:
-        work = Path(folder)
-        split = _workload()
-        for wanted, measure in (("T26", _jobs), ("T28", _idle)):
-            if options.only in (None, wanted):
-                rows += measure(environment, split, work / wanted, bare_mb)
+        wanted = [work for work in WORKS if options.only in (None, work.row)]
+        rows += [_jobs(environment, work, Path(folder) / work.network, bare_mb) for work in wanted]
+        if options.only in (None, "T28"):
+            rows += _idle(environment, WORKS[0], Path(folder) / "idle", bare_mb)
     if options.only in (None, "T34"):
         rows += _sizes(environment)
-    result = {"bench": "client", "machine": _machine(), "workload": split.name, "rows": rows}
+    result = {"bench": "client", "machine": machine(), "rows": rows}
     if options.only is None:
-        _save(result)
+        save(result)
     print(json.dumps(result) if options.json else _table(rows))
     return 0
 
 
-def _workload() -> Split:
-    """2,048 examples of Fashion-MNIST for a LeNet-5 of its classic size; the smaller digits where it is absent."""
-    root = data_dir()
-    if root is not None and (root / "fashion-mnist").is_dir():
-        full = load_split("fashion-mnist", root, seed=1)
-        return Split(
-            full.name, full.x_train[:EXAMPLES], full.y_train[:EXAMPLES], full.x_test[:512], full.y_test[:512], None
-        )
-    return load_split("digits", None, seed=1)
+@dataclass(frozen=True)
+class Work:
+    """A job: its network, the real pictures that a board trains on, and the most its client may take."""
+
+    row: str
+    network: str
+    data: str
+    examples: int
+    target_mb: float
+
+    def split(self) -> Split:
+        """The first pictures of the set."""
+        root = data_dir()
+        if root is None or not (root / self.data).is_dir():
+            raise FileNotFoundError(f"{self.row} trains on {self.data}: set EDGE_DATA_DIR to a folder that holds it")
+        read = read_cifar10(root / self.data) if self.data == "cifar10" else load_split(self.data, root, seed=1)
+        few = slice(self.examples)
+        return Split(read.name, read.x_train[few], read.y_train[few], read.x_test[:512], read.y_test[:512], None)
+
+    def model(self) -> bytes:
+        """The same one at every call."""
+        torch.manual_seed(1)
+        return export(NETWORKS[self.network].build(), NETWORKS[self.network])
 
 
-def _jobs(environment: CleanEnvironment, split: Split, work: Path, bare_mb: float) -> list[dict[str, Any]]:
+WORKS = (
+    Work("T26", "lenet5", "fashion-mnist", 2048, 45.0),
+    Work("T27", "resnet8", "cifar10", 1024, 55.0),
+    Work("T27", "mobilenet_v2", "cifar10", 512, 85.0),
+)
+
+
+def _jobs(environment: CleanEnvironment, job: Work, work: Path, bare_mb: float) -> dict[str, Any]:
     ours, theirs = [], []
     for pair in range(PAIRS):
-        ours.append(_our_job(environment, split, work / f"ours-{pair}"))
-        theirs.append(_torch_job(split, work / f"torch-{pair}"))
+        ours.append(_our_job(environment, job, work / f"ours-{pair}"))
+        theirs.append(_torch_job(job, work / f"torch-{pair}"))
     ratios = [t["rss_peak_kb"] / o["rss_peak_kb"] for o, t in zip(ours, theirs, strict=True)]
-    row = {
-        "id": "T26",
-        "work": f"peak memory of a LeNet job over MQTT, batch {BATCH}, {ROUNDS} x {len(split.y_train)} examples",
+    batch = NETWORKS[job.network].batch
+    return {
+        "id": job.row,
+        "work": f"peak memory of a {job.network} job over MQTT, batch {batch}, {ROUNDS} x {job.examples} of {job.data}",
         "peer": f"torch {metadata.version('torch')}",
         **_both(ours, theirs, "cpu_s", "s", 1.0),
         **_both(ours, theirs, "rss_peak_kb", "mb", 1024.0),
         **_both(ours, theirs, "import_s", "import_s", 1.0),
-        **_judged(ratios, ours_mb=statistics.median(o["rss_peak_kb"] for o in ours) / 1024, target_mb=45.0),
+        **_judged(ratios, ours_mb=statistics.median(o["rss_peak_kb"] for o in ours) / 1024, target_mb=job.target_mb),
         "bound_mb": round(bare_mb, 1),
     }
-    return [row]
 
 
-def _our_job(environment: CleanEnvironment, split: Split, root: Path) -> dict[str, float]:
-    federation = _federation(split, root)
+def _our_job(environment: CleanEnvironment, job: Work, root: Path) -> dict[str, float]:
+    federation = _federation(job, root)
     try:
         federation.start_coordinator()
         device = fleet.start_device("dev-0", root, federation.broker.url, "test", python=environment.python)
@@ -127,21 +147,21 @@ def _our_job(environment: CleanEnvironment, split: Split, root: Path) -> dict[st
         federation.stop()
 
 
-def _federation(split: Split, root: Path) -> Federation:
+def _federation(job: Work, root: Path) -> Federation:
+    split = job.split()
     fleet.write_shards(split, {"dev-0": np.arange(len(split.y_train))}, root)
-    (root / "model.onnx").write_bytes(MODELS["lenet"](split.input_shape, split.classes, 1))
-    write_job(root, rounds=ROUNDS, batch=BATCH, devices=1, min_updates=1)
+    (root / "model.onnx").write_bytes(job.model())
+    write_job(root, rounds=ROUNDS, batch=NETWORKS[job.network].batch, devices=1, min_updates=1)
     return Federation(root, start_broker(None, root / "broker", kind="embedded"), ["dev-0"])
 
 
-def _torch_job(split: Split, root: Path, *, idle: Callable[[int], None] | None = None) -> dict[str, float]:
+def _torch_job(job: Work, root: Path, *, idle: Callable[[int], None] | None = None) -> dict[str, float]:
     """Run the torch client for the same rounds; `idle` is called with its pid before the first."""
+    split, network = job.split(), NETWORKS[job.network]
     fleet.write_shards(split, {"dev-0": np.arange(len(split.y_train))}, root)
-    model = MODELS["lenet"](split.input_shape, split.classes, 1)
-    (root / "model.onnx").write_bytes(model)
     broker = start_broker(None, root / "broker", kind="embedded")
-    arguments = {"port": _port(broker), "data": root / "dev-0" / "data" / "train.npz", "model": root / "model.onnx"}
-    numbers = {"rounds": ROUNDS, "batch": BATCH}
+    arguments = {"port": _port(broker), "data": root / "dev-0" / "data" / "train.npz", "network": job.network}
+    numbers = {"rounds": ROUNDS, "batch": network.batch}
     flags = [part for key, value in {**arguments, **numbers}.items() for part in (f"--{key}", str(value))]
     process = subprocess.Popen(
         [sys.executable, "-m", "bench.torch_client", *flags],
@@ -155,7 +175,8 @@ def _torch_job(split: Split, root: Path, *, idle: Callable[[int], None] | None =
             raise RuntimeError("the torch client did not connect")
         if idle is not None:
             idle(process.pid)
-        _drive(_port(broker), b"".join(w.tobytes() for w in weights_of(model).values()))
+        weights = torch.nn.utils.parameters_to_vector(network.build().parameters())
+        _drive(_port(broker), weights.detach().numpy().tobytes())
         found: dict[str, float] = json.loads(process.stdout.readline())
         return found
     finally:
@@ -183,9 +204,9 @@ def _drive(port: int, weights: bytes) -> None:
     client.loop_stop()
 
 
-def _idle(environment: CleanEnvironment, split: Split, work: Path, bare_mb: float) -> list[dict[str, Any]]:
+def _idle(environment: CleanEnvironment, job: Work, work: Path, bare_mb: float) -> list[dict[str, Any]]:
     root = work / "ours"
-    federation = _federation(split, root)
+    federation = _federation(job, root)
     counter = _CountingProxy(_port(federation.broker))
     device = fleet.start_device("dev-0", root, counter.url, "test", python=environment.python)
     try:
@@ -195,7 +216,7 @@ def _idle(environment: CleanEnvironment, split: Split, work: Path, bare_mb: floa
         fleet.stop([device.process])
         federation.stop()
     theirs: dict[str, float] = {}
-    _torch_job(split, work / "torch", idle=lambda pid: theirs.update(_watch_idle(pid, None)))
+    _torch_job(job, work / "torch", idle=lambda pid: theirs.update(_watch_idle(pid, None)))
     row = {
         "id": "T28",
         "work": f"connected and idle for {IDLE_S:.0f} s",
@@ -308,19 +329,6 @@ def _absent(row: str, work: str, peer: str, install: str) -> dict[str, Any]:
 
 def _port(broker: RunningBroker) -> int:
     return int(broker.url.rsplit(":", 1)[1])
-
-
-def _machine() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version(), "system": platform.system()}
-
-
-def _save(result: dict[str, Any]) -> None:
-    day = datetime.now(UTC).strftime("%Y-%m-%d")
-    name = "".join(c if c.isalnum() else "-" for c in str(result["machine"]["cpu"]).lower())
-    path = REPOSITORY / "tests" / "bench" / "results" / f"{day}-{name}-client.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

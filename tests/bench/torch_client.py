@@ -11,13 +11,18 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import paho.mqtt.client as mqtt
 import torch
+from torch.nn import functional
 
+from support.networks import NETWORKS
 from support.process import peak_rss_kb
-from support.torch_twin import TorchTwin, sgd_epochs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 IMPORT_S = time.process_time()
 
@@ -26,23 +31,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--network", choices=list(NETWORKS), required=True)
     parser.add_argument("--rounds", type=int, required=True)
     parser.add_argument("--batch", type=int, required=True)
     options = parser.parse_args()
     torch.set_num_threads(1)
     with np.load(options.data) as arrays:
         x, y = arrays["x"], arrays["y"].astype(np.int32)
-    twin = TorchTwin(options.model.read_bytes())
+    network = NETWORKS[options.network]
+    model = network.build().train()
     rounds: list[float] = []
 
     def train(client: mqtt.Client, _: object, message: mqtt.MQTTMessage) -> None:
         started_s = time.monotonic()
-        _load(twin, message.payload)
-        order = torch.randperm(len(x)).numpy()
-        batches = (order[i : i + options.batch] for i in range(0, len(x), options.batch))
-        sgd_epochs(twin, ((_scaled(x[b]), y[b]) for b in batches), lr=0.05, momentum=0.9, weight_decay=0.0)
-        client.publish("bench/update", b"".join(w.tobytes() for w in twin.arrays().values()), qos=1)
+        flat = torch.from_numpy(np.frombuffer(message.payload, np.float32).copy())
+        torch.nn.utils.vector_to_parameters(flat, model.parameters())
+        _epoch(model, _scaled(x, network.shape), y, options.batch)
+        weights = torch.nn.utils.parameters_to_vector(model.parameters())
+        client.publish("bench/update", weights.detach().numpy().tobytes(), qos=1)
         rounds.append(time.monotonic() - started_s)
         if len(rounds) == options.rounds:
             client.disconnect()
@@ -57,14 +63,25 @@ def main() -> int:
     return 0
 
 
-def _scaled(x: np.ndarray) -> np.ndarray:
-    rows = x.astype(np.float32) / 255 if x.dtype == np.uint8 else x
-    return rows.reshape(len(rows), 1, *rows.shape[-2:])
+def _scaled(x: np.ndarray, shape: tuple[int, ...]) -> Callable[[np.ndarray], torch.Tensor]:
+    """Rows by their numbers, scaled as they are read."""
+
+    def rows(numbers: np.ndarray) -> torch.Tensor:
+        chosen = x[numbers]
+        scaled = chosen.astype(np.float32) / 255 if x.dtype == np.uint8 else chosen
+        return torch.from_numpy(scaled.reshape(-1, *shape))
+
+    return rows
 
 
-def _load(twin: TorchTwin, payload: bytes) -> None:
-    flat = torch.from_numpy(np.frombuffer(payload, np.float32).copy())
-    torch.nn.utils.vector_to_parameters(flat, twin.parameters())
+def _epoch(model: torch.nn.Module, rows: Callable[[np.ndarray], torch.Tensor], y: np.ndarray, batch: int) -> None:
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    order = torch.randperm(len(y)).numpy()
+    for begin in range(0, len(y), batch):
+        chosen = order[begin : begin + batch]
+        optimiser.zero_grad()
+        functional.cross_entropy(model(rows(chosen)), torch.from_numpy(y[chosen].astype(np.int64))).backward()
+        optimiser.step()
 
 
 if __name__ == "__main__":

@@ -184,6 +184,10 @@ def test_a_full_disk_costs_time_only(model: Model, tmp_path: Path, monkeypatch: 
     assert run(model, Cache("disk", 1 << 30), place, warnings=warnings).data == run(model).data
     assert "No space left on device" in warnings[0]
     assert list(tmp_path.iterdir()) == []
+    parts = [read_plan(data).memory_bytes(1) for data in model.plans.values()]
+    assert run(model, Cache("disk", 1 << 30), place, limit=sum(parts)).data == run(model).data
+    with pytest.raises(EngineMemoryError, match="make room on the disk"):
+        run(model, Cache("disk", 1 << 30), place, limit=sum(parts) - 1)
 
 
 def test_a_stop_while_features_are_computed_leaves_nothing_behind(model: Model, tmp_path: Path) -> None:

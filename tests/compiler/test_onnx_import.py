@@ -213,7 +213,7 @@ def test_a_shared_initializer_is_one_parameter() -> None:
 
 def test_dropout_is_noted() -> None:
     data = model([oh.make_node("Dropout", ["in"], ["out"], name="drop")], {}, ["N", 4])
-    assert import_onnx(data, batch=2).notes == ("Dropout 'drop' is left out: the plan trains without it",)
+    assert import_onnx(data, batch=2).notes == ("Dropout 'drop' is left out: the model does not say that it trains",)
 
 
 def test_a_number_in_a_formula_is_a_constant_and_noted() -> None:

@@ -7,6 +7,7 @@
 
 #include "check.h"
 #include "core/cpu.h"
+#include "kernels/conv_rows_plan.h"
 #include "kernels/kernels.h"
 #include "kernels/winograd_plan.h"
 
@@ -177,22 +178,39 @@ void convolutions_of_many_images_stay_inside_their_memory(const Kernels& kernels
   }
 }
 
+// Strides, dilation and large kernels with many channels: conv_rows.h.
+void channels_side_by_side_stay_inside_their_memory(const Kernels& kernels) {
+  for (const ConvCase& c : {
+           ConvCase{2, 1, 16, 32, 9, 11, 3, 3, 2, 1, 1},
+           ConvCase{1, 2, 13, 12, 9, 11, 3, 3, 2, 1, 1},
+           ConvCase{1, 1, 16, 16, 5, 5, 2, 2, 4, 0, 1},
+           ConvCase{1, 1, 60, 130, 6, 6, 3, 3, 2, 1, 1},
+           ConvCase{1, 1, 12, 14, 7, 60, 3, 2, 3, 1, 2},
+           ConvCase{1, 1, 24, 32, 12, 9, 7, 7, 1, 3, 1},
+           ConvCase{1, 1, 16, 16, 3, 300, 3, 3, 2, 1, 1},
+       }) {
+    const edge::ConvArgs a = args_of(c);
+    CHECK(edge::conv_rows::correlate_blocks(edge::conv_rows::forward_problem(a)).rows > 0);
+    CHECK(edge::conv_rows::grad_w_blocks(edge::conv_rows::forward_problem(a)).rows > 0);
+    conv_case(kernels, c, 1);
+    conv_case(kernels, c, 3);
+  }
+}
+
 // Stride 1, three and five taps, many channels: winograd.h, with every way to cut tiles.
 void minimal_filtering_stays_inside_its_memory(const Kernels& kernels) {
   for (const ConvCase& c : {
-           ConvCase{1, 1, 16, 16, 1, 1, 3, 3, 1, 1, 1},
-           ConvCase{7, 1, 16, 20, 4, 5, 3, 3, 1, 1, 1},
-           ConvCase{2, 2, 17, 16, 9, 6, 3, 3, 1, 0, 1},
-           ConvCase{1, 1, 24, 33, 7, 6, 5, 5, 1, 2, 1},
+           ConvCase{1, 1, 16, 16, 8, 7, 3, 3, 1, 1, 1},
+           ConvCase{7, 1, 16, 32, 4, 4, 3, 3, 1, 1, 1},
+           ConvCase{2, 2, 17, 16, 10, 10, 3, 3, 1, 0, 1},
+           ConvCase{1, 1, 32, 34, 8, 8, 5, 5, 1, 2, 1},
            ConvCase{1, 1, 16, 16, 5, 140, 3, 3, 1, 4, 1},
-           ConvCase{3, 1, 32, 24, 1, 50, 1, 5, 1, 2, 1},
-           ConvCase{2, 1, 32, 32, 6, 41, 3, 1, 1, 0, 1},
+           ConvCase{3, 1, 48, 64, 1, 50, 1, 5, 1, 2, 1},
            ConvCase{1, 1, 70, 96, 5, 6, 3, 3, 1, 2, 1},
        }) {
     const edge::ConvArgs a = args_of(c);
     CHECK(edge::winograd::grad_w_blocks(a).images > 0);
     CHECK(edge::winograd::correlate_blocks(a, edge::winograd::forward_problem(a)).images > 0);
-    CHECK(edge::winograd::correlate_blocks(a, edge::winograd::backward_problem(a)).images > 0);
     conv_case(kernels, c, 1);
     conv_case(kernels, c, 3);
   }
@@ -218,8 +236,9 @@ void depthwise_convolutions_stay_inside_their_memory(const Kernels& kernels) {
   }
 }
 
-// 1 x 1 taps: tiles inside an image and across images, several passes over the channels, chunks.
-void pointwise_convolutions_stay_inside_their_memory(const Kernels& kernels) {
+// 1 x 1 and KH x 1 taps: tiles inside an image and across images, several passes over the channels,
+// chunks.
+void matrix_convolutions_stay_inside_their_memory(const Kernels& kernels) {
   for (const ConvCase& c : {
            ConvCase{1, 1, 13, 14, 4, 8, 1, 1, 1, 0, 1},
            ConvCase{5, 1, 3, 25, 4, 4, 1, 1, 1, 0, 1},
@@ -227,6 +246,8 @@ void pointwise_convolutions_stay_inside_their_memory(const Kernels& kernels) {
            ConvCase{17, 1, 5, 2, 1, 3, 1, 1, 1, 0, 1},
            ConvCase{2, 1, 530, 13, 3, 11, 1, 1, 1, 0, 1},
            ConvCase{2, 1, 4, 3, 32, 33, 1, 1, 1, 0, 1},
+           ConvCase{2, 2, 3, 14, 5, 37, 3, 1, 1, 0, 1},
+           ConvCase{1, 1, 175, 2, 4, 32, 3, 1, 1, 0, 1},
        }) {
     conv_case(kernels, c, 1);
     conv_case(kernels, c, 3);
@@ -316,7 +337,8 @@ int main() {
     convolutions_stay_inside_their_memory(*kernels);
     convolutions_of_many_images_stay_inside_their_memory(*kernels);
     depthwise_convolutions_stay_inside_their_memory(*kernels);
-    pointwise_convolutions_stay_inside_their_memory(*kernels);
+    matrix_convolutions_stay_inside_their_memory(*kernels);
+    channels_side_by_side_stay_inside_their_memory(*kernels);
     minimal_filtering_stays_inside_its_memory(*kernels);
     one_large_convolution_needs_blocks(*kernels);
     pooling_handles_every_width(*kernels);

@@ -30,15 +30,27 @@ WINOGRAD_CONVS = [
     ConvShape(2, 1, 16, 16, (32, 32), (3, 3), pads=(1, 1, 1, 1)),
     ConvShape(9, 1, 20, 36, (8, 8), (3, 3), pads=(1, 1, 1, 1)),
     ConvShape(3, 1, 64, 70, (7, 9), (3, 3), pads=(0, 1, 2, 0)),
-    ConvShape(5, 1, 17, 33, (14, 14), (5, 5), pads=(2, 2, 2, 2)),
+    ConvShape(5, 1, 32, 34, (14, 14), (5, 5), pads=(2, 2, 2, 2)),
     ConvShape(2, 1, 24, 16, (6, 150), (3, 3), pads=(3, 4, 0, 1)),
     ConvShape(2, 2, 16, 18, (9, 11), (3, 5), pads=(1, 2, 1, 2)),
-    ConvShape(2, 1, 36, 16, (8, 90), (3, 1), pads=(1, 0, 1, 0)),
-    ConvShape(3, 1, 40, 48, (1, 128), (1, 5), pads=(0, 2, 0, 2)),
+    ConvShape(2, 1, 32, 48, (8, 90), (3, 1), pads=(1, 0, 1, 0)),
+    ConvShape(3, 1, 48, 64, (1, 128), (1, 5), pads=(0, 2, 0, 2)),
     ConvShape(1, 1, 128, 80, (5, 5), (3, 3), pads=(1, 1, 1, 1)),
+]
+# Taken with channels side by side: strides, dilation, taps that nothing reads, blocks of targets and of rows.
+ROWS_CONVS = [
+    ConvShape(2, 1, 16, 32, (32, 32), (3, 3), stride=(2, 2), pads=(1, 1, 1, 1)),
+    ConvShape(3, 2, 13, 12, (9, 11), (3, 3), stride=(2, 3), pads=(1, 1, 0, 2)),
+    ConvShape(1, 1, 60, 130, (6, 6), (3, 3), stride=(2, 2), pads=(1, 1, 1, 1)),
+    ConvShape(1, 1, 16, 16, (5, 5), (2, 2), stride=(4, 4)),
+    ConvShape(2, 1, 16, 16, (2, 3), (3, 3), stride=(4, 5), pads=(1, 2, 1, 1)),
+    ConvShape(2, 1, 24, 31, (40, 20), (7, 7), pads=(3, 3, 3, 3)),
+    ConvShape(2, 1, 14, 15, (12, 13), (3, 2), dilation=(2, 3), pads=(2, 0, 1, 4)),
+    ConvShape(1, 1, 16, 16, (3, 600), (3, 3), stride=(2, 2), pads=(1, 1, 1, 1)),
 ]
 CONVS = [
     *WINOGRAD_CONVS,
+    *ROWS_CONVS,
     ConvShape(2, 1, 1, 6, (28, 28), (5, 5), pads=(2, 2, 2, 2)),
     ConvShape(3, 1, 6, 16, (14, 14), (5, 5)),
     ConvShape(9, 1, 3, 5, (1, 40), (1, 7), pads=(0, 3, 0, 3)),
@@ -140,6 +152,10 @@ TRANSPOSES = [
         ((2, 3, 4), (2, 0, 1)),
         ((2, 3, 4, 5), (0, 2, 3, 1)),
         ((2, 3, 1, 4, 2, 3), (5, 3, 1, 0, 4, 2)),
+        ((3, 5, 4, 33), (0, 2, 1, 3)),
+        ((2, 3, 17, 35), (1, 0, 3, 2)),
+        ((4, 1, 19, 1), (2, 1, 3, 0)),
+        ((2, 2, 3, 2, 18, 3), (1, 0, 4, 2, 3, 5)),
     ]
 ]
 

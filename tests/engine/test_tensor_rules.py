@@ -11,6 +11,13 @@ FEW, MANY = -(2**31), 2**31 - 1
 INT = "int32"
 # rule, operation, shapes of the inputs (with a dtype where it is not float32), of the outputs, attributes
 REFUSED = [
+    ("BadAttribute", "random", [(), ()], [(3,)], [2, 0]),
+    ("BadAttribute", "random", [(), ()], [(3,)], [0, -1]),
+    ("BadAttribute", "random", [(), ()], [(3,)], [0]),
+    ("BadShape", "random", [(1,), ()], [(3,)], [0, 0]),
+    ("BadShape", "random", [(), (2,)], [(3,)], [0, 0]),
+    ("BadDtype", "random", [((), INT), ()], [(3,)], [0, 0]),
+    ("BadDtype", "random", [(), ()], [((3,), INT)], [0, 0]),
     ("BadAttribute", "unary", [(3,)], [(3,)], [15]),
     ("BadAttribute", "unary", [(3,)], [(3,)], [-1]),
     ("BadShape", "unary", [(3,)], [(4,)], [0]),

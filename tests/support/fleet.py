@@ -136,7 +136,7 @@ def _toml(value: object) -> str:
 
 
 def write_job(root: Path, **overrides: object) -> None:
-    """Write ROOT/job.toml."""
+    """Write ROOT/job.toml; a key that no section has yet is one of [training]."""
     tables: dict[str, dict[str, object]] = {
         "job": {"name": "digits", "seed": 1, "rounds": 3},
         "model": {"onnx": "model.onnx"},
@@ -146,7 +146,7 @@ def write_job(root: Path, **overrides: object) -> None:
         "evaluate": {"data": fleet.HELD_OUT},
     }
     for key, value in overrides.items():
-        table = next(t for t in tables.values() if key in t)
+        table = next((t for t in tables.values() if key in t), tables["training"])
         table[key] = value
     text = "".join(
         f"[{name}]\n" + "".join(f"{key} = {_toml(value)}\n" for key, value in table.items())
