@@ -112,6 +112,15 @@ def _trivial_sum(node: Node, inputs: Inputs) -> Value | None:
     return g.reshape(x if scale == 1 else x * scale, node.types[0].shape)
 
 
+def _whole_average(node: Node, inputs: Inputs) -> Value | None:
+    """An average over all places is a sum: it fuses with what makes its operand, and so does its gradient."""
+    (x,) = inputs
+    assert x is not None
+    if node.attrs["kernel"] != x.shape[2:] or node.attrs["window"].pads != (0, 0, 0, 0):
+        return None
+    return g.mean(x, [2, 3], keepdims=True)
+
+
 def _trivial_broadcast(node: Node, inputs: Inputs) -> Value | None:
     (x,) = inputs
     assert x is not None
@@ -201,6 +210,7 @@ RULES: dict[str, Local] = {
     "transpose": _transpose_of,
     "gemm": _gemm_of_transpose,
     "reduce_sum": _trivial_sum,
+    "avgpool": _whole_average,
     "broadcast": _trivial_broadcast,
     "binary": _map_of_broadcast,
     "where": _map_of_broadcast,
