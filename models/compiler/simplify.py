@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 import models.compiler.graph as g
+from models.compiler.boxes import apart
 from models.compiler.evaluate import run_node
 from models.compiler.ir import Node, Value, apply, rewrite
 from models.compiler.ops import OPS
@@ -130,6 +131,31 @@ def _is_constant(v: Value, number: float) -> bool:
     return v.node.op == "constant" and bool(np.all(v.node.attrs["value"] == number))
 
 
+def _add(node: Node, inputs: Inputs) -> Value | None:
+    a, b = inputs
+    assert a is not None
+    assert b is not None
+    return _beside(a, b) or _beside(b, a) or _elementwise(node, inputs)
+
+
+def _beside(whole: Value, part: Value) -> Value | None:
+    """A sum of pieces that lie apart in zeros is their copy to one tensor, as in the gradient of what was cut up."""
+    if not _in_zeros(part) or part.node.inputs[1] is not None or whole.shape != part.shape:
+        return None
+    piece, box = part.node.inputs[0], part.node.attrs["box"]
+    below: Value | None = whole
+    while below is not None:
+        if not _in_zeros(below) or not apart(below.node.attrs["box"], box):
+            return None
+        below = below.node.inputs[1]
+    assert piece is not None
+    return g.strided_copy(piece, box, part.shape, whole)
+
+
+def _in_zeros(v: Value) -> bool:
+    return v.node.op == "strided_copy" and (v.node.inputs[1] is not None or v.node.attrs["fill"] == 0.0)
+
+
 def _elementwise(node: Node, inputs: Inputs) -> Value | None:
     a, b = inputs
     assert a is not None
@@ -189,6 +215,7 @@ RULES: dict[str, Local] = {
     "binary": _map_of_broadcast,
     "where": _map_of_broadcast,
     **dict.fromkeys(ELEMENTWISE, _elementwise),
+    "add": _add,
 }
 
 
