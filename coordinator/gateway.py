@@ -47,13 +47,13 @@ PASSING_RULES = frozenset({"BlobMissing", "BlobCorrupt", "CacheDamaged", "TaskSt
 class Parts:
     """What a running job is made of.
 
-    `fold` starts the fold of the round that began from a version, `judge` the evaluation of weights (a tensor file);
-    neither waits.
+    `fold` starts the fold of the round that began from a version, `judge` the evaluation of one; neither
+    waits.
     """
 
     program: Program
     fold: Callable[[Version], Future[Version]]
-    judge: Callable[[bytes], Future[Evaluation]]
+    judge: Callable[[Version], Future[Evaluation]]
     store: Store
     directory: Path
     emit: Emit
@@ -159,7 +159,7 @@ class RunningJob:
             if self._version.version == self._closing.round:
                 self.folding = self._parts.fold(self._version)
                 return commands
-        self.judging = self._parts.judge(self._version.weights)
+        self.judging = self._parts.judge(self._version)
         return commands
 
     def stopping(self) -> list[Command]:

@@ -18,12 +18,13 @@ from coordinator.store import Version
 from coordinator.training_keys import Board, Stage, Training
 from edge_runtime.plan import ROLE_TRAINED, read_plan
 from edge_runtime.rng import derive_seed
-from edge_runtime.tensors import encode_tensors
+from edge_runtime.tensors import decode_tensors, encode_tensors
 from edge_runtime.wire.tasks import Cache, Phase, Task, Upload
-from models.compiler import weights_of
+from models.compiler import weights_of, with_weights
 from models.compiler.budget import Budget, Found, Rate, compile_within
 from models.compiler.prefix import Split, compile_split
 from models.compiler.rules import AdamW, Rule, Sgd
+from models.compiler.skip import without
 from models.zoo import MODELS
 
 # What a phase's plan minimises, and the compiler's function for it.
@@ -59,6 +60,8 @@ class StagePlans:
 
     Attributes:
         last_round: The stage's; the next one begins after it.
+        model: The ONNX model without the blocks that the stage leaves out.
+        tensors: The names of its tensors.
         lr: Learning rate.
         phases: The plans of each phase of the method, by the name the method gives them.
         trained: Shapes of the tensors that a device sends back, by name.
@@ -66,6 +69,8 @@ class StagePlans:
     """
 
     last_round: int
+    model: bytes
+    tensors: frozenset[str]
     lr: float
     phases: Mapping[str, PhasePlans]
     trained: Mapping[str, tuple[int, ...]]
@@ -149,11 +154,21 @@ def build_program(job: Job) -> Program:
     )
 
 
-def _stage(job: Job, method: Method, model: bytes, stage: Stage, last_round: int) -> StagePlans:
+def judged_model(program: Program, version: Version) -> bytes:
+    """A version as it is judged: without the blocks that the stage which made it leaves out."""
+    stage = program.stage(version.version - 1)
+    weights = decode_tensors(version.weights)[0]
+    return with_weights(stage.model, {name: array for name, array in weights.items() if name in stage.tensors})
+
+
+def _stage(job: Job, method: Method, whole: bytes, stage: Stage, last_round: int) -> StagePlans:
+    model = without(whole, stage.skip)
+    tensors = frozenset(weights_of(model))
+
     def plans(board: Board | None) -> StagePlans:
         phases = {phase.plan: _compile(job.training, stage, board, phase.objective, model) for phase in method.phases}
         trained = {name: shape for each in phases.values() for name, shape in _trained(each.training).items()}
-        return StagePlans(last_round, stage.lr, phases, trained)
+        return StagePlans(last_round, model, tensors, stage.lr, phases, trained)
 
     return replace(plans(None), boards=tuple((board, plans(board)) for board in job.training.boards))
 

@@ -21,18 +21,17 @@ from coordinator.gateway import EXIT_DONE, EXIT_FAILED, Parts, RunningJob, super
 from coordinator.jobfile import JobFileError, load_job
 from coordinator.journal import JournalError
 from coordinator.leftovers import clear_job
-from coordinator.program import Program, build_program, definition, make_version
+from coordinator.program import Program, build_program, definition, judged_model, make_version
 from coordinator.results import export, fold
 from coordinator.store import Version, open_store, updates_beside
 from edge_runtime.data import Dataset, load_dataset
 from edge_runtime.errors import LocalError
 from edge_runtime.link import Connected, Disconnected, Link, LinkEvent, Message, Refused, Subscribed
-from edge_runtime.tensors import decode_tensors
 from edge_runtime.wire.entry import EntryOutcome, SiteEntry
 from edge_runtime.wire.events import Command, GatewaySuperseded, Publish, Subscribe, Unsubscribe, Warned
 from edge_runtime.wire.gateway import GatewaySession
 from edge_runtime.wire.topics import check_id
-from models.compiler import CompileError, with_weights
+from models.compiler import CompileError
 from models.zoo import ZooError
 
 EXIT_BAD_INPUT = 2
@@ -88,7 +87,7 @@ def _prepare(options: argparse.Namespace, emit: Emit, stack: ExitStack) -> Parts
     return Parts(
         program=program,
         fold=lambda old: worker.submit(_fold, program, options.state, old),
-        judge=lambda weights: worker.submit(_judge, program, held_out, weights),
+        judge=lambda version: worker.submit(_judge, program, held_out, version),
         store=store,
         directory=options.state,
         emit=emit,
@@ -100,8 +99,8 @@ def _fold(program: Program, directory: Path, old: Version) -> Version:
         return fold(program, updates, old)
 
 
-def _judge(program: Program, held_out: Dataset, weights: bytes) -> Evaluation:
-    return evaluate(with_weights(program.model, decode_tensors(weights)[0]), held_out)
+def _judge(program: Program, held_out: Dataset, version: Version) -> Evaluation:
+    return evaluate(judged_model(program, version), held_out)
 
 
 def _broker(options: argparse.Namespace, stack: ExitStack) -> tuple[str, str]:

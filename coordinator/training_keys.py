@@ -12,6 +12,7 @@ STAGE: Mapping[str, Field] = {
     "trainable": Field(texts, required=False),
     "frozen": Field(texts, required=False),
     "lr": Field(number(0, 1000, above_low=True), required=False),
+    "skip": Field(texts, required=False, default=[]),
 }
 MOST_BOARDS = 100
 BOARD: Mapping[str, Field] = {
@@ -43,12 +44,13 @@ OF_ONE_OPTIMIZER = {"momentum": "sgd", "nesterov": "sgd", "betas": "adamw", "eps
 
 @dataclass(frozen=True)
 class Stage:
-    """Some rounds in a row: what is trained in them (shell patterns over tensor names), and at which rate."""
+    """Some rounds in a row: what is trained in them and what is not there yet (shell patterns), and at which rate."""
 
     rounds: int
     trainable: tuple[str, ...]
     frozen: tuple[str, ...]
     lr: float
+    skip: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -142,4 +144,5 @@ def _board(board: Mapping[str, Any]) -> Board:
 def _stage(stage: Mapping[str, Any], table: Mapping[str, Any]) -> Stage:
     """A stage; what it leaves out is what the section says."""
     given = {key: table[key] if stage[key] is None else stage[key] for key in ("trainable", "frozen", "lr")}
-    return Stage(stage["rounds"], tuple(given["trainable"]), tuple(given["frozen"]), float(given["lr"]))
+    patterns = (tuple(given["trainable"]), tuple(given["frozen"]))
+    return Stage(stage["rounds"], *patterns, float(given["lr"]), tuple(stage["skip"]))

@@ -52,15 +52,6 @@ void pack(const Product& p, const Block& b, float* to) {
   });
 }
 
-template <bool ADD>
-EDGE_INLINE void finish_run(const float* sums, float bias, float floor, float* to, Index count) {
-  EDGE_INDEPENDENT
-  for (Index j = 0; j < count; ++j) {
-    const float value = (ADD ? to[j] + sums[j] : sums[j]) + bias;
-    to[j] = value < floor ? floor : value;
-  }
-}
-
 void finish_rows(const Product& p, const Block& b, Index row, Index rows, const float* sums) {
   const bool last = b.k + b.depth == p.depth;
   const float floor = p.relu && last ? 0.0F : -__builtin_inff();

@@ -18,6 +18,7 @@ from models.compiler.errors import CompileError
 from models.compiler.ir import Role
 from models.compiler.onnx_import import import_onnx
 from models.compiler.rules import Rule, Sgd
+from models.compiler.stages_cli import add_stages
 from models.compiler.training import Compiled, compile_training
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_budget.add_options(build)
     build.add_argument("--json", action="store_true", help="print the report as one JSON object")
     build.set_defaults(run=_build)
+    add_stages(commands)
     show = commands.add_parser("show", help="print the tensors and operations of a plan")
     show.add_argument("plan", type=Path, metavar="PLAN")
     show.add_argument("--json", action="store_true", help="print one JSON object")

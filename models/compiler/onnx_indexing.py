@@ -26,6 +26,8 @@ def _whole(term: Term | None) -> Value:
         return g.constant(np.clip(term, -(2**31), 2**31 - 1).astype(np.int32))
     if term is None:
         raise ModelError("the indices are missing")
+    if term.name and term.type.dtype != "int32":
+        raise ModelError(f"the indices {term.name!r} are {term.type.dtype}, whole numbers are needed")
     return g.cast(term, "int32")
 
 
@@ -79,8 +81,12 @@ def _last_of_equals(places: Value, axis: int) -> Value:
     if places.node.op != "constant":
         return places
     array = np.moveaxis(places.node.attrs["value"], axis, -1)
-    later = np.triu(array[..., None, :] == array[..., :, None], 1).any(axis=-1)
-    return g.constant(np.moveaxis(np.where(later, -1, array), -1, axis))
+    lines = np.arange(array.size).reshape(array.shape) // array.shape[-1]
+    named = np.stack([lines, array], -1).reshape(-1, 2)[::-1]
+    last = array.size - 1 - np.unique(named, axis=0, return_index=True)[1]
+    kept = np.full(array.size, -1, np.int32)
+    kept[last] = array.reshape(-1)[last]
+    return g.constant(np.moveaxis(kept.reshape(array.shape), -1, axis))
 
 
 def _scatter_nd(node: ModelNode, terms: Terms) -> Value:

@@ -57,9 +57,10 @@ def import_loss(loss: bytes, graph: Graph) -> ImportedLoss:
     (x,), output = graph.inputs, graph.outputs[0]
     batch = x.shape[0]
     proto = read_model(loss)
-    first, *others = inputs_of(proto) or [None]
-    if first is None:
+    inputs = inputs_of(proto)
+    if not inputs:
         raise ModelError("the loss has no input; its first one must be the model's output")
+    first, *others = inputs
     columns = {info.name: input_leaf(info, batch, info.name) for info in others if info.name != x.name}
     columns = _labelled(columns, batch)
     terms: dict[str, Term] = {first.name: output, x.name: x, **columns}

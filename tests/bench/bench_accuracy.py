@@ -43,8 +43,8 @@ class Work:
 
 
 WORKS = (
-    Work("lenet5", "fashion-mnist", fashion_mnist, Recipe("lenet5", 10, 32, 0.02), least=0.90),
-    Work("resnet8", "cifar10", cifar10, Recipe("resnet8", 10, 32, 0.1), below=0.01),
+    Work("lenet5", "fashion-mnist", fashion_mnist, Recipe("lenet5", 8, 32, 0.02), least=0.90),
+    Work("resnet8", "cifar10", cifar10, Recipe("resnet8", 8, 32, 0.1), below=0.01),
 )
 
 

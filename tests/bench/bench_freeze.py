@@ -17,7 +17,6 @@ import copy
 import json
 import statistics
 import sys
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from bench.recording import machine, save
+from bench.timing import alternate, judged, timed
+from bench.training_products import peak_rate
 from coordinator.evaluate import ort
 from edge_runtime.data import Dataset
 from edge_runtime.engine import Engine
@@ -42,7 +44,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LR, MOMENTUM = 0.001, 0.9
-BLOCKS, BLOCK_S = 15, 0.05
 Steps = dict[str, "Callable[[], object]"]
 
 
@@ -202,40 +203,6 @@ def _inference_onnx(bottom: nn.Module, setting: Setting) -> bytes:
     return file.getvalue()
 
 
-def alternate(steps: Steps) -> dict[str, list[float]]:
-    """Processor seconds a step of each, one block after the other, BLOCKS times."""
-    counts = {}
-    for name, step in steps.items():
-        step()
-        begin = time.process_time()
-        step()
-        counts[name] = max(1, int(BLOCK_S / max(time.process_time() - begin, 1e-6)))
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(BLOCKS):
-        for name, step in steps.items():
-            begin = time.process_time()
-            for _ in range(counts[name]):
-                step()
-            times[name].append((time.process_time() - begin) / counts[name])
-    return times
-
-
-def judged(mine: list[float], theirs: list[float], target: float | None, floor_s: float) -> dict[str, Any]:
-    """The figures of a row: medians of the blocks, the spread of the blocks' ratios, the bound from the floor."""
-    ours_s, peer_s = statistics.median(mine), statistics.median(theirs)
-    ratios = [t / o for o, t in zip(mine, theirs, strict=True)]
-    return {
-        "ours_s": round(ours_s, 8),
-        "peer_s": round(peer_s, 8),
-        "ratio": round(peer_s / ours_s, 2),
-        "target": target,
-        "bound": round(peer_s / floor_s, 2),
-        "share_of_bound": round(floor_s / ours_s, 3),
-        "met": target is None or peer_s / ours_s >= target,
-        "spread": [round(min(ratios), 2), round(max(ratios), 2)],
-    }
-
-
 def t18_rows(peak: float) -> list[dict[str, Any]]:
     """A step of the last block, prefix included; `peak` is in multiply-adds a second."""
     return [_row("T18", setting_of(last), peak, cached=False) for last in LAST]
@@ -248,7 +215,7 @@ def t19_rows(peak: float) -> list[dict[str, Any]]:
 
 def _row(row: str, setting: Setting, peak: float, *, cached: bool) -> dict[str, Any]:
     steps = {"ours": ours(setting, cached=cached), **torch_steps(setting, frozen=not cached)}
-    times = alternate(steps)
+    times = alternate({name: timed(step) for name, step in steps.items()})
     best = min((name for name in times if name != "ours"), key=lambda name: statistics.median(times[name]))
     target = setting.last.t19 if cached else setting.last.t18
     what = "kept features" if cached else "frozen prefix"
@@ -272,7 +239,7 @@ def prefix_rows(peak: float) -> list[dict[str, Any]]:
     rows = []
     for last in LAST:
         setting = setting_of(last)
-        times = alternate(prefix_steps(setting))
+        times = alternate({name: timed(step) for name, step in prefix_steps(setting).items()})
         peer = next(name for name in times if name != "ours")
         products = _products(setting, cached=False) - _products(setting, cached=True)
         rows.append(
@@ -287,18 +254,19 @@ def prefix_rows(peak: float) -> list[dict[str, Any]]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the bench and print a table, or one JSON object."""
+    """Run the bench, print a table or one JSON object, and keep it in tests/bench/results/."""
     parser = argparse.ArgumentParser(
         prog="edge-runtime bench freeze", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--peak-gflops", type=float, default=220.0, help="this machine's, as bench training prints it")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    peak = options.peak_gflops * 1e9 / 2
+    peak = peak_rate()
     rows = [*t18_rows(peak), *t19_rows(peak), *prefix_rows(peak)]
+    result = {"bench": "freeze", "machine": {**machine(), "peak_gflops": round(2e-9 * peak, 1)}, "rows": rows}
+    save(result)
     if options.json:
-        print(json.dumps({"bench": "freeze", "rows": rows}))
+        print(json.dumps(result))
         return 0
     for row in rows:
         print(

@@ -2,15 +2,17 @@
 
 T11-T17  a step (forward, backward, SGD with momentum) of seven networks: torch eager in two memory formats and
          compiled, onnxruntime-training, MNN and dlib
+T18      a step of the last block, the frozen layers below it computed in it
+T19      the same on features that were kept, beside torch's whole step
 T23      the machine code that trains, stripped
 T24      a fresh process: import and first step
 T25      matrix products of the shapes that convolutions and classifiers make, through plans of one operation
 
-One thread, float32. Every program is a process of its own; blocks of all take turns, a time is the median over the
-blocks of processor time a step, the spread of a ratio is that of the blocks. The bound of a ratio is the peer's time
-over the multiply-adds at the peak rate of this machine (T24: over a process that imports numpy); that peak is the best
-rate that any large product reached in the same run, ours or torch's. `make bench-peers` installs the peers; one that is
-absent, or cannot train a network, says so in its row.
+One thread, float32. In T11-T17 every program is a process of its own. Blocks of all take turns, a time is the median
+over the blocks of processor time a step, the spread of a ratio is that of the blocks. The bound of a ratio is the
+peer's time over the multiply-adds at the peak rate of this machine (T24: over a process that imports numpy); that peak
+is the best rate that any large product reached in the same run, ours or torch's. `make bench-peers` installs the peers;
+one that is absent, or cannot train a network, says so in its row.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bench.bench_freeze import t18_rows, t19_rows
 from bench.recording import machine, save
 from bench.training_cold import cold_row, size_rows
 from bench.training_products import peak_rate, product_row
@@ -66,6 +69,8 @@ def _measures() -> dict[str, Measure]:
     steps: dict[str, Measure] = {work.row: (lambda peak, work=work: rows_of(work, peak)) for work in WORKS}
     return {
         **steps,
+        "T18": t18_rows,
+        "T19": t19_rows,
         "T23": lambda _: size_rows(),
         "T24": lambda _: [cold_row()],
         "T25": lambda peak: [product_row(peak)],

@@ -12,10 +12,10 @@ from bench.peers.process import (
     Peer,
     PeerUnavailable,
     Program,
-    alternate,
     learned,
     programs,
 )
+from bench.timing import alternate
 from bench.training_steps import LR, MOMENTUM, prepare
 
 CHILD = """\

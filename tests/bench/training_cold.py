@@ -18,7 +18,7 @@ from bench.training_steps import prepare
 from edge_runtime import _core
 from support.data import REPOSITORY
 
-PAIRS = 7
+PAIRS = 5
 MB = 1e6
 SIZE_LIMIT_MB, COLD_LIMIT_S = 1.2, 0.05
 COLD_TARGET = 20.0

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import statistics
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from engine.planwriter import BATCH, OUTPUT, PlanWriter
 
-from bench.peers.process import alternate
-from bench.training_steps import BLOCK_S, BLOCKS, judged
+from bench.timing import alternate, judged, timed
 from edge_runtime.engine import Engine
 from edge_runtime.plan import read_plan
 
@@ -45,7 +43,7 @@ def product_row(peak: float) -> dict[str, Any]:
     """One row: the geometric mean over the shapes, which it lists; `peak` is in multiply-adds a second."""
     shapes = []
     for m, n, k, transposed in PRODUCTS:
-        times = alternate(_product(m, n, k, transposed=transposed), BLOCKS, BLOCK_S)
+        times = alternate(_product(m, n, k, transposed=transposed))
         rates = {f"{who}_gflops": round(2e-9 * m * n * k / statistics.median(times[who]), 1) for who in times}
         figures = judged(times["ours"], times["torch"], TARGET, m * n * k / peak)
         shapes.append({"m": m, "n": n, "k": k, "b": "(n, k)" if transposed else "(k, n)", **rates, **figures})
@@ -82,21 +80,11 @@ def _product(m: int, n: int, k: int, *, transposed: bool = False) -> dict[str, C
     engine.write("b", b)
     left, right, out = torch.from_numpy(a), torch.from_numpy(b), torch.empty(m, n)
     right = right.T if transposed else right
-    return {"ours": _timed(engine.step), "torch": _timed(lambda: torch.mm(left, right, out=out))}
-
-
-def _timed(step: Callable[[], object]) -> Callable[[int], float]:
-    def run(count: int) -> float:
-        begin = time.process_time()
-        for _ in range(count):
-            step()
-        return (time.process_time() - begin) / count
-
-    return run
+    return {"ours": timed(engine.step), "torch": timed(lambda: torch.mm(left, right, out=out))}
 
 
 def _rate(shape: tuple[int, int, int]) -> float:
     """Multiply-adds a second of the faster of the two."""
     m, n, k = shape
-    times = alternate(_product(m, n, k), BLOCKS, BLOCK_S)
+    times = alternate(_product(m, n, k))
     return m * n * k / min(min(of_one) for of_one in times.values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from bench.peers.process import BUILD, INSTALL, Peer, PeerUnavailable, alternate, learned, programs
+from bench.peers.process import BUILD, INSTALL, Peer, PeerUnavailable, learned, programs
+from bench.timing import alternate, judged
 from models.compiler import compile_training, import_onnx, weights_of
 from support.networks import NETWORKS, export
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from models.compiler.training import Report
 
 LR, MOMENTUM = 0.001, 0.9
-BLOCKS = 25
-BLOCK_S = 0.02  # long beside the clock, short beside what else the machine does
 TORCH = ("torch nchw", "torch nhwc", "torch.compile")
 
 
@@ -62,14 +60,16 @@ def rows_of(work: Work, peak: float) -> list[dict[str, Any]]:
     with ExitStack() as stack:
         for name in ("ours", *work.targets()):
             try:
-                running[name] = Peer(offered[name], folder / f"{name}.log")
+                peer = Peer(offered[name], folder / f"{name}.log")
+                stack.callback(peer.stop)
+                peer.run(1)  # one that cannot train this network ends here
             except PeerUnavailable as error:
                 absent[name] = str(error)
             else:
-                stack.callback(running[name].stop)
+                running[name] = peer
         if "ours" in absent:
             raise PeerUnavailable(absent["ours"])
-        times = alternate({name: peer.run for name, peer in running.items()}, BLOCKS, BLOCK_S)
+        times = alternate({name: peer.run for name, peer in running.items()})
     idle = [name for name, peer in running.items() if not learned(peer.losses)]
     if idle:
         raise RuntimeError(f"{title}: {', '.join(idle)} trained nothing: the loss did not fall")
@@ -115,19 +115,3 @@ def _why(name: str, absent: dict[str, str]) -> dict[str, str]:
     if name not in absent:
         return {}
     return {"install" if INSTALL in absent[name] else "failed": absent[name]}
-
-
-def judged(ours: list[float], theirs: list[float], target: float, floor_s: float) -> dict[str, Any]:
-    """The figures of a row: medians of the blocks, the spread of the blocks' ratios, the bound from the floor."""
-    ours_s, peer_s = statistics.median(ours), statistics.median(theirs)
-    ratios = [t / o for o, t in zip(ours, theirs, strict=True)]
-    return {
-        "ours_s": round(ours_s, 8),
-        "peer_s": round(peer_s, 8),
-        "ratio": round(peer_s / ours_s, 2),
-        "target": target,
-        "bound": round(peer_s / floor_s, 2),
-        "share_of_bound": round(floor_s / ours_s, 3),
-        "met": peer_s / ours_s >= target,
-        "spread": [round(min(ratios), 2), round(max(ratios), 2)],
-    }

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 import models.compiler.graph as g
 from models.compiler.autodiff import gradients
 from models.compiler.evaluate import evaluate
-from models.compiler.ir import Value
+from models.compiler.ir import Value, Window
+from models.compiler.onnx_import import CONVERTERS
+from models.compiler.onnx_nodes import ModelNode, Training
 
 torch = pytest.importorskip("torch")
 functional = torch.nn.functional
@@ -29,6 +31,28 @@ class Pair:
 
     ours: Callable[..., Value]
     theirs: Callable[..., Any]
+
+
+PLACES = np.array([[3, 0, 3, 1], [2, 2, 2, 0], [0, 1, 3, 3]])
+POINTS = np.array([[2, 1], [0, 3], [1, 1]])
+LABELS = np.array([3, -1, 0], np.int32)
+ONE_AROUND = Window(pads=(1, 1, 1, 1))
+
+
+def _ours_by_onnx(op: str, attrs: dict[str, Any], *terms: Any) -> Value:
+    """What the importer makes of one ONNX operator."""
+    training = Training(batch_statistics=True, rows=g.leaf("rows", "float32", (ROWS,)))
+    made = CONVERTERS[op](ModelNode(op, op, attrs, 1, 18, ROWS, None, [], training, 1), terms)
+    assert isinstance(made, Value)
+    return made
+
+
+def _row_of(b: Value) -> Value:
+    return g.reshape(g.slice(b, [0, 0], [1, 3], [1, 1]), (3,))
+
+
+def _image(a: Value) -> Value:
+    return g.reshape(a, (1, 1, *a.shape))
 
 
 def _spread(x: Any) -> Any:
@@ -65,6 +89,50 @@ STEPS = [
     Pair(lambda a, b: g.concat([g.flip(a, [0]), b], 0), lambda a, b: torch.cat([a.flip(0), b], 0)),
     Pair(lambda a, _: g.slice(a, [2, 0], [2, 2], [-2, 3]), lambda a, _: a.flip(0)[::2, ::3]),
     Pair(lambda a, _: g.gather(a, g.constant(INDEX), 0), lambda a, _: a[torch.from_numpy(INDEX).long()]),
+    Pair(
+        lambda a, b: _ours_by_onnx("Einsum", {"equation": "ij,kj->ki"}, a, b) * 0.3,
+        lambda a, b: torch.einsum("ij,kj->ki", a, b) * 0.3,
+    ),
+    Pair(
+        lambda a, b: _ours_by_onnx("ScatterElements", {"axis": 1, "reduction": "add"}, a, PLACES, b),
+        lambda a, b: a.scatter_add(1, torch.from_numpy(PLACES), b),
+    ),
+    Pair(
+        lambda a, b: _ours_by_onnx("ScatterND", {}, a, POINTS, _row_of(b)),
+        lambda a, b: a.index_put(tuple(torch.from_numpy(POINTS.T)), b[0, :3]),
+    ),
+    Pair(
+        lambda a, _: _ours_by_onnx("GatherND", {}, a, POINTS[:, :1]),
+        lambda a, _: a[torch.from_numpy(POINTS[:, 0])],
+    ),
+    Pair(
+        lambda a, _: _ours_by_onnx("GatherElements", {"axis": 1}, a, PLACES),
+        lambda a, _: a.gather(1, torch.from_numpy(PLACES)),
+    ),
+    Pair(
+        lambda a, _: g.reshape(g.max_pool(_image(a), (2, 2), ONE_AROUND), (-1, COLUMNS + 1)),
+        lambda a, _: functional.max_pool2d(a[None, None], 2, 1, 1)[0, 0],
+    ),
+    Pair(
+        lambda a, _: g.reshape(g.avg_pool(_image(a), (2, 2), ONE_AROUND), (-1, COLUMNS + 1)),
+        lambda a, _: functional.avg_pool2d(a[None, None], 2, 1, 1, count_include_pad=False)[0, 0],
+    ),
+    Pair(
+        lambda a, b: g.reshape(g.conv(_image(a), _image(b * 0.3), Window(pads=(1, 1, 1, 2))), (-1, COLUMNS)),
+        lambda a, b: functional.conv2d(functional.pad(a[None, None], (1, 2, 1, 1)), b[None, None] * 0.3)[0, 0],
+    ),
+    Pair(
+        lambda a, b: g.softmax_xent(a, g.constant(LABELS))[1] + g.softmax_cross_entropy(b, g.constant(LABELS)),
+        lambda a, b: a.softmax(1) + functional.cross_entropy(b, torch.from_numpy(LABELS).long(), ignore_index=-1),
+    ),
+    Pair(
+        lambda a, _: g.reshape(g.group_norm(g.reshape(a, (1, 4, 3)), 2, 0.1), (ROWS, COLUMNS)),
+        lambda a, _: functional.group_norm(a.reshape(1, 4, 3), 2, eps=0.1).reshape(ROWS, COLUMNS),
+    ),
+    Pair(
+        lambda a, _: g.max(a, [0], keepdims=True) * g.sum(a, [1], keepdims=True),
+        lambda a, _: a.amax(0, keepdim=True) * a.sum(1, keepdim=True),
+    ),
     Pair(lambda a, _: g.topk(a, 2, 0)[0], lambda a, _: torch.topk(a, 2, 0)[0]),
     Pair(
         lambda a, _: g.reshape(g.transpose(g.reshape(a, (2, 2, 3)), (2, 0, 1)), (ROWS, COLUMNS)),

@@ -1,4 +1,4 @@
-"""Depthwise and pointwise convolutions have kernels of their own: random shapes, and the edges of their blocks."""
+"""Depthwise, pointwise and vertical convolutions have kernels of their own: random shapes, edges of their blocks."""
 
 from __future__ import annotations
 
@@ -62,6 +62,40 @@ POINTWISE = [  # small images share a tile, many channels take several passes, l
 
 @pytest.mark.parametrize("case", [case for shape in POINTWISE for case in conv_cases(shape)], ids=name_of)
 def test_pointwise_tiles_passes_and_chunks_add_up(case: Case) -> None:
+    check(case)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    counts=st.tuples(small, small, st.integers(1, 14), st.integers(1, 14)),
+    size=st.tuples(st.integers(1, 9), st.integers(32, 70)),
+    kernel=st.integers(1, 4),
+    steps=st.tuples(small, small),
+    around=st.tuples(st.integers(0, 4), st.integers(0, 4)),
+)
+def test_any_vertical_convolution_equals_its_twin(
+    counts: tuple[int, int, int, int],
+    size: tuple[int, int],
+    kernel: int,
+    steps: tuple[int, int],
+    around: tuple[int, int],
+) -> None:
+    stride, dilation = steps
+    size = (max(size[0], (kernel - 1) * dilation + 1), size[1])
+    pads = (around[0], 0, around[1], 0)
+    for case in conv_cases(ConvShape(*counts, size, (kernel, 1), (stride, 1), pads, (dilation, 1))):
+        check(case)
+
+
+VERTICAL = [  # several passes over the channels, several chunks of positions
+    ConvShape(1, 1, 190, 3, (3, 33), (3, 1), pads=(1, 0, 1, 0)),
+    ConvShape(1, 1, 2, 180, (4, 40), (3, 1), (2, 1), pads=(1, 0, 1, 0)),
+    ConvShape(2, 1, 3, 2, (3, 700), (3, 1), pads=(1, 0, 1, 0)),
+]
+
+
+@pytest.mark.parametrize("case", [case for shape in VERTICAL for case in conv_cases(shape)], ids=name_of)
+def test_vertical_passes_and_chunks_add_up(case: Case) -> None:
     check(case)
 
 

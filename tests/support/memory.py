@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from coordinator.evaluate import Evaluation, evaluate
 from coordinator.gateway import Parts, RunningJob
 from coordinator.jobfile import load_job
-from coordinator.program import build_program, definition, make_version
+from coordinator.program import build_program, definition, judged_model, make_version
 from coordinator.results import fold
 from coordinator.store import Store, Version, open_store, updates_beside
 from edge_runtime.data import load_dataset
@@ -29,7 +29,6 @@ from edge_runtime.wire import (
     Subscribe,
     Unsubscribe,
 )
-from models.compiler import with_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -223,9 +222,9 @@ class MemorySite:
         made.set_result(fold(self.program, updates_beside(self.state, old.version), old))
         return made
 
-    def _judge(self, weights: bytes) -> Future[Evaluation]:
+    def _judge(self, version: Version) -> Future[Evaluation]:
         judged: Future[Evaluation] = Future()
-        judged.set_result(evaluate(with_weights(self.program.model, decode_tensors(weights)[0]), self.held_out))
+        judged.set_result(evaluate(judged_model(self.program, version), self.held_out))
         return judged
 
     def kill(self) -> None:

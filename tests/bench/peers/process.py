@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
+import signal
 import statistics
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from support.data import REPOSITORY
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 BUILD = REPOSITORY / "build" / "peers"
 HERE = Path(__file__).parent
@@ -76,7 +74,9 @@ class Peer:
         return float(used_s) / steps
 
     def stop(self) -> None:
-        self._process.kill()
+        """End the child and what it started: torch.compile starts compilers."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.communicate()
 
     def _answer(self, patience_s: float) -> str:
@@ -90,25 +90,6 @@ class Peer:
                 raise PeerUnavailable(f"{self._program.name} ended: {_last_line(self._log)}")
             line += part
         return line.decode().strip()
-
-
-def alternate(runs: Mapping[str, Callable[[int], float]], blocks: int, block_s: float) -> dict[str, list[float]]:
-    """Processor seconds a step, one figure a block; the blocks of all take turns, each about `block_s` long.
-
-    Args:
-        runs: Per name, what runs so many steps and returns the seconds of one.
-        blocks: Figures wanted of each.
-        block_s: Length of a block, unless one step is longer.
-    """
-    counts = {}
-    for name, run in runs.items():
-        run(3)  # the first steps warm up
-        counts[name] = max(1, round(block_s / run(3)))
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(blocks):
-        for name, run in runs.items():
-            times[name].append(run(counts[name]))
-    return times
 
 
 def learned(losses: list[float]) -> bool:
