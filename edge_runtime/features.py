@@ -8,6 +8,7 @@ example's features are the same bits whatever is computed beside it, so keeping 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -82,7 +83,6 @@ class Features:
         self._may_go_on = may_go_on
         self._plan, self._weights, self._dataset, self._threads = prefix, weights, dataset, threads
         self._columns = {name: t.nbytes // t.shape[0] for name, t in prefix.named(ROLE_OUTPUT).items()}
-        self._row = np.empty(0, np.uint8)  # one example's, for whatever passes through
         self._engine: Engine | None = None
         self._kept: Rows | None = None
         self._rows = 0
@@ -92,12 +92,16 @@ class Features:
         """Bytes of one example's features."""
         return sum(self._columns.values())
 
+    @cached_property
+    def _row(self) -> NDArray[np.uint8]:
+        """One example's features on their way; not there before the memory limit has been looked at."""
+        return np.empty(self.row_bytes, np.uint8)
+
     def keep(self, budget: Budget, place: Place | None, warn: Callable[[str], None]) -> None:
         """Compute and keep what the budget says, or take it up from an earlier run.
 
         A disk that cannot be written costs time only: `warn` is told, and features are computed whenever needed.
         """
-        self._row = np.empty(self.row_bytes, np.uint8)
         if not budget.rows:
             return
         if budget.place == "memory":
