@@ -130,7 +130,7 @@ EDGE_INLINE void add_lanes(double* total, Vec v) {
 // x, or x times y where there is a y.
 template <bool Times>
 EDGE_INLINE Vec summand(const float* x, const float* y, Index i) {
-  return Times ? load(x + i) * load(y + i) : load(x + i);
+  return Times ? product(load(x + i), load(y + i)) : load(x + i);
 }
 
 template <bool Times>
@@ -142,7 +142,8 @@ void sum_row(const float* x, const float* y, Index size, double* total) {
   }
   for (; i + kLanes <= size; i += kLanes) sums[0] += summand<Times>(x, y, i);
   if (size >= kLanes) add_lanes(total, (sums[0] + sums[1]) + (sums[2] + sums[3]));
-  for (; i < size; ++i) total[0] += static_cast<double>(Times ? x[i] * y[i] : x[i]);
+  for (; i < size; ++i)
+    total[0] += static_cast<double>(Times ? product(splat(x[i]), splat(y[i]))[0] : x[i]);
 }
 
 template <bool Times>

@@ -46,8 +46,8 @@ enum class MapFunction : std::int32_t {
 
 constexpr Index kMapAxes = 4;
 constexpr Index kMapTile = 1024;  // elements of a tile, 4 KiB
-constexpr Index kMapPad = 32;    // floats behind a register that a vector loop may touch
-constexpr Index kMapLanes = 16;  // an upper bound of kLanes, for scratch that fits every machine
+constexpr Index kMapPad = 32;     // floats behind a register that a vector loop may touch
+constexpr Index kMapLanes = 16;   // an upper bound of kLanes, for scratch that fits every machine
 
 constexpr std::int32_t kMapOperands = 16, kMapResults = 8, kMapConstants = 64, kMapSteps = 256;
 
@@ -82,7 +82,7 @@ struct MapReduction {
   MapFunction function = MapFunction::sum;
   MapKind kind = kMapOne;  // of the result
   std::int32_t in = 0, out = 0;
-  std::int32_t times = -1;      // of a sum: the slot of what is multiplied with it before; -1 for none
+  std::int32_t times = -1;  // of a sum: the slot of what is multiplied with it before; -1 for none
   Index total = 0, floats = 0;  // its accumulators in scratch; at a multiple of 64 bytes
 };
 

@@ -81,14 +81,28 @@ struct Pow {
   }
 };
 
-#define EDGE_THREE(name, expression) \
-  struct name {                      \
+// a * b, rounded to float32 before anything is added to it: the compiler makes no fused
+// multiply-add of it. So a step computes the same bits whether or not the engine joined it with
+// another.
+EDGE_INLINE Vec product(Vec a, Vec b) {
+#if defined(__clang__)
+#pragma clang fp contract(off)
+  return a * b;
+#elif __GNUC__ >= 12
+  return __builtin_assoc_barrier(a * b);
+#else
+  return a * b;  // older GCC may round once less
+#endif
+}
+
+#define EDGE_THREE(name, expression)                                  \
+  struct name {                                                       \
     EDGE_INLINE Vec apply(Vec a, Vec b, Vec c) { return expression; } \
   };
 EDGE_THREE(Where, select(a == Vec{}, c, b))
-EDGE_THREE(MultiplyAdd, a * b + c)
-EDGE_THREE(MultiplySub, a * b - c)
-EDGE_THREE(SubMultiply, c - a * b)
+EDGE_THREE(MultiplyAdd, product(a, b) + c)
+EDGE_THREE(MultiplySub, product(a, b) - c)
+EDGE_THREE(SubMultiply, c - product(a, b))
 #undef EDGE_THREE
 
 // Where an operand lies for a loop: `row` floats on for the next row.
@@ -132,8 +146,8 @@ void loop_three(float* out, const LoopOperand* in, Index rows, Index columns) {
     const Vec all_a = splat(*a), all_b = splat(*b), all_c = splat(*c);
     float* y = out + r * columns;
     for (Index i = 0; i < columns; i += kLanes) {
-      store(y + i, F::apply(element<kA>(a, i, all_a), element<kB>(b, i, all_b),
-                            element<kC>(c, i, all_c)));
+      store(y + i,
+            F::apply(element<kA>(a, i, all_a), element<kB>(b, i, all_b), element<kC>(c, i, all_c)));
     }
   }
 }

@@ -147,7 +147,9 @@ def region_of(nodes: Sequence[Node]) -> Region | None:
     if len(reduced) > 1 or any(not r for r in reduced) or len(known) < len(nodes):
         return None
     varying = _varying(known, axes)
-    if any(varying[v.node] != frame.axes for n in nodes if n.op in REDUCTIONS for _, v in inputs_of(n) if v.node in known):
+    if any(
+        varying[v.node] != frame.axes for n in nodes if n.op in REDUCTIONS for _, v in inputs_of(n) if v.node in known
+    ):
         return None
     return Region(tuple(nodes), frame, varying, axes, known, next(iter(reduced), ()))
 

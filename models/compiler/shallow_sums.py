@@ -1,8 +1,8 @@
 """Sums that wait for fewer other sums.
 
 The gradient of a normalisation sums a s + b c over a group, where s and c are numbers of that group that follow from
-sums themselves. Written s sum(a) + c sum(b), all sums can be made in one pass, and the numbers follow. A sum is rewritten
-where that makes it wait for fewer reductions one after the other.
+sums themselves. Written s sum(a) + c sum(b), all sums can be made in one pass, and the numbers follow. A sum is
+rewritten where that makes it wait for fewer reductions one after the other.
 """
 
 import math
