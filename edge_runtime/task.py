@@ -21,6 +21,7 @@ from edge_runtime.data import (
 )
 from edge_runtime.engine import Engine, EngineMemoryError
 from edge_runtime.errors import EdgeError, LocalError
+from edge_runtime.feature_file import drop_others
 from edge_runtime.features import Features, Place, plan_budget
 from edge_runtime.plan import (
     ANCHOR,
@@ -152,6 +153,8 @@ def run_task(  # noqa: PLR0913 the one seam between a task and what it runs on
     trained: dict[str, NDArray[np.float32]] = {}
     losses: list[float] = []
     epoch = 0
+    if place is not None and all(phase.prefix is None for phase in task.phases):
+        drop_others(place.directory, key="")
     board = _Board(dataset, threads, memory_limit_bytes, place, warn, _stopper(should_stop, losses))
     for phase in task.phases:
         given = {**{ANCHOR + name: array for name, array in weights.items()}, **weights, **trained}
