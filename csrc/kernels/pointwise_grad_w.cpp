@@ -1,5 +1,5 @@
-#include "kernels/lanes.h"
 #include "kernels/pointwise.h"
+#include "kernels/pointwise_grid.h"
 #include "kernels/pointwise_plan.h"
 #include "kernels/tile.h"
 #include "kernels/vertical.h"
@@ -168,7 +168,7 @@ void add_rows(const ConvArgs& a, const Window& tap, const Worker& worker, bool f
   }
 }
 
-// Few positions: d_w is a product of d_y and the transposed x of all images.
+// Few positions, or strides: d_w is a product of d_y and the transposed x of all images.
 
 // Filters that share a packed tile; a worker's unit of work.
 constexpr Index kChunkFilters = 384;
@@ -178,19 +178,29 @@ struct Part {
   Index group, first, count, channel, channels;
 };
 
+// Positions [at, at + count) of one plane, count <= kLanes.
+Vec load_positions(const Grid& grid, const float* plane, Index at, Index count) {
+  if (grid.whole()) return load_part(plane + at, count);
+  alignas(64) float part[kLanes] = {};
+  gather_run(grid, plane, at, count, part);
+  return load(part);
+}
+
 // x of a part as [count][kTileColumns], zero beyond the last channel.
 void pack_x(const ConvArgs& a, const Part& part, float* to) {
-  const Index positions = a.height * a.width;
+  const Grid grid = grid_of(a);
+  const Index positions = a.out_height * a.out_width, plane = a.height * a.width;
   for (Index done = 0; done < part.count;) {
     const Index image = (part.first + done) / positions, at = (part.first + done) % positions;
     const Index count = smaller(smaller(positions - at, part.count - done), kLanes);
-    const float* from =
-        a.x + ((image * a.groups + part.group) * a.channels + part.channel) * positions + at;
+    const float* from = a.x + ((image * a.groups + part.group) * a.channels + part.channel) * plane;
     for (Index column = 0; column < kTileColumns; column += kLanes) {
       Vec square[kLanes];
       for (Index j = 0; j < kLanes; ++j) {
-        square[j] =
-            column + j < part.channels ? load_part(from + (column + j) * positions, count) : Vec{};
+        const Index channel = column + j;
+        square[j] = channel < part.channels
+                        ? load_positions(grid, from + channel * plane, at, count)
+                        : Vec{};
       }
       transpose_square(square);
       for (Index i = 0; i < count; ++i) store(to + (done + i) * kTileColumns + column, square[i]);
@@ -200,7 +210,7 @@ void pack_x(const ConvArgs& a, const Part& part, float* to) {
 }
 
 void fill_taps(const ConvArgs& a, const Part& part, Tap* taps) {
-  const Index positions = a.height * a.width, image_step = a.groups * a.filters * positions;
+  const Index positions = a.out_height * a.out_width, image_step = a.groups * a.filters * positions;
   const Index first = part.first / positions * image_step;
   for (Index i = 0; i < part.count; ++i) {
     const Index at = part.first + i;
@@ -210,7 +220,7 @@ void fill_taps(const ConvArgs& a, const Part& part, Tap* taps) {
 }
 
 void add_part(const ConvArgs& a, const Part& part, Share filters, const float* x, const Tap* taps) {
-  const Index positions = a.height * a.width, count = filters.end - filters.begin;
+  const Index positions = a.out_height * a.out_width, count = filters.end - filters.begin;
   alignas(64) float sums[kTileRows * kTileColumns];
   for (Index tile = 0; tile < row_tiles(count); ++tile) {
     const Index row = row_tile_begin(count, tile), rows = row_tile_begin(count, tile + 1) - row;
@@ -231,7 +241,8 @@ void add_part(const ConvArgs& a, const Part& part, Share filters, const float* x
 }
 
 void grad_w_of_columns(const ConvArgs& a, const Worker& worker) {
-  const Index all = a.images * a.height * a.width, chunks = ceil_div(a.filters, kChunkFilters);
+  const Index all = a.images * a.out_height * a.out_width,
+              chunks = ceil_div(a.filters, kChunkFilters);
   const Index tiles = ceil_div(a.channels, kTileColumns);
   const Share share = share_of(a.groups * tiles * chunks, worker);
   float* x = worker.scratch;
@@ -253,7 +264,7 @@ void grad_w_of_columns(const ConvArgs& a, const Worker& worker) {
 
 void pointwise_grad_w(const ConvArgs& a, const Worker& worker) {
   const Index positions = a.height * a.width;
-  if (positions >= pointwise::kFewPositions) {
+  if (pointwise::multiplies_rows(a)) {
     add_rows(a, {a.w, a.x, a.out, 1, a.images, positions, positions, positions}, worker, true);
   } else {
     grad_w_of_columns(a, worker);

@@ -55,8 +55,8 @@ def test_the_gradient_of_what_is_cut_up_is_written_once() -> None:
     (gradient,) = simplify(gradients(loss, [x]))
     copies = [n for n in topological([gradient]) if n.op == "strided_copy" and n.types[0].shape == x.shape]
     assert len(copies) == 4  # one a row, each made of its pieces in the same way
-    sums = [v.node.op for n in topological([gradient]) if n.op == "add" for v in n.inputs if v is not None]
-    assert "strided_copy" not in sums
+    whole = (x.shape, (1, x.shape[1]))
+    assert not any(n.op == "add" and n.types[0].shape in whole for n in topological([gradient]))
     given_x = {"x": np.random.default_rng(0).normal(size=x.shape).astype(np.float32)}
     factors = np.repeat(np.arange(1.0, 13.0).reshape(4, 3), [1, 3, 2], axis=1)
     for found in (evaluate([gradient], given_x), run_on_engine([gradient], given_x)):

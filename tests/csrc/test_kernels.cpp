@@ -246,6 +246,8 @@ void matrix_convolutions_stay_inside_their_memory(const Kernels& kernels) {
            ConvCase{17, 1, 5, 2, 1, 3, 1, 1, 1, 0, 1},
            ConvCase{2, 1, 530, 13, 3, 11, 1, 1, 1, 0, 1},
            ConvCase{2, 1, 4, 3, 32, 33, 1, 1, 1, 0, 1},
+           ConvCase{2, 1, 3, 14, 7, 66, 1, 1, 2, 0, 1},
+           ConvCase{3, 2, 5, 2, 8, 5, 1, 1, 3, 0, 1},
            ConvCase{2, 2, 3, 14, 5, 37, 3, 1, 1, 0, 1},
            ConvCase{1, 1, 175, 2, 4, 32, 3, 1, 1, 0, 1},
        }) {

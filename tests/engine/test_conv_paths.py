@@ -45,9 +45,15 @@ def test_any_depthwise_convolution_equals_its_twin(shape: ConvShape) -> None:
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(st.tuples(small, small, st.integers(1, 30), st.integers(1, 30)), st.tuples(sides, sides))
-def test_any_pointwise_convolution_equals_its_twin(counts: tuple[int, int, int, int], size: tuple[int, int]) -> None:
-    for case in conv_cases(ConvShape(*counts, size, (1, 1))):
+@given(
+    st.tuples(small, small, st.integers(1, 30), st.integers(1, 30)),
+    st.tuples(sides, sides),
+    st.just((1, 1)) | st.tuples(small, small),
+)
+def test_any_pointwise_convolution_equals_its_twin(
+    counts: tuple[int, int, int, int], size: tuple[int, int], stride: tuple[int, int]
+) -> None:
+    for case in conv_cases(ConvShape(*counts, size, (1, 1), stride)):
         check(case)
 
 
@@ -57,6 +63,10 @@ POINTWISE = [  # small images share a tile, many channels take several passes, l
     ConvShape(1, 2, 3, 520, (4, 8), (1, 1)),
     ConvShape(1, 1, 7, 5, (3, 683), (1, 1)),
     ConvShape(70, 1, 3, 2, (1, 16), (1, 1)),
+    ConvShape(2, 1, 5, 13, (9, 66), (1, 1), (2, 2)),
+    ConvShape(1, 2, 3, 520, (4, 21), (1, 1), (3, 2)),
+    ConvShape(2, 1, 5, 3, (6, 7), (1, 1), (2, 2), pads=(0, 0, 1, 0)),
+    ConvShape(2, 1, 5, 3, (7, 7), (1, 1), (2, 2), pads=(0, 0, 3, 2)),
 ]
 
 
