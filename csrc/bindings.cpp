@@ -136,6 +136,12 @@ std::uint64_t workspace_bytes(std::uint16_t opcode, const Shapes& shapes,
   return prepare(code, operands, *available_kernels().front()).scratch_bytes;
 }
 
+py::dict opcodes() {
+  py::dict out;
+  for (const OpInfo& op : all_ops()) out[op.name] = op.code;
+  return out;
+}
+
 py::dict info() {
   py::list available;
   for (const Kernels* kernels : available_kernels()) available.append(kernels->isa);
@@ -254,6 +260,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("workspace_bytes", &edge::workspace_bytes, py::arg("opcode"), py::arg("shapes"),
         py::arg("attrs"),
         "Scratch of one operation per thread; shapes of inputs then outputs, None where absent.");
+  m.def("opcodes", &edge::opcodes, "The number of every operation in the plan format, by name.");
   m.def("info", &edge::info, "The instruction set in use, those available here, and the compiler.");
 
   py::class_<PyEngine>(m, "Engine", "One plan bound to one block of memory.")

@@ -8,6 +8,7 @@ example's features are the same bits whatever is computed beside it, so keeping 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -82,7 +83,6 @@ class Features:
         self._may_go_on = may_go_on
         self._plan, self._weights, self._dataset, self._threads = prefix, weights, dataset, threads
         self._columns = {name: t.nbytes // t.shape[0] for name, t in prefix.named(ROLE_OUTPUT).items()}
-        self._row = np.empty(sum(self._columns.values()), np.uint8)
         self._engine: Engine | None = None
         self._kept: Rows | None = None
         self._rows = 0
@@ -90,7 +90,12 @@ class Features:
     @property
     def row_bytes(self) -> int:
         """Bytes of one example's features."""
-        return self._row.nbytes
+        return sum(self._columns.values())
+
+    @cached_property
+    def _row(self) -> NDArray[np.uint8]:
+        """One example's features on their way; not there before the memory limit has been looked at."""
+        return np.empty(self.row_bytes, np.uint8)
 
     def keep(self, budget: Budget, place: Place | None, warn: Callable[[str], None]) -> None:
         """Compute and keep what the budget says, or take it up from an earlier run.
@@ -126,16 +131,17 @@ class Features:
         Raises:
             CacheDamaged: What was kept cannot be read any more; the next run computes it anew.
         """
+        flat = {name: view.reshape(len(view), -1) for name, view in views.items()}
         fresh = [(at, int(row)) for at, row in enumerate(indices) if row >= self._rows]
         if self._kept is not None:
             for at, row in enumerate(indices):
                 if row < self._rows:
                     self._kept.read(int(row), self._row)
-                    self._unpack(views, at)
+                    self._unpack(flat, at)
         for (at, _), _row in zip(fresh, self._computed(np.array([row for _, row in fresh], np.intp)), strict=True):
-            self._unpack(views, at)
+            self._unpack(flat, at)
         for name in self._columns:
-            views[name][len(indices) :] = 0
+            flat[name][len(indices) :] = 0
 
     def close(self) -> None:
         """Let go of memory and files."""
@@ -144,10 +150,15 @@ class Features:
             self._kept.close()
         self._kept, self._rows = None, 0
 
-    def _unpack(self, views: Arrays, at: int) -> None:
+    @property
+    def engine_bytes(self) -> int:
+        """What the prefix's engine takes at present."""
+        return 0 if self._engine is None else self._engine.memory_bytes
+
+    def _unpack(self, flat: Arrays, at: int) -> None:
         begin = 0
         for name, size in self._columns.items():
-            views[name][at].reshape(-1)[:] = self._row[begin : begin + size].view(np.float32)
+            flat[name][at] = self._row[begin : begin + size].view(np.float32)
             begin += size
 
     def _all(self, rows: int) -> Iterator[NDArray[np.uint8]]:
@@ -183,7 +194,7 @@ class Features:
         """Names everything the features follow from: program, kernels, weights and examples."""
         digest = hashlib.sha256(f"{__version__} {self._running().isa} {self._plan.sha256}".encode())
         for name in sorted(self._plan.named(ROLE_FROZEN)):
-            digest.update(self._weights[name].tobytes())
+            digest.update(np.ascontiguousarray(self._weights[name]).data)
         digest.update(f"{self._dataset.x.dtype} {self._dataset.x.shape}".encode())
         digest.update(np.ascontiguousarray(self._dataset.x).data)
         return digest.hexdigest()

@@ -203,7 +203,7 @@ RULES: dict[str, type[PlanError]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Tensor:
     """One tensor of a plan: `offset` counts bytes of the arena, or of the constants for ROLE_CONSTANT."""
 

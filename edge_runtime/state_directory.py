@@ -9,13 +9,14 @@ import contextlib
 import fcntl
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from edge_runtime.errors import LocalError
 from edge_runtime.strict_json import dump_object, load_object
 from edge_runtime.wire import Outbox
 
-__all__ = ["StateDirectory", "StateInUse", "StateUnusable", "newest_plan"]
+__all__ = ["StateDirectory", "StateInUse", "StateUnusable", "kept_plans"]
 
 _MAX_HEADER_BYTES = 4096
 
@@ -135,17 +136,16 @@ class StateDirectory:
         write_atomically(self._directory / "last-run.json", dump_object(dict(values)), b"\n")
 
 
-def newest_plan(directory: Path) -> bytes | None:
-    """The plan that a client was given or used last, whole; None if it has none.
+def kept_plans(directory: Path) -> Iterator[bytes]:
+    """The plans a client keeps, whole ones only, the one that was given or used last first.
 
     Reads only and takes no lock: the client may be running.
     """
-    try:
-        newest_first = sorted((directory / "plans").iterdir(), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-        plans = ((path.name, path.read_bytes()) for path in newest_first)
-        return next((data for name, data in plans if hashlib.sha256(data).hexdigest() == name), None)
-    except OSError:
-        return None
+    with contextlib.suppress(OSError):
+        for path in sorted((directory / "plans").iterdir(), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+            data = path.read_bytes()
+            if hashlib.sha256(data).hexdigest() == path.name:
+                yield data
 
 
 def write_atomically(path: Path, *parts: bytes) -> None:

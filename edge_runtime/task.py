@@ -19,8 +19,9 @@ from edge_runtime.data import (
     fill_examples,
     fill_labels,
 )
-from edge_runtime.engine import Engine
+from edge_runtime.engine import Engine, EngineMemoryError
 from edge_runtime.errors import EdgeError, LocalError
+from edge_runtime.feature_file import drop_others
 from edge_runtime.features import Features, Place, plan_budget
 from edge_runtime.plan import (
     ANCHOR,
@@ -152,6 +153,8 @@ def run_task(  # noqa: PLR0913 the one seam between a task and what it runs on
     trained: dict[str, NDArray[np.float32]] = {}
     losses: list[float] = []
     epoch = 0
+    if place is not None and all(phase.prefix is None for phase in task.phases):
+        drop_others(place.directory, key="")
     board = _Board(dataset, threads, memory_limit_bytes, place, warn, _stopper(should_stop, losses))
     for phase in task.phases:
         given = {**{ANCHOR + name: array for name, array in weights.items()}, **weights, **trained}
@@ -229,6 +232,13 @@ def _features(phase: Phase, plan: Plan, prefix: Plan, weights: Mapping[str, NDAr
         limit_bytes=board.limit_bytes,
     )
     features.keep(budget, board.place, board.warn)
+    needed = plan.memory_bytes(board.threads) + features.engine_bytes
+    if budget.complete and board.limit_bytes is not None and needed > board.limit_bytes:
+        features.close()
+        raise EngineMemoryError(
+            f"features could not be kept, and without that training needs {needed} bytes, the limit is "
+            f"{board.limit_bytes}; make room on the disk"
+        )
     return features
 
 

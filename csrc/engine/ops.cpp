@@ -1,51 +1,16 @@
 #include "engine/ops.h"
 
 #include "core/cpu.h"
+#include "engine/prepare.h"
 
 namespace edge {
 
 namespace {
 
-constexpr int kWindow = 10, kMaxAxes = kAnyNumber;
-constexpr unsigned kAnyInput = ~0U;
-
-// Numbers are never used again for something else; gaps are free.
 constexpr OpInfo kOps[] = {
-    {1, "gemm", 3, 1, 0b100, 0, 3, 0},
-    {2, "conv", 3, 1, 0b100, 0, kWindow, 0},
-    {3, "conv_grad_x", 2, 1, 0, 0, kWindow, 0},
-    {4, "conv_grad_w", 2, 1, 0, 0, kWindow, 0},
-    {5, "relu", 1, 1, 0, 0, 0, kAnyInput},
-    {6, "relu_grad", 2, 1, 0, 0, 0, kAnyInput},
-    {7, "maxpool", 1, 2, 0, 0, kWindow, 0},
-    {8, "maxpool_grad", 2, 1, 0, 0, kWindow, 0},
-    {9, "avgpool", 1, 1, 0, 0, kWindow + 1, 0},
-    {10, "avgpool_grad", 1, 1, 0, 0, kWindow + 1, 0},
-    {11, "add", 2, 1, 0, 0, 0, kAnyInput},
-    {12, "sub", 2, 1, 0, 0, 0, kAnyInput},
-    {13, "mul", 2, 1, 0, 0, 0, kAnyInput},
-    {14, "reduce_sum", 1, 1, 0, 0, 2, 0},
-    {15, "transpose", 1, 1, 0, 0, kMaxAxes, 0},
-    {16, "softmax_xent", 2, 2, 0, 0, kAnyNumber, 0},
-    {17, "softmax_xent_grad", 3, 1, 0, 0, kAnyNumber, 0},
-    {18, "sgd", 4, 2, 0b1000, 0b10, 3, kAnyInput},
-    {19, "copy", 1, 1, 0, 0, 0, kAnyInput},
-    {20, "unary", 1, 1, 0, 0, 1, kAnyInput},
-    {21, "binary", 2, 1, 0, 0, 1, kAnyInput},
-    {22, "where", 3, 1, 0, 0, 0, kAnyInput},
-    {23, "minmax", 1, 1, 0, 0, 2, 0},
-    {24, "argminmax", 1, 1, 0, 0, 2, 0},
-    {25, "strided_copy", 2, 1, 0b10, 0, kAnyNumber, 0b10},
-    {26, "gather", 2, 1, 0, 0, 2, 0},
-    {27, "scatter_add", 2, 1, 0, 0, 2, 0},
-    {28, "cast", 1, 1, 0, 0, 0, 0},
-    {29, "matmul", 2, 1, 0, 0, 2, 0},
-    {30, "cumsum", 1, 1, 0, 0, 3, 0},
-    {31, "topk", 1, 2, 0, 0, 3, 0},
-    {32, "adamw", 6, 3, 0, 0, 4, kAnyInput},
-    {33, "blend", 2, 1, 0, 0, 1, kAnyInput},
-    {40, "map", kMaxInputs, kMaxOutputs, 0, 0, kAnyNumber, kAnyInput, true},
-    {41, "random", 2, 1, 0, 0, 2, 0},
+#define EDGE_ROW(code, name, ...) {code, #name, prepare_##name, __VA_ARGS__},
+    EDGE_OPS(EDGE_ROW)
+#undef EDGE_ROW
 };
 
 bool overlap(const Tensor& a, const Tensor& b) {
@@ -117,6 +82,18 @@ const OpInfo& op_info(std::uint16_t code) {
     if (info.code == code) return info;
   }
   refuse("BadOpcode", "opcode " + std::to_string(code) + " is none of this engine's");
+}
+
+Span<const OpInfo> all_ops() { return {kOps, sizeof kOps / sizeof kOps[0]}; }
+
+Call prepare(Opcode code, const Operands& operands, const Kernels& kernels) {
+  const OpInfo& info = op_info(static_cast<std::uint16_t>(code));
+  require(info.n_attributes == kAnyNumber ||
+              operands.attributes.size() == static_cast<std::size_t>(info.n_attributes),
+          "BadAttribute",
+          "takes " + std::to_string(info.n_attributes) + " attributes, got " +
+              std::to_string(operands.attributes.size()));
+  return info.prepare(operands, kernels);
 }
 
 void check_op(const Plan& plan, std::size_t number) {

@@ -6,64 +6,21 @@
 #include <functional>
 
 #include "core/checks.h"
+#include "engine/op_list.h"
 #include "engine/plan.h"
 #include "kernels/kernels.h"
 
 namespace edge {
 
 enum class Opcode : std::uint16_t {
-  gemm = 1,
-  conv,
-  conv_grad_x,
-  conv_grad_w,
-  relu,
-  relu_grad,
-  maxpool,
-  maxpool_grad,
-  avgpool,
-  avgpool_grad,
-  add,
-  sub,
-  mul,
-  reduce_sum,
-  transpose,
-  softmax_xent,
-  softmax_xent_grad,
-  sgd,
-  copy,
-  unary,
-  binary,
-  where,
-  minmax,
-  argminmax,
-  strided_copy,
-  gather,
-  scatter_add,
-  cast,
-  matmul,
-  cumsum,
-  topk,
-  adamw,
-  blend,
-  map = 40,
-  random = 41,
+#define EDGE_NUMBER(code, name, ...) name = code,
+  EDGE_OPS(EDGE_NUMBER)
+#undef EDGE_NUMBER
 };
 
 constexpr std::size_t kMaxInputs = 16, kMaxOutputs = 8;
-constexpr int kAnyNumber = -1;  // of attributes, or of operands
-
-struct OpInfo {
-  std::uint16_t code;
-  const char* name;
-  std::size_t n_inputs, n_outputs;
-  unsigned optional_inputs, optional_outputs;  // bit masks
-  int n_attributes;
-  unsigned may_alias;      // inputs that an output may be exactly, a bit mask
-  bool any_count = false;  // of operands, up to the numbers above, none of them absent
-};
-
-// Throws PlanError (BadOpcode).
-const OpInfo& op_info(std::uint16_t code);
+constexpr int kAnyNumber = -1, kWindow = 10;  // of attributes
+constexpr unsigned kAnyInput = ~0U;
 
 // A tensor as a kernel sees it; `data` is null while a plan is only being checked.
 struct Operand {
@@ -83,6 +40,23 @@ struct Call {
   std::uint64_t scratch_bytes = 0;
   double work = 0.0;  // multiply-adds or elements, to decide whether threads are worth waking
 };
+
+struct OpInfo {
+  std::uint16_t code;
+  const char* name;
+  Call (*prepare)(const Operands& operands, const Kernels& kernels);
+  std::size_t n_inputs, n_outputs;
+  unsigned optional_inputs, optional_outputs;  // bit masks
+  int n_attributes;                            // kAnyNumber: prepare counts them
+  unsigned may_alias;                          // inputs that an output may be exactly, a bit mask
+  bool any_count;  // of operands, up to the numbers above, none of them absent
+};
+
+// Throws PlanError (BadOpcode).
+const OpInfo& op_info(std::uint16_t code);
+
+// In the order of their numbers.
+Span<const OpInfo> all_ops();
 
 // Checks shapes, dtypes and attributes (PlanError) and builds the call.
 Call prepare(Opcode code, const Operands& operands, const Kernels& kernels);

@@ -1,12 +1,10 @@
-// Checks of one use of each operation, and the kernel call it becomes: the products, the loss, the
-// update, and the way to all others.
+// Checks of one use of each operation, and the kernel call it becomes: the products, the loss and
+// the update.
 #include "engine/prepare.h"
 
 #include <limits>
 
 namespace edge {
-
-namespace {
 
 Call prepare_gemm(const Operands& o, const Kernels& kernels) {
   const Operand &a = o.in[0], &b = o.in[1], &bias = o.in[2], &c = o.out[0];
@@ -31,6 +29,8 @@ Call prepare_gemm(const Operands& o, const Kernels& kernels) {
   const auto scratch = static_cast<std::uint64_t>(gemm_scratch_floats(args.k));
   return call_of(kernels.gemm, args, count({args.m, args.n, args.k}), bytes_of_floats(scratch));
 }
+
+namespace {
 
 SoftmaxXentArgs xent_args(const Operand& rows, const Operand& labels,
                           Span<const std::int32_t> attributes) {
@@ -59,6 +59,8 @@ SoftmaxXentArgs xent_args(const Operand& rows, const Operand& labels,
           "more classes than an int32 label can name");
   return args;
 }
+
+}  // namespace
 
 Call prepare_softmax_xent(const Operands& o, const Kernels& kernels) {
   const Operand &logits = o.in[0], &loss = o.out[0], &probs = o.out[1];
@@ -108,90 +110,6 @@ Call prepare_copy(const Operands& o, const Kernels& kernels) {
               " differ in their number of elements");
   return call_of(kernels.copy, {x.data, y.data, static_cast<Index>(x.tensor->bytes)},
                  static_cast<double>(x.tensor->elements));
-}
-
-}  // namespace
-
-Call prepare(Opcode code, const Operands& o, const Kernels& kernels) {
-  const OpInfo& info = op_info(static_cast<std::uint16_t>(code));
-  require(info.n_attributes == kAnyNumber ||
-              o.attributes.size() == static_cast<std::size_t>(info.n_attributes),
-          "BadAttribute",
-          "takes " + std::to_string(info.n_attributes) + " attributes, got " +
-              std::to_string(o.attributes.size()));
-  switch (code) {
-    case Opcode::gemm:
-      return prepare_gemm(o, kernels);
-    case Opcode::conv:
-      return prepare_conv(o, kernels);
-    case Opcode::conv_grad_x:
-      return prepare_conv_grad_x(o, kernels);
-    case Opcode::conv_grad_w:
-      return prepare_conv_grad_w(o, kernels);
-    case Opcode::relu:
-      return prepare_relu(o, false, kernels);
-    case Opcode::relu_grad:
-      return prepare_relu(o, true, kernels);
-    case Opcode::maxpool:
-      return prepare_maxpool(o, kernels);
-    case Opcode::maxpool_grad:
-      return prepare_maxpool_grad(o, kernels);
-    case Opcode::avgpool:
-      return prepare_avgpool(o, false, kernels);
-    case Opcode::avgpool_grad:
-      return prepare_avgpool(o, true, kernels);
-    case Opcode::add:
-      return prepare_arithmetic(o, kernels.add);
-    case Opcode::sub:
-      return prepare_arithmetic(o, kernels.sub);
-    case Opcode::mul:
-      return prepare_arithmetic(o, kernels.mul);
-    case Opcode::reduce_sum:
-      return prepare_reduce_sum(o, kernels);
-    case Opcode::transpose:
-      return prepare_transpose(o, kernels);
-    case Opcode::softmax_xent:
-      return prepare_softmax_xent(o, kernels);
-    case Opcode::softmax_xent_grad:
-      return prepare_softmax_xent_grad(o, kernels);
-    case Opcode::sgd:
-      return prepare_sgd(o, kernels);
-    case Opcode::copy:
-      return prepare_copy(o, kernels);
-    case Opcode::unary:
-      return prepare_unary(o, kernels);
-    case Opcode::binary:
-      return prepare_binary(o, kernels);
-    case Opcode::where:
-      return prepare_where(o, kernels);
-    case Opcode::minmax:
-      return prepare_minmax(o, kernels);
-    case Opcode::argminmax:
-      return prepare_argminmax(o, kernels);
-    case Opcode::strided_copy:
-      return prepare_strided_copy(o, kernels);
-    case Opcode::gather:
-      return prepare_gather(o, kernels);
-    case Opcode::scatter_add:
-      return prepare_scatter_add(o, kernels);
-    case Opcode::cast:
-      return prepare_cast(o, kernels);
-    case Opcode::matmul:
-      return prepare_matmul(o, kernels);
-    case Opcode::cumsum:
-      return prepare_cumsum(o, kernels);
-    case Opcode::topk:
-      return prepare_topk(o, kernels);
-    case Opcode::adamw:
-      return prepare_adamw(o, kernels);
-    case Opcode::blend:
-      return prepare_blend(o, kernels);
-    case Opcode::map:
-      return prepare_map(o, kernels);
-    case Opcode::random:
-      return prepare_random(o, kernels);
-  }
-  refuse("BadOpcode", "unknown opcode");
 }
 
 }  // namespace edge

@@ -101,36 +101,9 @@ AxisView along(const Operand& operand, std::int32_t axis);
 // drops them.
 ReduceArgs checked_reduction(const Operand& x, const Operand& y, std::int32_t axes);
 
-// prepare_windows.cpp
-Call prepare_conv(const Operands& o, const Kernels& kernels);
-Call prepare_conv_grad_x(const Operands& o, const Kernels& kernels);
-Call prepare_conv_grad_w(const Operands& o, const Kernels& kernels);
-Call prepare_maxpool(const Operands& o, const Kernels& kernels);
-Call prepare_maxpool_grad(const Operands& o, const Kernels& kernels);
-Call prepare_avgpool(const Operands& o, bool grad, const Kernels& kernels);
-// prepare_arrays.cpp
-Call prepare_relu(const Operands& o, bool grad, const Kernels& kernels);
-Call prepare_arithmetic(const Operands& o, void (*kernel)(const BinaryArgs&, const Worker&));
-Call prepare_reduce_sum(const Operands& o, const Kernels& kernels);
-Call prepare_transpose(const Operands& o, const Kernels& kernels);
-// prepare_maps.cpp
-Call prepare_unary(const Operands& o, const Kernels& kernels);
-Call prepare_binary(const Operands& o, const Kernels& kernels);
-Call prepare_where(const Operands& o, const Kernels& kernels);
-Call prepare_minmax(const Operands& o, const Kernels& kernels);
-Call prepare_argminmax(const Operands& o, const Kernels& kernels);
-Call prepare_cast(const Operands& o, const Kernels& kernels);
-Call prepare_cumsum(const Operands& o, const Kernels& kernels);
-Call prepare_topk(const Operands& o, const Kernels& kernels);
-Call prepare_matmul(const Operands& o, const Kernels& kernels);
-Call prepare_adamw(const Operands& o, const Kernels& kernels);
-Call prepare_blend(const Operands& o, const Kernels& kernels);
-Call prepare_random(const Operands& o, const Kernels& kernels);
-// prepare_fused.cpp
-Call prepare_map(const Operands& o, const Kernels& kernels);
-// prepare_moves.cpp
-Call prepare_strided_copy(const Operands& o, const Kernels& kernels);
-Call prepare_gather(const Operands& o, const Kernels& kernels);
-Call prepare_scatter_add(const Operands& o, const Kernels& kernels);
+#define EDGE_PREPARE(code, name, ...) \
+  Call prepare_##name(const Operands& o, const Kernels& kernels);
+EDGE_OPS(EDGE_PREPARE)
+#undef EDGE_PREPARE
 
 }  // namespace edge

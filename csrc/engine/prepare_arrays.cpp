@@ -84,7 +84,9 @@ ReduceArgs reduce_args(const Dims& x, unsigned axes) {
 
 }  // namespace
 
-Call prepare_relu(const Operands& o, bool grad, const Kernels& kernels) {
+namespace {
+
+Call relu_call(const Operands& o, bool grad, const Kernels& kernels) {
   const Operand &x = o.in[0], &y = o.in[1], &out = o.out[0];
   require_floats({&x, &y, &out});
   require_dims(out, x.tensor->dims, "the output");
@@ -93,7 +95,7 @@ Call prepare_relu(const Operands& o, bool grad, const Kernels& kernels) {
   return call_of(grad ? kernels.relu_grad : kernels.relu, args, static_cast<double>(args.size));
 }
 
-Call prepare_arithmetic(const Operands& o, void (*kernel)(const BinaryArgs&, const Worker&)) {
+Call arithmetic_call(const Operands& o, void (*kernel)(const BinaryArgs&, const Worker&)) {
   const Operand &a = o.in[0], &b = o.in[1], &c = o.out[0];
   require_floats({&a, &b, &c});
   require(a.tensor->dims.size() <= c.tensor->dims.size() &&
@@ -104,6 +106,24 @@ Call prepare_arithmetic(const Operands& o, void (*kernel)(const BinaryArgs&, con
   args.b = floats_in(b);
   args.c = floats_out(c);
   return call_of(kernel, args, static_cast<double>(c.tensor->elements));
+}
+
+}  // namespace
+
+Call prepare_relu(const Operands& o, const Kernels& kernels) {
+  return relu_call(o, false, kernels);
+}
+Call prepare_relu_grad(const Operands& o, const Kernels& kernels) {
+  return relu_call(o, true, kernels);
+}
+Call prepare_add(const Operands& o, const Kernels& kernels) {
+  return arithmetic_call(o, kernels.add);
+}
+Call prepare_sub(const Operands& o, const Kernels& kernels) {
+  return arithmetic_call(o, kernels.sub);
+}
+Call prepare_mul(const Operands& o, const Kernels& kernels) {
+  return arithmetic_call(o, kernels.mul);
 }
 
 ReduceArgs checked_reduction(const Operand& x, const Operand& y, std::int32_t axes) {

@@ -89,7 +89,9 @@ Call prepare_maxpool_grad(const Operands& o, const Kernels& kernels) {
   return call_of(kernels.maxpool_grad, args, pool_work(args));
 }
 
-Call prepare_avgpool(const Operands& o, bool grad, const Kernels& kernels) {
+namespace {
+
+Call avgpool_call(const Operands& o, bool grad, const Kernels& kernels) {
   const Operand &in = o.in[0], &out = o.out[0];
   require_floats({&in, &out});
   PoolArgs args = grad ? pool_args(*out.tensor, *in.tensor, o.attributes)
@@ -98,6 +100,15 @@ Call prepare_avgpool(const Operands& o, bool grad, const Kernels& kernels) {
   args.in = floats_in(in);
   args.out = floats_out(out);
   return call_of(grad ? kernels.avgpool_grad : kernels.avgpool, args, pool_work(args));
+}
+
+}  // namespace
+
+Call prepare_avgpool(const Operands& o, const Kernels& kernels) {
+  return avgpool_call(o, false, kernels);
+}
+Call prepare_avgpool_grad(const Operands& o, const Kernels& kernels) {
+  return avgpool_call(o, true, kernels);
 }
 
 }  // namespace edge

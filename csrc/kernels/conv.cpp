@@ -9,6 +9,8 @@
 #include "kernels/pointwise.h"
 #include "kernels/pointwise_plan.h"
 #include "kernels/tile.h"
+#include "kernels/vertical.h"
+#include "kernels/vertical_plan.h"
 #include "kernels/winograd.h"
 
 namespace edge {
@@ -149,6 +151,7 @@ void correlate(const Correlation& c, const Worker& worker) {
 void conv(const ConvArgs& a, const Worker& worker) {
   if (depthwise::takes(a)) return depthwise_conv(a, worker);
   if (pointwise::takes(a)) return pointwise_conv(a, worker);
+  if (vertical::takes(a)) return vertical_conv(a, worker);
   const Index taps = a.kernel_h * a.kernel_w;
   const winograd::Problem minimal = winograd::forward_problem(a);
   const winograd::Blocks blocks = winograd::correlate_blocks(a, minimal);
@@ -182,6 +185,7 @@ void conv(const ConvArgs& a, const Worker& worker) {
 void conv_grad_x(const ConvArgs& a, const Worker& worker) {
   if (depthwise::takes(a)) return depthwise_grad_x(a, worker);
   if (pointwise::takes(a)) return pointwise_grad_x(a, worker);
+  if (vertical::takes(a)) return vertical_grad_x(a, worker);
   const Index taps = a.kernel_h * a.kernel_w;
   const winograd::Problem minimal = winograd::backward_problem(a);
   const winograd::Blocks blocks = winograd::correlate_blocks(a, minimal);

@@ -17,14 +17,15 @@
 // scratch, each lane takes one image instead (conv_lanes_plan.h), and only the taps inside the
 // source are multiplied. With strides of 1, three or five taps and enough channels, fewer products
 // are needed than that: winograd.h. Other strides and kernels between many channels are products of
-// rows with channels side by side: conv_rows.h.
+// rows with channels side by side: conv_rows.h. One channel a group, 1 x 1 taps and taps in one
+// column have kernels of their own: depthwise.h, pointwise.h, vertical.h.
 //
 // No output overlaps an input. NaN and infinity travel as in IEEE 754, with two exceptions: a
 // non-finite x may reach every d_w of its channel (0 * inf between rows), and what a non-finite w
-// makes of the padding, a NaN or nothing, is open; winograd.h spreads a non-finite number further.
-// d_w is summed per block of images, vector lanes first; the blocks depend on shapes and the width
-// of a vector, never on the number of threads. Bytes moved: sources once per tile of output rows
-// when the planes fit the cache, outputs once per block of channels.
+// makes of the padding, or depthwise of d_x between strides, is open; winograd.h spreads a
+// non-finite number further. d_w is summed per block of images, vector lanes first; the blocks
+// depend on shapes and the width of a vector, never on the number of threads. Bytes moved: sources
+// once per tile of output rows when the planes fit the cache, outputs once per block of channels.
 #pragma once
 
 #include "kernels/gemm.h"

@@ -9,6 +9,8 @@
 #include "kernels/pointwise.h"
 #include "kernels/pointwise_plan.h"
 #include "kernels/simd.h"
+#include "kernels/vertical.h"
+#include "kernels/vertical_plan.h"
 #include "kernels/winograd.h"
 
 namespace edge {
@@ -296,6 +298,7 @@ void grad_w_lanes(const ConvArgs& a, Index cut, Share share, Index group_units, 
 void conv_grad_w(const ConvArgs& a, const Worker& worker) {
   if (depthwise::takes(a)) return depthwise_grad_w(a, worker);
   if (pointwise::takes(a)) return pointwise_grad_w(a, worker);
+  if (vertical::takes(a)) return vertical_grad_w(a, worker);
   const winograd::Blocks blocks = winograd::grad_w_blocks(a);
   if (blocks.images > 0) return grad_w_winograd(a, blocks, worker);
   const conv_rows::Blocks row_blocks = conv_rows::grad_w_blocks(conv_rows::forward_problem(a));

@@ -152,7 +152,8 @@ static Blocks fitting_blocks(const Problem& p, Need need) {
 // own.
 EDGE_STATIC bool suits(const Problem& p, Index across) {
   constexpr Index kFewestChannels = 8;
-  return 4 * across >= 3 * padded(across) && p.channels >= kFewestChannels && taps(p) > 1;
+  return 4 * across >= 3 * padded(across) && p.channels >= kFewestChannels &&
+         (taps(p) > 1 || p.h.backward);
 }
 // Rows of the source are packed less than twice.
 EDGE_STATIC Blocks worth_packing(const Problem& p, const Blocks& b) {

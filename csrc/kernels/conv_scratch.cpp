@@ -9,6 +9,7 @@
 #include "kernels/conv_rows_plan.h"
 #include "kernels/depthwise_plan.h"
 #include "kernels/pointwise_plan.h"
+#include "kernels/vertical_plan.h"
 #include "kernels/winograd_plan.h"
 
 namespace edge {
@@ -105,6 +106,9 @@ std::uint64_t conv_scratch_floats(const ConvArgs& a) {
   if (depthwise::takes(a))
     return depthwise_floats(depthwise::forward_problem(a), depthwise::scratch_floats);
   if (pointwise::takes(a)) return static_cast<std::uint64_t>(gemm_scratch_floats(a.channels));
+  if (vertical::takes(a)) {
+    return static_cast<std::uint64_t>(vertical::scratch_floats(a.channels, a.kernel_h));
+  }
   const std::uint64_t planes = bound(conv_plan::forward_problem(a));
   bound_planes(a);
   const std::uint64_t minimal = winograd_floats(a, winograd::forward_problem(a));
@@ -119,6 +123,7 @@ std::uint64_t conv_grad_w_scratch_floats(const ConvArgs& a) {
   if (depthwise::takes(a))
     return depthwise_floats(depthwise::forward_problem(a), depthwise::grad_w_scratch_floats);
   if (pointwise::takes(a)) return static_cast<std::uint64_t>(pointwise::grad_w_scratch_floats(a));
+  if (vertical::takes(a)) return 0;
   const std::uint64_t planes = bound(conv_plan::grad_w_problem(a));
   bound_planes(a);
   const winograd::Blocks blocks = winograd::grad_w_blocks(a);
@@ -139,6 +144,9 @@ std::uint64_t conv_grad_x_scratch_floats(const ConvArgs& a) {
   if (depthwise::takes(a))
     return depthwise_floats(depthwise::backward_problem(a), depthwise::scratch_floats);
   if (pointwise::takes(a)) return static_cast<std::uint64_t>(gemm_scratch_floats(a.filters));
+  if (vertical::takes(a)) {
+    return static_cast<std::uint64_t>(vertical::scratch_floats(a.filters, a.kernel_h));
+  }
   const std::uint64_t planes =
       bound({conv_plan::Mode::correlate, a.images, a.filters,
              largest_backward_axis(a.height, a.out_height, a.kernel_h, a.stride_h, a.dilation_h),

@@ -81,6 +81,17 @@ EDGE_INLINE void copy_run(const float* from, Index count, float* to) {
   for (Index q = 0; q < count; ++q) to[q] = from[q];
 }
 
+// to[j] = max(sums[j] + bias, floor), with ADD of what is there too; a NaN stays one. Without a
+// branch in the loop, see gemm.cpp.
+template <bool ADD>
+EDGE_INLINE void finish_run(const float* sums, float bias, float floor, float* to, Index count) {
+  EDGE_INDEPENDENT
+  for (Index j = 0; j < count; ++j) {
+    const float value = (ADD ? to[j] + sums[j] : sums[j]) + bias;
+    to[j] = value < floor ? floor : value;
+  }
+}
+
 // lane i of the result = the sum of the lanes of vectors[i], neighbours first; kLanes vectors,
 // which are used up.
 EDGE_INLINE Vec sum_each(Vec* vectors) {

@@ -1,6 +1,6 @@
 #include "kernels/pointwise.h"
 
-#include "kernels/lanes.h"
+#include "kernels/pointwise_grid.h"
 #include "kernels/tile.h"
 
 namespace edge {
@@ -16,7 +16,11 @@ struct Product {
   const float* bias;    // (groups * rows) or null
   float* target;        // (images, groups * rows, positions)
   Index images, groups, rows, depth, positions;
-  bool relu;
+  Grid grid;  // of the source, or of the target where it is scattered
+  bool scattered, relu;
+  bool gathered() const { return !scattered && !grid.whole(); }
+  Index source_plane() const { return gathered() ? grid.height * grid.width : positions; }
+  Index target_plane() const { return scattered ? grid.height * grid.width : positions; }
 };
 
 // Columns [first, first + count) of the images side by side, and a block of the depth.
@@ -35,30 +39,27 @@ EDGE_INLINE void each_image(const Product& p, const Block& b, F f) {
   }
 }
 
-EDGE_INLINE const float* source_of(const Product& p, const Block& b, Index image, Index position) {
-  return p.source + ((image * p.groups + b.group) * p.depth + b.k) * p.positions + position;
+// The planes of a block's first channel and of a target channel, in one image.
+EDGE_INLINE const float* source_of(const Product& p, const Block& b, Index image) {
+  return p.source + ((image * p.groups + b.group) * p.depth + b.k) * p.source_plane();
 }
-EDGE_INLINE float* target_of(const Product& p, const Block& b, Index image, Index position,
-                             Index row) {
-  return p.target + ((image * p.groups + b.group) * p.rows + row) * p.positions + position;
+EDGE_INLINE float* target_of(const Product& p, const Block& b, Index image, Index row) {
+  return p.target + ((image * p.groups + b.group) * p.rows + row) * p.target_plane();
 }
 
 // The block's source as [depth][kTileColumns].
 void pack(const Product& p, const Block& b, float* to) {
   each_image(p, b, [&](Index image, Index position, Index done, Index count) {
-    const float* from = source_of(p, b, image, position);
-    for (Index k = 0; k < b.depth; ++k)
-      copy_run(from + k * p.positions, count, to + k * kTileColumns + done);
+    const float* from = source_of(p, b, image);
+    for (Index k = 0; k < b.depth; ++k, from += p.source_plane()) {
+      float* line = to + k * kTileColumns + done;
+      if (p.gathered()) {
+        gather_run(p.grid, from, position, count, line);
+      } else {
+        copy_run(from + position, count, line);
+      }
+    }
   });
-}
-
-template <bool ADD>
-EDGE_INLINE void finish_run(const float* sums, float bias, float floor, float* to, Index count) {
-  EDGE_INDEPENDENT
-  for (Index j = 0; j < count; ++j) {
-    const float value = (ADD ? to[j] + sums[j] : sums[j]) + bias;
-    to[j] = value < floor ? floor : value;
-  }
 }
 
 void finish_rows(const Product& p, const Block& b, Index row, Index rows, const float* sums) {
@@ -67,9 +68,11 @@ void finish_rows(const Product& p, const Block& b, Index row, Index rows, const 
   for (Index i = 0; i < rows; ++i) {
     const float bias = p.bias == nullptr || !last ? 0.0F : p.bias[b.group * p.rows + row + i];
     each_image(p, b, [&](Index image, Index position, Index done, Index count) {
-      float* to = target_of(p, b, image, position, row + i);
+      float* to = target_of(p, b, image, row + i) + (p.scattered ? 0 : position);
       const float* from = sums + i * kTileColumns + done;
-      if (b.k == 0) {
+      if (p.scattered) {
+        scatter_run(p.grid, from, position, count, b.k == 0, to);
+      } else if (b.k == 0) {
         finish_run<false>(from, bias, floor, to, count);
       } else {
         finish_run<true>(from, bias, floor, to, count);
@@ -81,7 +84,7 @@ void finish_rows(const Product& p, const Block& b, Index row, Index rows, const 
 // Rows of an image are often whole pages apart: what several tiles of rows read again would share a
 // few sets of the cache, so it is packed.
 bool reads_in_place(const Product& p, Index depth) {
-  return p.rows <= kTileRows || depth <= kTileRows;
+  return !p.gathered() && (p.rows <= kTileRows || depth <= kTileRows);
 }
 
 void multiply_rows(const Product& p, const Block& b, Index row, Index rows, const float* columns,
@@ -90,9 +93,9 @@ void multiply_rows(const Product& p, const Block& b, Index row, Index rows, cons
   const float* a = p.weights + b.group * p.rows * p.depth + row * p.row_step + b.k * p.depth_step;
   const StridedTaps taps{p.depth_step, pitch};
   if (b.count == kTileColumns && position + b.count <= p.positions && b.depth == p.depth &&
-      p.bias == nullptr && !p.relu) {
+      p.bias == nullptr && !p.relu && !p.scattered) {
     return tile_rows<2>(rows, a, p.row_step, taps, b.depth, columns,
-                        target_of(p, b, image, position, row), p.positions);
+                        target_of(p, b, image, row) + position, p.positions);
   }
   alignas(64) float sums[kTileRows * kTileColumns];
   if (b.count > kLanes) {
@@ -112,7 +115,7 @@ void multiply(const Product& p, const Block& first, Index tiles, bool in_place, 
     Block b = first;
     for (Index i = 0; i < tiles; ++i, b.first += kTileColumns) {
       const float* columns =
-          in_place ? source_of(p, b, b.first / p.positions, b.first % p.positions) : scratch;
+          in_place ? source_of(p, b, b.first / p.positions) + b.first % p.positions : scratch;
       multiply_rows(p, b, row, rows, columns, in_place ? p.positions : kTileColumns);
     }
   }
@@ -148,13 +151,14 @@ void multiply_all(const Product& p, const Worker& worker) {
 
 void pointwise_conv(const ConvArgs& a, const Worker& worker) {
   multiply_all({a.w, a.channels, 1, a.x, a.bias, a.out, a.images, a.groups, a.filters, a.channels,
-                a.height * a.width, a.relu},
+                a.out_height * a.out_width, grid_of(a), false, a.relu},
                worker);
 }
 
 void pointwise_grad_x(const ConvArgs& a, const Worker& worker) {
+  const Grid grid = grid_of(a);
   multiply_all({a.w, 1, a.channels, a.x, nullptr, a.out, a.images, a.groups, a.channels, a.filters,
-                a.height * a.width, false},
+                a.out_height * a.out_width, grid, !grid.whole(), false},
                worker);
 }
 

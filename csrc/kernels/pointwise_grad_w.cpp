@@ -1,7 +1,8 @@
-#include "kernels/lanes.h"
 #include "kernels/pointwise.h"
+#include "kernels/pointwise_grid.h"
 #include "kernels/pointwise_plan.h"
 #include "kernels/tile.h"
+#include "kernels/vertical.h"
 
 namespace edge {
 namespace EDGE_ISA {
@@ -22,9 +23,10 @@ constexpr Index kTileSums = (kTileFilters * kTileChannels + kLanes - 1) / kLanes
 // them, and what all channels have of them stays in a second-level cache.
 constexpr Index kChunk = 1024;
 
-// Positions [begin, end) of some images, and the floats between their rows and between images.
+// Positions [begin, end) of every row of d_y and x in some images, and the floats between rows (one
+// a channel) and between images.
 struct Chunk {
-  Index images, begin, end, positions, d_y_step, x_step;
+  Index images, begin, end, d_y_row, x_row, d_y_image, x_image;
 };
 
 // sums[i * kTileChannels + j] = sum of d_y[i] * x[j] over the chunk: vector lanes first, then
@@ -37,14 +39,14 @@ void dot_tile(const float* d_y, const float* x, const Chunk& c, float* sums) {
   const std::int32_t skip = static_cast<std::int32_t>(kLanes - (c.end - whole));
   WidestLanes::Ints lanes;
   for (Index j = 0; j < kLanes; ++j) lanes[j] = static_cast<std::int32_t>(j);
-  for (Index n = 0; n < c.images; ++n, d_y += c.d_y_step, x += c.x_step) {
+  for (Index n = 0; n < c.images; ++n, d_y += c.d_y_image, x += c.x_image) {
     for (Index p = c.begin; p < whole; p += kLanes) {
       Vec values[CHANNELS];
       EDGE_UNROLL
-      for (int j = 0; j < CHANNELS; ++j) values[j] = load(x + j * c.positions + p);
+      for (int j = 0; j < CHANNELS; ++j) values[j] = load(x + j * c.x_row + p);
       EDGE_UNROLL
       for (int i = 0; i < FILTERS; ++i) {
-        const Vec row = load(d_y + i * c.positions + p);
+        const Vec row = load(d_y + i * c.d_y_row + p);
         EDGE_UNROLL
         for (int j = 0; j < CHANNELS; ++j) sum[i][j] += row * values[j];
       }
@@ -52,11 +54,10 @@ void dot_tile(const float* d_y, const float* x, const Chunk& c, float* sums) {
     if (whole == c.end) continue;
     EDGE_UNROLL
     for (int i = 0; i < FILTERS; ++i) {
-      const Vec loaded = load(d_y + i * c.positions + c.end - kLanes);
+      const Vec loaded = load(d_y + i * c.d_y_row + c.end - kLanes);
       const Vec row = lanes >= skip ? loaded : Vec{};
       EDGE_UNROLL
-      for (int j = 0; j < CHANNELS; ++j)
-        sum[i][j] += row * load(x + j * c.positions + c.end - kLanes);
+      for (int j = 0; j < CHANNELS; ++j) sum[i][j] += row * load(x + j * c.x_row + c.end - kLanes);
     }
   }
   Vec all[kTileSums] = {};
@@ -106,9 +107,18 @@ struct Tiles {
   Index filters, channels;  // tiles of one group
 };
 
-void add_chunk(const ConvArgs& a, const Tiles& tiles, Share share, Index image, const Chunk& c) {
+// One tap of the kernel: rows of d_y against rows of x, both from their first position on.
+struct Window {
+  const float* d_y;
+  const float* x;
+  float* d_w;
+  Index taps;  // floats between the weights of neighbouring channels
+  Index images, positions, d_y_row, x_row;
+};
+
+void add_chunk(const ConvArgs& a, const Window& tap, const Tiles& tiles, Share share,
+               const Chunk& c, bool first) {
   alignas(64) float sums[kTileSums];
-  const bool first = image == 0 && c.begin == 0;
   for (Index unit = share.begin; unit < share.end; ++unit) {
     const Index group = unit / (tiles.filters * tiles.channels);
     const Index row = unit / tiles.channels % tiles.filters, column = unit % tiles.channels;
@@ -117,32 +127,48 @@ void add_chunk(const ConvArgs& a, const Tiles& tiles, Share share, Index image, 
     const Index channel = a.channels * column / tiles.channels;
     const Index channels = a.channels * (column + 1) / tiles.channels - channel;
     const Index from = group * a.filters + filter;
-    dot(filters, channels, a.w + image * c.d_y_step + from * c.positions,
-        a.x + image * c.x_step + (group * a.channels + channel) * c.positions, c, sums);
+    dot(filters, channels, tap.d_y + from * c.d_y_row,
+        tap.x + (group * a.channels + channel) * c.x_row, c, sums);
     for (Index i = 0; i < filters; ++i) {
-      float* to = a.out + (from + i) * a.channels + channel;
+      float* to = tap.d_w + ((from + i) * a.channels + channel) * tap.taps;
       for (Index j = 0; j < channels; ++j)
-        to[j] = (first ? 0.0F : to[j]) + sums[i * kTileChannels + j];
+        to[j * tap.taps] = (first ? 0.0F : to[j * tap.taps]) + sums[i * kTileChannels + j];
     }
   }
 }
 
-void grad_w_of_rows(const ConvArgs& a, const Worker& worker) {
-  const Index positions = a.height * a.width;
-  const Index images = larger(1, kChunk / positions);
+// The weights that add_rows() would write are zero.
+void clear_tap(const ConvArgs& a, const Window& tap, const Worker& worker) {
+  const Share share = share_of(a.groups * a.filters * a.channels, worker);
+  for (Index i = share.begin; i < share.end; ++i) tap.d_w[i * tap.taps] = 0.0F;
+}
+
+// Adds the dot products of one run of positions to a tap's weights, or begins with them.
+void add_rows(const ConvArgs& a, const Window& tap, const Worker& worker, bool first) {
+  const Index images = larger(1, kChunk / tap.positions);
+  const Index d_y_image = a.groups * a.filters * tap.d_y_row;
+  const Index x_image = a.groups * a.channels * tap.x_row;
   const Tiles tiles{ceil_div(a.filters, Index{kTileFilters}),
                     ceil_div(a.channels, Index{kTileChannels})};
   const Share share = share_of(a.groups * tiles.filters * tiles.channels, worker);
-  for (Index image = 0; image < a.images; image += images) {
-    for (Index begin = 0; begin < positions; begin += kChunk) {
-      add_chunk(a, tiles, share, image,
-                {smaller(images, a.images - image), begin, smaller(begin + kChunk, positions),
-                 positions, a.groups * a.filters * positions, a.groups * a.channels * positions});
+  for (Index image = 0; image < tap.images; image += images) {
+    Window part = tap;
+    part.d_y += image * d_y_image;
+    part.x += image * x_image;
+    for (Index begin = 0; begin < tap.positions; begin += kChunk) {
+      const Chunk chunk{smaller(images, tap.images - image),
+                        begin,
+                        smaller(begin + kChunk, tap.positions),
+                        tap.d_y_row,
+                        tap.x_row,
+                        d_y_image,
+                        x_image};
+      add_chunk(a, part, tiles, share, chunk, first && image == 0 && begin == 0);
     }
   }
 }
 
-// Few positions: d_w is a product of d_y and the transposed x of all images.
+// Few positions, or strides: d_w is a product of d_y and the transposed x of all images.
 
 // Filters that share a packed tile; a worker's unit of work.
 constexpr Index kChunkFilters = 384;
@@ -152,19 +178,29 @@ struct Part {
   Index group, first, count, channel, channels;
 };
 
+// Positions [at, at + count) of one plane, count <= kLanes.
+Vec load_positions(const Grid& grid, const float* plane, Index at, Index count) {
+  if (grid.whole()) return load_part(plane + at, count);
+  alignas(64) float part[kLanes] = {};
+  gather_run(grid, plane, at, count, part);
+  return load(part);
+}
+
 // x of a part as [count][kTileColumns], zero beyond the last channel.
 void pack_x(const ConvArgs& a, const Part& part, float* to) {
-  const Index positions = a.height * a.width;
+  const Grid grid = grid_of(a);
+  const Index positions = a.out_height * a.out_width, plane = a.height * a.width;
   for (Index done = 0; done < part.count;) {
     const Index image = (part.first + done) / positions, at = (part.first + done) % positions;
     const Index count = smaller(smaller(positions - at, part.count - done), kLanes);
-    const float* from =
-        a.x + ((image * a.groups + part.group) * a.channels + part.channel) * positions + at;
+    const float* from = a.x + ((image * a.groups + part.group) * a.channels + part.channel) * plane;
     for (Index column = 0; column < kTileColumns; column += kLanes) {
       Vec square[kLanes];
       for (Index j = 0; j < kLanes; ++j) {
-        square[j] =
-            column + j < part.channels ? load_part(from + (column + j) * positions, count) : Vec{};
+        const Index channel = column + j;
+        square[j] = channel < part.channels
+                        ? load_positions(grid, from + channel * plane, at, count)
+                        : Vec{};
       }
       transpose_square(square);
       for (Index i = 0; i < count; ++i) store(to + (done + i) * kTileColumns + column, square[i]);
@@ -174,7 +210,7 @@ void pack_x(const ConvArgs& a, const Part& part, float* to) {
 }
 
 void fill_taps(const ConvArgs& a, const Part& part, Tap* taps) {
-  const Index positions = a.height * a.width, image_step = a.groups * a.filters * positions;
+  const Index positions = a.out_height * a.out_width, image_step = a.groups * a.filters * positions;
   const Index first = part.first / positions * image_step;
   for (Index i = 0; i < part.count; ++i) {
     const Index at = part.first + i;
@@ -184,7 +220,7 @@ void fill_taps(const ConvArgs& a, const Part& part, Tap* taps) {
 }
 
 void add_part(const ConvArgs& a, const Part& part, Share filters, const float* x, const Tap* taps) {
-  const Index positions = a.height * a.width, count = filters.end - filters.begin;
+  const Index positions = a.out_height * a.out_width, count = filters.end - filters.begin;
   alignas(64) float sums[kTileRows * kTileColumns];
   for (Index tile = 0; tile < row_tiles(count); ++tile) {
     const Index row = row_tile_begin(count, tile), rows = row_tile_begin(count, tile + 1) - row;
@@ -205,7 +241,8 @@ void add_part(const ConvArgs& a, const Part& part, Share filters, const float* x
 }
 
 void grad_w_of_columns(const ConvArgs& a, const Worker& worker) {
-  const Index all = a.images * a.height * a.width, chunks = ceil_div(a.filters, kChunkFilters);
+  const Index all = a.images * a.out_height * a.out_width,
+              chunks = ceil_div(a.filters, kChunkFilters);
   const Index tiles = ceil_div(a.channels, kTileColumns);
   const Share share = share_of(a.groups * tiles * chunks, worker);
   float* x = worker.scratch;
@@ -226,10 +263,31 @@ void grad_w_of_columns(const ConvArgs& a, const Worker& worker) {
 }  // namespace
 
 void pointwise_grad_w(const ConvArgs& a, const Worker& worker) {
-  if (a.height * a.width >= pointwise::kFewPositions) {
-    grad_w_of_rows(a, worker);
+  const Index positions = a.height * a.width;
+  if (pointwise::multiplies_rows(a)) {
+    add_rows(a, {a.w, a.x, a.out, 1, a.images, positions, positions, positions}, worker, true);
   } else {
     grad_w_of_columns(a, worker);
+  }
+}
+
+void vertical_grad_w(const ConvArgs& a, const Worker& worker) {
+  const Index d_y_row = a.out_height * a.width, x_row = a.height * a.width;
+  for (Index u = 0; u < a.kernel_h; ++u) {
+    // Output rows of which this tap lies inside x.
+    const Index start = u * a.dilation_h - a.pad_top, span = a.height - start;
+    const Index begin = smaller(a.out_height, start >= 0 ? 0 : ceil_div(-start, a.stride_h));
+    const Index end = smaller(a.out_height, span <= 0 ? 0 : ceil_div(span, a.stride_h));
+    // Without a stride they are one run in both planes.
+    const Index run = a.stride_h == 1 ? larger(0, end - begin) : 1;
+    Window tap{a.w, a.x, a.out + u, a.kernel_h, a.images, 0, d_y_row, x_row};
+    if (begin >= end) clear_tap(a, tap, worker);
+    for (Index i = begin; i < end; i += run) {
+      tap.d_y = a.w + i * a.width;
+      tap.x = a.x + (start + i * a.stride_h) * a.width;
+      tap.positions = run * a.width;
+      add_rows(a, tap, worker, i == begin);
+    }
   }
 }
 

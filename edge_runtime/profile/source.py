@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from edge_runtime.client_config import read_config
 from edge_runtime.data import Dataset, load_dataset
 from edge_runtime.errors import LocalError
-from edge_runtime.plan import Plan, read_plan
-from edge_runtime.state_directory import newest_plan
+from edge_runtime.plan import ROLE_BATCH, ROLE_TRAINED, Plan, read_plan
+from edge_runtime.state_directory import kept_plans
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,21 +61,25 @@ def open_source(target: Path, data: Path | None, build_flags: Sequence[str]) -> 
         return Source(read_plan(_compile(target, build_flags)), dataset, f"model {target}")
     if target.suffix == ".toml":
         config = read_config(target, {})
-        found = Source(_trained_last(config.state), dataset or load_dataset(config.data), f"client {config.device}")
-        return Source(found.plan, found.dataset, found.origin, config.threads)
+        plan = _trained_last(config.state)
+        # What trains above a frozen prefix takes features, which no data set holds.
+        if dataset is None and set(plan.named(ROLE_BATCH)) == {"x", "y"}:
+            dataset = load_dataset(config.data)
+        return Source(plan, dataset, f"client {config.device}", config.threads)
     if target.is_dir():
         return Source(_trained_last(target), dataset, f"state directory {target}")
     return Source(read_plan(target.read_bytes()), dataset, f"plan {target}")
 
 
 def _trained_last(state: Path) -> Plan:
-    data = newest_plan(state)
-    if data is None:
-        raise NothingToProfile(
-            f"{state} holds no plan of a device: give a plan, a model, or the state directory of a client that has "
-            "been sent a task"
-        )
-    return read_plan(data)
+    """The plan that was used last, of those that train anything: a frozen prefix has a plan too."""
+    for plan in map(read_plan, kept_plans(state)):
+        if plan.named(ROLE_TRAINED):
+            return plan
+    raise NothingToProfile(
+        f"{state} holds no plan of a device: give a plan, a model, or the state directory of a client that has been "
+        "sent a task"
+    )
 
 
 def _compile(model: Path, flags: Sequence[str]) -> bytes:

@@ -5,10 +5,10 @@ Truth values are float32: 1 where true, else 0. Indices are int32.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from models.compiler import shapes
 from models.compiler import tensor_shapes as ts
+from models.compiler.boxes import Box, merged
 from models.compiler.ir import Operand, Value, apply, binary, constant
 from models.compiler.primitives import mul, reshape, square
 
@@ -180,40 +180,9 @@ def scatter_add(d_y: Value, index: Value, shape: tuple[int, ...], axis: int, *, 
     return apply("scatter_add", ts.scatter_add, (d_y, index), attrs)[0]
 
 
-@dataclass(frozen=True)
-class Box:
-    """Which places of x go to which places of y.
-
-    Attributes:
-        x_offset: the first place in x, in elements; y_offset likewise.
-        axes: for each axis of the box (size, stride in x, stride in y), in elements.
-    """
-
-    x_offset: int
-    y_offset: int
-    axes: tuple[tuple[int, int, int], ...]
-
-    def turned(self) -> "Box":
-        """The same pairs of places, the other way round."""
-        return Box(self.y_offset, self.x_offset, tuple((n, y, x) for n, x, y in self.axes))
-
-
-def _merged(axes: Sequence[tuple[int, int, int]]) -> tuple[tuple[int, int, int], ...]:
-    """Axes of size 1 dropped, neighbours joined that both sides walk through as one."""
-    merged: list[tuple[int, int, int]] = []
-    for n, x, y in axes:
-        if n == 1:
-            continue
-        if merged and merged[-1][1:] == (x * n, y * n):
-            merged[-1] = (merged[-1][0] * n, x, y)
-        else:
-            merged.append((n, x, y))
-    return tuple(merged) or ((1, 1, 1),)
-
-
 def strided_copy(x: Value, box: Box, shape: tuple[int, ...], base: Value | None = None, fill: float = 0.0) -> Value:
     """A tensor of `shape` that is base, or fill, everywhere but in the box, and x there."""
-    attrs = {"shape": shape, "fill": fill, "box": Box(box.x_offset, box.y_offset, _merged(box.axes))}
+    attrs = {"shape": shape, "fill": fill, "box": Box(box.x_offset, box.y_offset, merged(box.axes))}
     return apply("strided_copy", ts.strided_copy, (x, base), attrs)[0]
 
 

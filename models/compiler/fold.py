@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import models.compiler.graph as g
 from models.compiler.fuse import PRODUCTS
-from models.compiler.ir import Node, Value, rewrite, topological, uses
+from models.compiler.ir import Node, Value, depending, rewrite, uses
 
 Inputs = tuple[Value | None, ...]
 
@@ -30,15 +30,6 @@ def fold(outputs: Sequence[Value], batch: Collection[Value]) -> tuple[Value, ...
         return None
 
     return rewrite(outputs, rule)
-
-
-def depending(outputs: Sequence[Value], on: Collection[Value]) -> set[Node]:
-    """The nodes that depend on one of the given values, those of the values included."""
-    reached = {v.node for v in on}
-    for node in topological(outputs):
-        if any(v is not None and v.node in reached for v in node.inputs):
-            reached.add(node)
-    return reached
 
 
 def _folded(x: Value | None, scale: Value | None, counts: Mapping[Value, int]) -> Value | None:

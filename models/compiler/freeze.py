@@ -5,7 +5,8 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from models.compiler.errors import CompileError
-from models.compiler.ir import Graph, substitute
+from models.compiler.ir import Graph, Node, Value, depending, substitute, topological
+from models.compiler.ops import OPS
 
 
 def select(names: Sequence[str], trainable: Iterable[str], frozen: Iterable[str]) -> tuple[str, ...]:
@@ -23,6 +24,13 @@ def select(names: Sequence[str], trainable: Iterable[str], frozen: Iterable[str]
     return chosen
 
 
+def _below_frozen_products(outputs: Sequence[Value], trained: Sequence[Value]) -> set[Node]:
+    """What products read that depend on nothing trained."""
+    moving = depending(outputs, trained)
+    products = [n for n in topological(outputs) if n.inputs and n not in moving and OPS[n.op].multiply_adds(n)]
+    return set(topological([node.out() for node in products]))
+
+
 def _matched(names: Sequence[str], kind: str, patterns: Iterable[str]) -> set[str]:
     matched: set[str] = set()
     for pattern in patterns:
@@ -36,10 +44,16 @@ def _matched(names: Sequence[str], kind: str, patterns: Iterable[str]) -> set[st
 def settle(graph: Graph, trained: Collection[str]) -> Graph:
     """The model with every layer of which no tensor is trained as it is in inference, as torch's eval() makes it.
 
-    A batch normalisation takes its running statistics then, and they no longer move.
+    A batch normalisation takes its running statistics then, and they no longer move. Dropout is left out where a frozen
+    convolution or matrix product reads what it makes, and nothing below it is trained: it is a frozen layer's own.
     """
-    still = [m for m in graph.modes if not any(t.name in trained for t in m.tensors)]
     outputs = [*graph.outputs, *(new for _, new in graph.updates)]
+    inner = _below_frozen_products(outputs, [p for p in graph.parameters if p.name in trained])
+    still = [
+        m
+        for m in graph.modes
+        if (not any(t.name in trained for t in m.tensors) if m.tensors else m.training.node in inner)
+    ]
     for mode in reversed(still):  # the deepest first: what the others are made of is left alone
         outputs = list(substitute(outputs, {mode.training: mode.inference}))
     held = {t for m in still for t in m.tensors}

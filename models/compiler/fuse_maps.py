@@ -24,6 +24,7 @@ from models.compiler.map_region import (
     read,
     region_of,
 )
+from models.compiler.recompute import AGAIN
 from models.compiler.schedule import base
 from models.compiler.tensor_shapes import fused
 
@@ -59,6 +60,7 @@ class Survey:
         place: the position of each in it.
         readers: the operations that read a node's results, seen through those views.
         kept: nodes whose results something else than a map needs.
+        ahead: what output 0 follows from; in a step of training, the forward part.
         leaves: the tensors each elementwise node follows from.
         units: the maps and other operations, as far as they are known.
         member: the units that compute a node.
@@ -68,6 +70,7 @@ class Survey:
     place: Mapping[Node, int]
     readers: Mapping[Node, Sequence[Node]]
     kept: frozenset[Node]
+    ahead: frozenset[Node]
     leaves: Mapping[Node, frozenset[Value]]
     units: list[Unit]
     member: dict[Node, list[Unit]]
@@ -115,7 +118,8 @@ def _survey(outputs: Sequence[Value]) -> Survey:
     order = [n for n in everything if n in readers and n.inputs]
     kept |= {n for n in order if any(not mappable(r) for r in readers[n])}
     place = {n: i for i, n in enumerate(order)}
-    return Survey(order, place, readers, frozenset(kept), _leaves(order, kept), [], {})
+    ahead = frozenset(topological(outputs[:1]))
+    return Survey(order, place, readers, frozenset(kept), ahead, _leaves(order, kept), [], {})
 
 
 def _leaves(order: Sequence[Node], kept: Collection[Node]) -> dict[Node, frozenset[Value]]:
@@ -175,6 +179,8 @@ def _may_store(survey: Survey, home: Unit, node: Node, readers: Sequence[Unit]) 
 
 def _program(survey: Survey, nodes: Collection[Node], stored: Collection[Node]) -> Planned | None:
     """What a map of these nodes would be, None if they are not one."""
+    if any(AGAIN in n.attrs for n in nodes) and any(n in survey.ahead for n in nodes):
+        return None  # what is computed again late would be stored early, and be kept after all
     region = region_of(survey.sorted(nodes))
     if region is None or not all(region.storable(n) for n in stored):
         return None

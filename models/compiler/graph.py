@@ -7,10 +7,10 @@ Every function checks types at once and raises CompileError naming the operation
 and pools are (N, C, H, W). Truth values are float32 (1 where true, else 0), indices int32.
 """
 
+from models.compiler.boxes import Box
 from models.compiler.elementary import (
     BINARY,
     UNARY,
-    Box,
     abs,  # noqa: A004 - the language reads like NumPy
     argmax,
     cast,

@@ -128,7 +128,8 @@ class Mode:
     Attributes:
         training: while one of `tensors` is trained.
         inference: otherwise.
-        tensors: the layer's own parameters, running statistics among them.
+        tensors: the layer's own parameters, running statistics among them; of a layer without any, as dropout, the
+            frozen products above it decide.
     """
 
     training: Value
@@ -224,6 +225,15 @@ def topological(outputs: Iterable[Value]) -> list[Node]:
             stack.append((node, True))
             stack.extend((v.node, False) for v in reversed(node.inputs) if v is not None and v.node not in seen)
     return order
+
+
+def depending(outputs: Sequence[Value], on: Iterable[Value]) -> set[Node]:
+    """The nodes that depend on one of the given values, those of the values included."""
+    reached = {v.node for v in on}
+    for node in topological(outputs):
+        if any(v is not None and v.node in reached for v in node.inputs):
+            reached.add(node)
+    return reached
 
 
 def uses(outputs: Sequence[Value]) -> Counter[Value]:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import models.compiler.graph as g
-from models.compiler.elementary import Box, strides
+from models.compiler.boxes import Box
+from models.compiler.elementary import strides
 from models.compiler.errors import ModelError
 from models.compiler.ir import Value
 from models.compiler.onnx_nodes import Convert, ModelNode, Terms, value

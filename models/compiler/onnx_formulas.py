@@ -43,6 +43,8 @@ def _one_hot(node: ModelNode, terms: Terms) -> Value:
     if depth is None or values.shape != (2,):
         raise ModelError(f"depth is missing, or the off and on values are {list(values.shape)}")
     n, rank = int(depth.item()), len(index.shape) + 1
+    if not 1 <= n <= MAX_RANGE:
+        raise ModelError(f"depth {n} must be 1 to {MAX_RANGE}")
     axis = axis_of(node, rank, -1)
     at = g.where(g.less(index, 0.0), index + float(n), index)
     places = g.constant(np.arange(n, dtype=np.float32).reshape(-1, *(1,) * (rank - axis - 1)))

@@ -121,6 +121,8 @@ def _expand(node: ModelNode, terms: Terms) -> Value:
 def _tile(node: ModelNode, terms: Terms) -> Value:
     x, repeats = value(terms, 0), integers(node, terms, "repeats", 1)
     assert repeats is not None
+    if len(repeats) != len(x.shape) or min(repeats, default=1) < 1 or math.prod(repeats) > MAX_FILLED_ELEMENTS:
+        raise ModelError(f"repeats {repeats} must be 1 or more, at most {MAX_FILLED_ELEMENTS} together, one an axis")
     for axis, count in enumerate(repeats):
         x = g.concat([x] * count, axis)
     return x

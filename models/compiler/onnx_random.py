@@ -9,7 +9,7 @@ import onnx
 
 import models.compiler.graph as g
 from models.compiler.errors import ModelError
-from models.compiler.ir import Value
+from models.compiler.ir import Mode, Value
 from models.compiler.onnx_nodes import Convert, ModelNode, Term, Terms, known, value
 
 
@@ -29,7 +29,9 @@ def _dropout(node: ModelNode, terms: Terms) -> Term | list[Value]:
     """Drops out where the model says it trains; before opset 12, and without that operand, it is left out."""
     x, training = value(terms, 0), known(terms, 2)
     if training is not None and training.any():
-        return list(g.dropout(x, _scalar(node, terms, 1, "ratio", 0.5), stream_of(node)))
+        made = g.dropout(x, _scalar(node, terms, 1, "ratio", 0.5), stream_of(node))
+        node.training.modes.append(Mode(made[0], x, ()))
+        return list(made)
     node.notes.append(f"Dropout {node.name!r} is left out: the model does not say that it trains")
     return [x, g.broadcast_to(g.constant(1.0), x.shape)]
 

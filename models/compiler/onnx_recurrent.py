@@ -10,6 +10,7 @@ from models.compiler.errors import ModelError
 from models.compiler.ir import Value
 from models.compiler.onnx_nodes import Convert, ModelNode, Terms, known, optional, value
 
+MAX_STEPS = 2048
 DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 NONLINEAR: dict[str, Callable[[Value], Value]] = {"Tanh": g.tanh, "Relu": g.relu, "Sigmoid": g.sigmoid}
 
@@ -82,6 +83,10 @@ def _checked(node: ModelNode, terms: Terms, x: Value, cell: Cell) -> tuple[bool,
     ranks = [len(x.shape), len(value(terms, 1).shape), len(value(terms, 2).shape)]
     if ranks != [3, 3, 3]:
         raise ModelError(f"X, W and R must have three dimensions, they have {ranks}")
+    if x.shape[0] > MAX_STEPS:
+        raise ModelError(
+            f"a sequence of {x.shape[0]} steps is longer than {MAX_STEPS}: each becomes operations of its own"
+        )
     direction = node.attrs.get("direction", "forward")
     if direction not in DIRECTIONS:
         raise ModelError(f"direction {direction!r} is unknown")

@@ -32,6 +32,9 @@ ROUNDINGS: dict[str, Callable[[Coordinates], Coordinates]] = {
     "ceil": np.ceil,
 }
 
+MAX_SIZE = 1 << 20  # of an axis after resizing
+MAX_WEIGHTS = 1 << 22  # stored for one axis
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -84,11 +87,15 @@ def resize(node: ModelNode, terms: Terms) -> Value:
     for axis, size, scale in _sizes(node, terms, x.shape):
         if (size, scale) == (x.shape[axis], 1.0):
             continue
+        if not 1 <= size <= MAX_SIZE:
+            raise ModelError(f"axis {axis} would have {size} places; 1 to {MAX_SIZE} are possible")
         at = COORDINATES[transform](np.arange(size, dtype=np.float64), x.shape[axis], size, scale)
         if mode == "nearest":
             x = _pick(x, ROUNDINGS[nearest](at), axis)
         elif mode == "linear" and not (antialias or exclude):
             x = _blend(x, at, axis)
+        elif size * x.shape[axis] > MAX_WEIGHTS:
+            raise ModelError(f"{size} x {x.shape[axis]} weights of axis {axis} are more than {MAX_WEIGHTS}")
         else:
             x = _weighed(x, kernel.weights(at, x.shape[axis], scale), axis)
     return x

@@ -5,11 +5,12 @@ a cheap value that waits at the peak is let go and made a second time right befo
 of its operands is gone by then. A change stays if less is alive afterwards; the results are the same bits.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 from models.compiler.ir import Node, Value, with_attrs
+from models.compiler.map_parts import part_of
 from models.compiler.memory import aligned
 from models.compiler.recompute import AGAIN, CHEAP
 from models.compiler.schedule import Order, base, overwritten, read_by
@@ -18,6 +19,8 @@ from models.compiler.sharing import Owners, share_bytes
 TRIALS = 256  # changes that are tried
 WALKED = 200_000  # kernels in all tries together, since each try is a walk over the program: about a second
 WORTH = 1 / 256  # of the peak: smaller values are left alone
+Chain = Mapping[Node, Collection[int]]  # kernels in order, and the outputs of each that are made again
+REPEATABLE = CHEAP | {"map"}
 CHAIN = 12  # kernels that run again for one late reader, at most
 
 
@@ -135,43 +138,67 @@ def _moved(given: Program, step: int, to: int) -> Program:
     return program((*rest[:to], given.order[step], *rest[to:]), given.owners)
 
 
-def _chain(given: Program, value: Value, reader: int) -> list[Node]:
-    """The kernels to run again before step `reader` to have `value` there, in order; empty where that cannot be."""
-    chain: set[Node] = set()
-    pending = [value.node]
+def _chain(given: Program, value: Value, reader: int) -> Chain:
+    """The kernels to run again before step `reader` to have `value` there, in order; empty where that cannot be.
+
+    Of a map only the results that are needed then are made again.
+    """
+    wanted: dict[Node, set[int]] = {}
+    pending = [value]
     while pending:
-        node = pending.pop()
-        chain.add(node)
-        operands = read_by(node)
+        needed = pending.pop()
+        if needed.index in wanted.setdefault(needed.node, set()):
+            continue
+        wanted[needed.node].add(needed.index)
+        operands = read_by(_making(needed.node, wanted[needed.node]))
         late = any(given.changes.get(v, reader) < reader for v in operands)
-        if late or node.op not in CHEAP or len(chain) > CHAIN:
-            return []
-        gone = (v.node for v in operands if v.node in given.place and given.reads[v][-1] < reader)
-        pending += [n for n in gone if n not in chain]
-    return sorted(chain, key=given.place.__getitem__)
+        if late or needed.node.op not in REPEATABLE or len(wanted) > CHAIN:
+            return {}
+        pending += [v for v in operands if v.node in given.place and given.reads[v][-1] < reader]
+    return {node: wanted[node] for node in sorted(wanted, key=given.place.__getitem__)}
 
 
-def _repeated(given: Program, reader: int, chain: Sequence[Node]) -> Program:
+def _making(node: Node, outputs: Collection[int]) -> Node:
+    """A kernel that makes at least some of the node's outputs."""
+    return part_of(node, outputs) if node.op == "map" else node
+
+
+def _repeated(given: Program, reader: int, chain: Chain) -> Program:
     """The program with `chain` run again right before step `reader`, for all who read its results from there on."""
     new: dict[Value, Value] = {}
-    again = [_renewed(node, new, {AGAIN: True}) for node in chain]
-    rest = [_renewed(node, new, {}) for node in given.order[reader:]]
-    owners = {new.get(v, v): owner for v, owner in given.owners.items()}
-    return program((*given.order[:reader], *again, *rest), owners)
+    order: list[Node] = []
+    for step, node in enumerate(given.order):
+        if step == reader:
+            order += [_renewed(first, outputs, new, {AGAIN: True}) for first, outputs in chain.items()]
+        left = _still_read(given, node, reader, chain[node]) if node in chain else range(len(node.types))
+        if left:
+            order.append(_renewed(node, left, new, {}))
+    return program(tuple(order), {new.get(v, v): owner for v, owner in given.owners.items()})
 
 
-def _renewed(node: Node, new: dict[Value, Value], marks: Mapping[str, bool]) -> Node:
-    """The node with the new values of its inputs; notes the values that it makes."""
-    inputs = tuple(None if v is None else _new_value(v, new) for v in node.inputs)
-    if inputs == node.inputs and not marks:
+def _still_read(given: Program, node: Node, reader: int, repeated: Collection[int]) -> set[int]:
+    """The outputs that a kernel still has to make where it first ran, if some are made again at step `reader`."""
+    values = {i: Value(node, i) for i in range(len(node.types))}
+    reads = {i: given.reads.get(v, ()) for i, v in values.items()}
+    return {i for i, steps in reads.items() if (steps and (i not in repeated or steps[0] < reader))}
+
+
+def _renewed(node: Node, outputs: Collection[int], new: dict[Value, Value], marks: Mapping[str, bool]) -> Node:
+    """The kernel for these outputs, with the new values of its inputs; notes the values that it makes."""
+    less = _making(node, outputs)
+    inputs = tuple(None if v is None else _new_value(v, new) for v in less.inputs)
+    if less is node and inputs == node.inputs and not marks:
         return node
-    made = with_attrs(node, inputs, marks)
-    new.update((Value(node, i), Value(made, i)) for i in range(len(node.types)))
+    made = with_attrs(less, inputs, marks)
+    kept = sorted(outputs) if less is not node else range(len(node.types))
+    new.update((Value(node, old), Value(made, i)) for i, old in enumerate(kept))
     return made
 
 
 def _new_value(value: Value, new: dict[Value, Value]) -> Value:
     """What stands for a value now, seen through the reshapes between it and its bytes."""
-    if value not in new and base(value) in new:
-        new[value] = Value(_renewed(value.node, new, {}))
-    return new.get(value, value)
+    if value in new or base(value) not in new:
+        return new.get(value, value)
+    (inner,) = value.node.inputs
+    assert inner is not None
+    return Value(with_attrs(value.node, (_new_value(inner, new),), {}))

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 
 import models.compiler.graph as g
 from models.compiler.errors import CompileError
-from models.compiler.fold import depending, fold
-from models.compiler.ir import Role, Value, substitute, topological
+from models.compiler.fold import fold
+from models.compiler.ir import Role, Value, depending, substitute, topological
 from models.compiler.lower import own
 from models.compiler.min_cut import cheapest_cut
 from models.compiler.onnx_import import import_onnx

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 import models.compiler.graph as g
+from models.compiler.boxes import apart
 from models.compiler.evaluate import run_node
 from models.compiler.ir import Node, Value, apply, rewrite
 from models.compiler.ops import OPS
@@ -111,6 +112,15 @@ def _trivial_sum(node: Node, inputs: Inputs) -> Value | None:
     return g.reshape(x if scale == 1 else x * scale, node.types[0].shape)
 
 
+def _whole_average(node: Node, inputs: Inputs) -> Value | None:
+    """An average over all places is a sum: it fuses with what makes its operand, and so does its gradient."""
+    (x,) = inputs
+    assert x is not None
+    if node.attrs["kernel"] != x.shape[2:] or node.attrs["window"].pads != (0, 0, 0, 0):
+        return None
+    return g.mean(x, [2, 3], keepdims=True)
+
+
 def _trivial_broadcast(node: Node, inputs: Inputs) -> Value | None:
     (x,) = inputs
     assert x is not None
@@ -119,6 +129,31 @@ def _trivial_broadcast(node: Node, inputs: Inputs) -> Value | None:
 
 def _is_constant(v: Value, number: float) -> bool:
     return v.node.op == "constant" and bool(np.all(v.node.attrs["value"] == number))
+
+
+def _add(node: Node, inputs: Inputs) -> Value | None:
+    a, b = inputs
+    assert a is not None
+    assert b is not None
+    return _beside(a, b) or _beside(b, a) or _elementwise(node, inputs)
+
+
+def _beside(whole: Value, part: Value) -> Value | None:
+    """A sum of pieces that lie apart in zeros is their copy to one tensor, as in the gradient of what was cut up."""
+    if not _in_zeros(part) or part.node.inputs[1] is not None or whole.shape != part.shape:
+        return None
+    piece, box = part.node.inputs[0], part.node.attrs["box"]
+    below: Value | None = whole
+    while below is not None:
+        if not _in_zeros(below) or not apart(below.node.attrs["box"], box):
+            return None
+        below = below.node.inputs[1]
+    assert piece is not None
+    return g.strided_copy(piece, box, part.shape, whole)
+
+
+def _in_zeros(v: Value) -> bool:
+    return v.node.op == "strided_copy" and (v.node.inputs[1] is not None or v.node.attrs["fill"] == 0.0)
 
 
 def _elementwise(node: Node, inputs: Inputs) -> Value | None:
@@ -175,10 +210,12 @@ RULES: dict[str, Local] = {
     "transpose": _transpose_of,
     "gemm": _gemm_of_transpose,
     "reduce_sum": _trivial_sum,
+    "avgpool": _whole_average,
     "broadcast": _trivial_broadcast,
     "binary": _map_of_broadcast,
     "where": _map_of_broadcast,
     **dict.fromkeys(ELEMENTWISE, _elementwise),
+    "add": _add,
 }
 
 

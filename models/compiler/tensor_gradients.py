@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable, Sequence
 
 import models.compiler.graph as g
-from models.compiler.elementary import Box, unary
+from models.compiler.boxes import Box
+from models.compiler.elementary import unary
 from models.compiler.gradients import Gradients, first, operands, unbroadcast
 from models.compiler.ir import Node, Value
 

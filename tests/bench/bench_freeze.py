@@ -25,6 +25,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from bench.recording import machine, save
 from bench.timing import alternate, judged, timed
 from bench.training_products import peak_rate
 from coordinator.evaluate import ort
@@ -253,7 +254,7 @@ def prefix_rows(peak: float) -> list[dict[str, Any]]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the bench and print a table, or one JSON object."""
+    """Run the bench, print a table or one JSON object, and keep it in tests/bench/results/."""
     parser = argparse.ArgumentParser(
         prog="edge-runtime bench freeze", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -262,8 +263,10 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     peak = peak_rate()
     rows = [*t18_rows(peak), *t19_rows(peak), *prefix_rows(peak)]
+    result = {"bench": "freeze", "machine": {**machine(), "peak_gflops": round(2e-9 * peak, 1)}, "rows": rows}
+    save(result)
     if options.json:
-        print(json.dumps({"bench": "freeze", "rows": rows}))
+        print(json.dumps(result))
         return 0
     for row in rows:
         print(

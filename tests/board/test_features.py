@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from engine.planwriter import BATCH, OUTPUT, PlanWriter, bits
 from numpy.typing import NDArray
 
 from edge_runtime.data import Dataset
 from edge_runtime.engine import EngineMemoryError, NumberOutOfRange
 from edge_runtime.feature_file import CacheDamaged, open_features, write_features
-from edge_runtime.features import Place, plan_budget
+from edge_runtime.features import Budget, Features, Place, plan_budget
 from edge_runtime.plan import read_plan
 from edge_runtime.task import BadPrefix, PlanMissing, Task, TaskStopped, Update, run_task
 from edge_runtime.wire import Phase, Upload
@@ -184,12 +185,43 @@ def test_a_full_disk_costs_time_only(model: Model, tmp_path: Path, monkeypatch: 
     assert run(model, Cache("disk", 1 << 30), place, warnings=warnings).data == run(model).data
     assert "No space left on device" in warnings[0]
     assert list(tmp_path.iterdir()) == []
+    parts = [read_plan(data).memory_bytes(1) for data in model.plans.values()]
+    assert run(model, Cache("disk", 1 << 30), place, limit=sum(parts)).data == run(model).data
+    with pytest.raises(EngineMemoryError, match="make room on the disk"):
+        run(model, Cache("disk", 1 << 30), place, limit=sum(parts) - 1)
 
 
 def test_a_stop_while_features_are_computed_leaves_nothing_behind(model: Model, tmp_path: Path) -> None:
     asked = iter([False, False, True])
     with pytest.raises(TaskStopped):
         run(model, Cache("disk", 1 << 30), Place(tmp_path, 1 << 30), should_stop=lambda: next(asked))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_features_of_one_number_and_of_several_columns_come_to_their_places() -> None:
+    plan = PlanWriter()
+    x = plan.tensor("x", (4, 3), BATCH)
+    total, twice = plan.tensor("features/0", (4,), OUTPUT), plan.tensor("features/1", (4, 3), OUTPUT)
+    plan.op("reduce_sum", [x], [total], [2, bits(1.0)])
+    plan.op("add", [x, x], [twice])
+    rows = np.arange(18, dtype=np.float32).reshape(6, 3)
+    features = Features(read_plan(plan.seal()), {}, Dataset(rows, np.zeros(6, np.int32)), 1, lambda: None)
+    for kept in (0, 4, 6):
+        features.keep(Budget(kept, "memory", complete=kept == 6), None, print)
+        columns = {"features/0": np.full(4, 9.0, np.float32), "features/1": np.full((4, 3), 9.0, np.float32)}
+        features.fill(np.array([5, 0, 4]), columns)
+        assert columns["features/0"].tolist() == [48.0, 3.0, 39.0, 0.0]
+        assert columns["features/1"].tolist() == [[30, 32, 34], [0, 2, 4], [24, 26, 28], [0, 0, 0]]
+        features.close()
+
+
+def test_a_task_without_a_prefix_leaves_no_features_on_disk(model: Model, tmp_path: Path) -> None:
+    run(model, Cache("disk", 1 << 30), Place(tmp_path, 1 << 30))
+    onnx = MODELS["lenet"]((1, 8, 8), 4, 3)
+    whole = compile_split(onnx, batch=8, trainable=["*"], rule=Sgd()).training
+    phase = Phase(whole.sha256, 1, {"lr": 0.05})
+    task = replace(task_of(model, None), phases=(phase,), blobs={whole.sha256: 1, "f" * 64: 1})
+    run_task(task, {whole.sha256: read_plan(whole.plan)}, model.weights, DATA, place=Place(tmp_path, 1 << 30))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 import sys
@@ -26,6 +25,8 @@ from edge_runtime.profile.peak import SIDE, Peak, measure_peak
 from edge_runtime.profile.png import draw_png
 from edge_runtime.state_directory import StateDirectory
 from models.compiler import compile_loss, compile_training, import_onnx
+from models.compiler.prefix import compile_split
+from models.compiler.rules import Sgd
 from models.zoo import MODELS
 
 if TYPE_CHECKING:
@@ -224,7 +225,7 @@ def test_what_a_device_trains_is_profiled_with_its_own_data(
     lenet: Compiled, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = StateDirectory(tmp_path / "state", 1 << 20)  # stays locked: the client runs
-    state.keep_plan(hashlib.sha256(lenet.plan).hexdigest(), lenet.plan)
+    state.keep_plan(lenet.sha256, lenet.plan)
     config = tmp_path / "client.toml"
     config.write_text(f'broker = "mqtt://h"\ndevice = "a"\ndata = "{digits}"\nstate = "state"\nthreads = 2\n')
     for target, fed, threads in [(config, "local data", 2), (tmp_path / "state", "random numbers", 1)]:
@@ -232,6 +233,22 @@ def test_what_a_device_trains_is_profiled_with_its_own_data(
         said = json.loads(out)
         assert (code, said["plan_sha256"], said["data"], said["threads"]) == (0, lenet.sha256, fed, threads)
     state.close()
+
+
+def test_above_a_frozen_prefix_the_plan_that_trains_is_profiled(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    split = compile_split(MODELS["lenet"]((1, 8, 8), 10, 3), batch=8, trainable=["fc2.*"], rule=Sgd())
+    assert split.prefix is not None
+    state = StateDirectory(tmp_path / "state", 1 << 20)
+    for plan in (split.training, split.prefix):
+        state.keep_plan(plan.sha256, plan.plan)
+    state.close()
+    config = tmp_path / "client.toml"
+    config.write_text(f'broker = "mqtt://h"\ndevice = "a"\ndata = "{digits}"\nstate = "state"\n')
+    code, out, _ = profiled(config, "--json", "--steps", 1, capsys=capsys)
+    said = json.loads(out)
+    assert (code, said["plan_sha256"], said["data"]) == (0, split.training.sha256, "random numbers")
 
 
 def test_a_model_is_compiled_with_the_flags_of_plan_build(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

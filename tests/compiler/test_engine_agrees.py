@@ -12,11 +12,17 @@ from edge_runtime import _core
 from models.compiler.autodiff import gradients
 from models.compiler.evaluate import evaluate
 from models.compiler.ir import Value, Window
+from models.compiler.ops import OPS
 from models.compiler.rules import Sgd
 from models.compiler.training import compile_loss
 
 WINDOW = Window(strides=(2, 3), pads=(1, 0, 2, 1), dilations=(2, 1))
 POOL = Window(strides=(2, 3), pads=(1, 0, 0, 1))
+
+
+def test_compiler_and_engine_number_the_same_operations() -> None:
+    ours = {name: op.opcode for name, op in OPS.items() if op.opcode is not None}
+    assert ours == _core.opcodes()
 
 
 def f32(name: str, *shape: int) -> Value:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 import models.compiler.graph as g
 from edge_runtime import _core
 from models.compiler import Compiled, CompileError, Graph, ModelError, compile_training, import_onnx, weights_of
+from models.compiler.randomness import dropout
 from models.compiler.rules import AdamW, Rule, Sgd
 from models.zoo import build
 
@@ -125,3 +126,24 @@ def test_running_statistics_go_from_slice_to_slice(rng: np.random.Generator) -> 
 def test_less_than_one_slice_is_refused() -> None:
     with pytest.raises(CompileError, match="micro_batches"):
         compile_training(normalised_model(4), micro_batches=0)
+
+
+def test_every_slice_draws_its_own_random_numbers() -> None:
+    x, weight = g.leaf("x", "float32", (4, 6)), g.leaf("weight", "float32", (6, 3))
+    dropped, _ = dropout(x, 0.5, stream=0)
+    plan = compile_training(Graph((x,), (weight,), (dropped @ weight,)), micro_batches=3).plan
+    engine = _core.Engine(plan)
+    engine.view("x")[...] = 1.0
+    engine.view("seed")[...] = 5.0
+    engine.view("lr")[...] = 1.0
+    kept = set()
+    for number in range(3):  # only one slice has labels: the gradient shows which of its elements were dropped
+        engine.view("weight")[...] = 0.0
+        engine.view("momentum/weight")[...] = 0.0
+        engine.view("random.step")[...] = 0.0
+        engine.view("y")[...] = -1
+        engine.view("y")[4 * number : 4 * number + 4] = 0
+        engine.step()
+        kept.add(engine.view("weight").tobytes())
+    assert len(kept) == 3
+    assert engine.view("random.step") == 3.0

@@ -22,7 +22,7 @@ from models.compiler.simplify import simplify
 from models.compiler.training import Objective
 
 torch = pytest.importorskip("torch")
-from support.networks import NETWORKS, export  # noqa: E402 - needs torch
+from support.networks import NETWORKS, Network, export  # noqa: E402 - needs torch
 
 nn, functional = torch.nn, torch.nn.functional
 pytestmark = pytest.mark.torch
@@ -286,3 +286,25 @@ def test_folding_a_scale_into_a_product_keeps_the_values(bias: int) -> None:
     scaled = [node for node in topological(folded) if node.op == "mul"]
     assert all(x.node not in topological([node.out()]) for node in scaled)
     assert np.allclose(evaluate(folded, given)[0], evaluate(outputs, given)[0], rtol=1e-12)
+
+
+def streams(plan: bytes) -> set[int]:
+    """The streams a plan draws from; one may be drawn again rather than kept."""
+    return {op["attrs"][1] for op in _core.describe(plan)["ops"] if op["op"] == "random"}
+
+
+def test_dropout_of_frozen_layers_is_off_and_that_beside_what_is_trained_is_not() -> None:
+    layers = nn.Sequential(
+        nn.Linear(6, 5), nn.Dropout(0.5), nn.Linear(5, 4), nn.ReLU(), nn.Dropout(0.5), nn.Linear(4, 3)
+    )
+    onnx = export(layers, Network(lambda: layers, (6,), 4, 3))
+    split = compile_split(onnx, batch=4, trainable=("5.*",), rule=Sgd())
+    assert split.prefix is not None
+    weights = weights_of(onnx)
+    board = Board(split, weights)
+    x = np.random.default_rng(1).normal(size=(4, 6)).astype(np.float32)
+    (features,) = board.compute(x).values()
+    wanted = layers[:4].eval()(torch.from_numpy(x)).detach().numpy()
+    assert np.allclose(features, wanted, atol=1e-6)
+    assert streams(split.training.plan) == {1}
+    assert streams(compile_training(import_onnx(onnx, batch=4)).plan) == {0, 1}

@@ -194,3 +194,39 @@ def test_a_stage_without_a_block_trains_and_judges_the_model_without_it(tmp_path
     assert accuracies[1] > 0.8
     found = decode_tensors((tmp_path / "state" / "final.safetensors").read_bytes())[0]
     assert set(found) == {name for name, _ in model.named_parameters()}
+
+
+def test_a_fleet_trains_on_tokens(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from support.networks import Network, export  # noqa: PLC0415 - needs torch
+
+    class Words(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.nn.Embedding(12, 8)
+            self.gru = torch.nn.GRU(8, 16, batch_first=True)
+            self.head = torch.nn.Linear(16, 3)
+
+        def forward(self, x: "torch.Tensor") -> "torch.Tensor":
+            return self.head(self.gru(self.table(x))[1][-1])
+
+    def sentences(seed: int, rows: int) -> Dataset:
+        rng = np.random.default_rng(seed)
+        x = rng.integers(0, 12, (rows, 5)).astype(np.int32)
+        return Dataset(x, (x[:, -1] // 4).astype(np.int32))  # the last word's group
+
+    torch.manual_seed(6)
+    home = tmp_path / "home"
+    (home / "held-out").mkdir(parents=True)
+    test = sentences(9, 60)
+    np.savez(home / "held-out" / "test.npz", x=test.x, y=test.y)
+    (home / "model.onnx").write_bytes(export(Words(), Network(Words, (5,), 4, 3, tokens=True)))
+    stages = JOB[JOB.index("stages = [") : JOB.index("[round]")]
+    job = JOB.replace('zoo = "mlp"\ninput_shape = [6]\nclasses = 3', 'onnx = "model.onnx"').replace(stages, "")
+    job = job.replace("epochs = 2", "epochs = 10").replace("momentum = 0.9", 'optimizer = "adamw"')
+    (home / "job.toml").write_text(job.replace("lr = 0.1", "lr = 0.02"))
+    shards = {"dev-a": sentences(1, 60), "dev-b": sentences(2, 50)}
+    site = MemorySite(home / "job.toml", tmp_path / "state", shards)
+    start_all(site)
+    finished(site)
+    assert site.seen("round_done")[-1]["accuracy"] > 0.9

@@ -16,6 +16,8 @@ using edge::Dtype;
 using edge::Role;
 using fuzz::Random;
 
+constexpr std::uint16_t kMap = 40;  // a program may magnify rounding without a bound
+
 // A window along one axis, and the size it leaves.
 struct Window {
   std::uint32_t size, kernel, stride, before, after, dilation, outputs;
@@ -181,17 +183,69 @@ void add_move(build::PlanBuilder& plan, Random& random, std::uint16_t code) {
   }
 }
 
+// A fused map: a random program over a random box, whose operands have some of its axes.
+void add_program(build::PlanBuilder& plan, Random& random) {
+  constexpr std::int32_t kFunctions[] = {0,  4,  5,  8,  14, 32, 33, 34, 35, 36, 37,
+                                         48, 49, 50, 51, 52, 53, 64, 64, 65, 66};
+  const std::uint32_t ndim = 1 + random.below(4), all = (1U << ndim) - 1;
+  std::vector<std::uint32_t> box, inputs, outputs, axes_of;
+  for (std::uint32_t d = 0; d < ndim; ++d)
+    box.push_back(d + 1 == ndim && random.once_in(3) ? 500 + random.below(600) : random.size());
+  const std::uint32_t reduced = random.once_in(3) ? 0 : random.below(all + 1);
+  const auto tensor = [&](std::uint32_t axes, Role role) {
+    std::vector<std::uint32_t> dims;
+    for (std::uint32_t d = 0; d < ndim; ++d)
+      if ((axes >> d & 1U) != 0) dims.push_back(box[d]);
+    return plan.tensor("t" + std::to_string(inputs.size() * 8 + outputs.size()), dims, role);
+  };
+  const std::uint32_t n_operands = 1 + random.below(4), n_steps = 1 + random.below(9);
+  std::vector<std::int32_t> words, steps, stored;
+  for (std::uint32_t i = 0; i < n_operands; ++i) {
+    axes_of.push_back(i == 0 ? all : random.below(all + 1));
+    inputs.push_back(tensor(axes_of[i], Role::frozen));
+    words.push_back(static_cast<std::int32_t>(axes_of[i]));
+  }
+  axes_of.push_back(0);
+  words.push_back(0x3F000000);
+  for (std::uint32_t step = 0; step < n_steps; ++step) {
+    const std::int32_t function = random.of(kFunctions);
+    const bool reduction = function >= 64;
+    const std::uint32_t arity = reduction || function < 32 || function == 51 ? 1
+                                : function == 53                             ? 3
+                                                                             : 2;
+    std::uint32_t axes = 0;
+    steps.push_back(function);
+    for (std::uint32_t k = 0; k < arity; ++k) {
+      const std::uint32_t from = random.once_in(3) ? 0 : random.below(axes_of.size());
+      steps.push_back(static_cast<std::int32_t>(from));
+      axes |= axes_of[from];
+    }
+    axes_of.push_back(reduction ? axes & ~reduced : axes);
+    if (axes_of.back() != all && axes_of.back() != (all & ~reduced)) continue;
+    if (outputs.size() == 8 || (step + 1 < n_steps && random.once_in(2))) continue;
+    outputs.push_back(tensor(axes_of.back(), Role::trained));
+    stored.push_back(static_cast<std::int32_t>(axes_of.size()) - 1);
+  }
+  std::vector<std::int32_t> program = {
+      static_cast<std::int32_t>(n_operands), static_cast<std::int32_t>(outputs.size()), 1,
+      static_cast<std::int32_t>(n_steps), static_cast<std::int32_t>(ndim)};
+  program.insert(program.end(), box.begin(), box.end());
+  program.push_back(static_cast<std::int32_t>(reduced));
+  for (const auto& part : {words, steps, stored})
+    program.insert(program.end(), part.begin(), part.end());
+  plan.op(kMap, inputs, outputs, program);
+}
+
 // One operation of random geometry, nearly always a good one.
-Bytes one_operation(Random& random) {
+Bytes one_operation(Random& random, std::uint16_t code) {
   build::PlanBuilder plan;
-  const std::uint16_t code =
-      random.of<std::uint16_t>({1,  2,  2,  3,  3,  4,  4,  7,  8,  9,  10, 11, 12, 13, 14,
-                                15, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 41});
   if (code == 1) add_gemm(plan, random);
   if (code >= 2 && code <= 4) add_conv(plan, random, code);
   if (code >= 7 && code <= 10) add_pool(plan, random, code);
   if (code >= 11 && code <= 15) add_array(plan, random, code);
-  if ((code >= 20 && code <= 24) || code == 28 || code >= 30) add_map(plan, random, code);
+  if (code == kMap) add_program(plan, random);
+  if ((code >= 20 && code <= 24) || code == 28 || (code >= 30 && code != kMap))
+    add_map(plan, random, code);
   if ((code >= 25 && code <= 27) || code == 29) add_move(plan, random, code);
   return plan.seal(fuzz::kMostBytes);
 }
@@ -206,10 +260,13 @@ bool run_one(const Bytes& network) {
   const int before = check::failures;
   Random random(own);
   const bool generated = random.once_in(2);
-  Bytes plan = generated ? one_operation(random) : fuzz::changed(network, random);
+  const std::uint16_t code =
+      random.of<std::uint16_t>({1,  2,  2,  3,  3,  4,  4,  7,  8,  9,  10, 11, 12, 13, 14, 15,
+                                20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 40, 40, 40, 41});
+  Bytes plan = generated ? one_operation(random, code) : fuzz::changed(network, random);
   const bool spoilt = generated && random.once_in(3);
   if (spoilt) plan = fuzz::changed(plan, random);
-  const bool ran = fuzz::survives(plan, own, generated && !spoilt);
+  const bool ran = fuzz::survives(plan, own, generated && !spoilt && code != kMap);
   if (check::failures != before) say_where();
   return ran;
 }

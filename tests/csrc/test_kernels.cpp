@@ -236,8 +236,9 @@ void depthwise_convolutions_stay_inside_their_memory(const Kernels& kernels) {
   }
 }
 
-// 1 x 1 taps: tiles inside an image and across images, several passes over the channels, chunks.
-void pointwise_convolutions_stay_inside_their_memory(const Kernels& kernels) {
+// 1 x 1 and KH x 1 taps: tiles inside an image and across images, several passes over the channels,
+// chunks.
+void matrix_convolutions_stay_inside_their_memory(const Kernels& kernels) {
   for (const ConvCase& c : {
            ConvCase{1, 1, 13, 14, 4, 8, 1, 1, 1, 0, 1},
            ConvCase{5, 1, 3, 25, 4, 4, 1, 1, 1, 0, 1},
@@ -245,6 +246,10 @@ void pointwise_convolutions_stay_inside_their_memory(const Kernels& kernels) {
            ConvCase{17, 1, 5, 2, 1, 3, 1, 1, 1, 0, 1},
            ConvCase{2, 1, 530, 13, 3, 11, 1, 1, 1, 0, 1},
            ConvCase{2, 1, 4, 3, 32, 33, 1, 1, 1, 0, 1},
+           ConvCase{2, 1, 3, 14, 7, 66, 1, 1, 2, 0, 1},
+           ConvCase{3, 2, 5, 2, 8, 5, 1, 1, 3, 0, 1},
+           ConvCase{2, 2, 3, 14, 5, 37, 3, 1, 1, 0, 1},
+           ConvCase{1, 1, 175, 2, 4, 32, 3, 1, 1, 0, 1},
        }) {
     conv_case(kernels, c, 1);
     conv_case(kernels, c, 3);
@@ -334,7 +339,7 @@ int main() {
     convolutions_stay_inside_their_memory(*kernels);
     convolutions_of_many_images_stay_inside_their_memory(*kernels);
     depthwise_convolutions_stay_inside_their_memory(*kernels);
-    pointwise_convolutions_stay_inside_their_memory(*kernels);
+    matrix_convolutions_stay_inside_their_memory(*kernels);
     channels_side_by_side_stay_inside_their_memory(*kernels);
     minimal_filtering_stays_inside_its_memory(*kernels);
     one_large_convolution_needs_blocks(*kernels);

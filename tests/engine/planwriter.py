@@ -8,45 +8,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from edge_runtime import _core
+
 TEMPORARY, TRAINED, FROZEN, STATE, BATCH, SCALAR, OUTPUT, CONSTANT = range(8)
 DTYPES = {"float32": 1, "int32": 2, "uint8": 3}
-OPCODES = {
-    "gemm": 1,
-    "conv": 2,
-    "conv_grad_x": 3,
-    "conv_grad_w": 4,
-    "relu": 5,
-    "relu_grad": 6,
-    "maxpool": 7,
-    "maxpool_grad": 8,
-    "avgpool": 9,
-    "avgpool_grad": 10,
-    "add": 11,
-    "sub": 12,
-    "mul": 13,
-    "reduce_sum": 14,
-    "transpose": 15,
-    "softmax_xent": 16,
-    "softmax_xent_grad": 17,
-    "sgd": 18,
-    "copy": 19,
-    "unary": 20,
-    "binary": 21,
-    "where": 22,
-    "minmax": 23,
-    "argminmax": 24,
-    "strided_copy": 25,
-    "gather": 26,
-    "scatter_add": 27,
-    "cast": 28,
-    "matmul": 29,
-    "cumsum": 30,
-    "topk": 31,
-    "adamw": 32,
-    "blend": 33,
-    "map": 40,
-    "random": 41,
-}
+OPCODES = _core.opcodes()
 ABSENT = 0xFFFFFFFF
 HEADER = struct.Struct("<8sIIIIIIQQQQ")
 TENSOR = struct.Struct("<BBBBIIIQ6I")

@@ -1,4 +1,4 @@
-"""Depthwise and pointwise convolutions have kernels of their own: random shapes, and the edges of their blocks."""
+"""Depthwise, pointwise and vertical convolutions have kernels of their own: random shapes, edges of their blocks."""
 
 from __future__ import annotations
 
@@ -45,9 +45,15 @@ def test_any_depthwise_convolution_equals_its_twin(shape: ConvShape) -> None:
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(st.tuples(small, small, st.integers(1, 30), st.integers(1, 30)), st.tuples(sides, sides))
-def test_any_pointwise_convolution_equals_its_twin(counts: tuple[int, int, int, int], size: tuple[int, int]) -> None:
-    for case in conv_cases(ConvShape(*counts, size, (1, 1))):
+@given(
+    st.tuples(small, small, st.integers(1, 30), st.integers(1, 30)),
+    st.tuples(sides, sides),
+    st.just((1, 1)) | st.tuples(small, small),
+)
+def test_any_pointwise_convolution_equals_its_twin(
+    counts: tuple[int, int, int, int], size: tuple[int, int], stride: tuple[int, int]
+) -> None:
+    for case in conv_cases(ConvShape(*counts, size, (1, 1), stride)):
         check(case)
 
 
@@ -57,11 +63,49 @@ POINTWISE = [  # small images share a tile, many channels take several passes, l
     ConvShape(1, 2, 3, 520, (4, 8), (1, 1)),
     ConvShape(1, 1, 7, 5, (3, 683), (1, 1)),
     ConvShape(70, 1, 3, 2, (1, 16), (1, 1)),
+    ConvShape(2, 1, 5, 13, (9, 66), (1, 1), (2, 2)),
+    ConvShape(1, 2, 3, 520, (4, 21), (1, 1), (3, 2)),
+    ConvShape(2, 1, 5, 3, (6, 7), (1, 1), (2, 2), pads=(0, 0, 1, 0)),
+    ConvShape(2, 1, 5, 3, (7, 7), (1, 1), (2, 2), pads=(0, 0, 3, 2)),
 ]
 
 
 @pytest.mark.parametrize("case", [case for shape in POINTWISE for case in conv_cases(shape)], ids=name_of)
 def test_pointwise_tiles_passes_and_chunks_add_up(case: Case) -> None:
+    check(case)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    counts=st.tuples(small, small, st.integers(1, 14), st.integers(1, 14)),
+    size=st.tuples(st.integers(1, 9), st.integers(32, 70)),
+    kernel=st.integers(1, 4),
+    steps=st.tuples(small, small),
+    around=st.tuples(st.integers(0, 4), st.integers(0, 4)),
+)
+def test_any_vertical_convolution_equals_its_twin(
+    counts: tuple[int, int, int, int],
+    size: tuple[int, int],
+    kernel: int,
+    steps: tuple[int, int],
+    around: tuple[int, int],
+) -> None:
+    stride, dilation = steps
+    size = (max(size[0], (kernel - 1) * dilation + 1), size[1])
+    pads = (around[0], 0, around[1], 0)
+    for case in conv_cases(ConvShape(*counts, size, (kernel, 1), (stride, 1), pads, (dilation, 1))):
+        check(case)
+
+
+VERTICAL = [  # several passes over the channels, several chunks of positions
+    ConvShape(1, 1, 190, 3, (3, 33), (3, 1), pads=(1, 0, 1, 0)),
+    ConvShape(1, 1, 2, 180, (4, 40), (3, 1), (2, 1), pads=(1, 0, 1, 0)),
+    ConvShape(2, 1, 3, 2, (3, 700), (3, 1), pads=(1, 0, 1, 0)),
+]
+
+
+@pytest.mark.parametrize("case", [case for shape in VERTICAL for case in conv_cases(shape)], ids=name_of)
+def test_vertical_passes_and_chunks_add_up(case: Case) -> None:
     check(case)
 
 
