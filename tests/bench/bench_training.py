@@ -11,8 +11,9 @@ T25      matrix products of the shapes that convolutions and classifiers make, t
 One thread, float32. In T11-T17 every program is a process of its own. Blocks of all take turns, a time is the median
 over the blocks of processor time a step, the spread of a ratio is that of the blocks. The bound of a ratio is the
 peer's time over the multiply-adds at the peak rate of this machine (T24: over a process that imports numpy); that peak
-is the best rate that any large product reached in the same run, ours or torch's. `make bench-peers` installs the peers;
-one that is absent, or cannot train a network, says so in its row.
+is the best rate that any large product reached in the same run, ours or torch's. Our share of the bound counts direct
+products, so that Winograd can exceed one. `make bench-peers` installs the peers; one that is absent, or cannot train a
+network, says so in its row. The SGD of onnxruntime-training has no momentum: its step does less.
 """
 
 from __future__ import annotations
