@@ -30,7 +30,7 @@ constexpr Index kBudget = 160 * 1024;
 // Tiles multiplied at a time; weights are read once for all of them.
 constexpr Index kMostTiles = 32;
 constexpr Index kFewestTiles = 8;
-// Fewer targets a block would transform the source too often.
+// Fewer targets a block transform the source too often, unless channels are many.
 constexpr Index kFewestTargets = 32;
 
 // Position p reads source[start + p + t] through tap t < taps, zero outside [0, source).
@@ -117,20 +117,25 @@ EDGE_STATIC Index grad_w_floats(const Problem& p, const Blocks& b) {
          points_floats(p, tiles(b), b.targets) + band_floats(p, b);
 }
 
-// The most tiles, then the most targets, that fit the budget; no tiles where nothing worth its
-// transforms does.
+// The most tiles, then the most targets but at least `fewest`, that fit the budget; no tiles where
+// nothing does.
 template <class Need>
-static Blocks fitting_blocks(const Problem& p, Need need) {
+static Blocks blocks_of_targets(const Problem& p, Need need, Index fewest) {
   for (Index most_tiles = kMostTiles; most_tiles >= kFewestTiles; most_tiles /= 2) {
     Blocks b = tile_blocks(p, most_tiles);
     b.channels = p.channels;
     for (Index parts = 1;; ++parts) {
       b.targets = round_up(ceil_ratio(p.targets, parts), kLanesStep);
-      if (parts > 1 && b.targets < kFewestTargets) break;
       if (need(p, b) <= kBudget) return b;
+      if (b.targets <= fewest) break;
     }
   }
   return {};
+}
+template <class Need>
+static Blocks fitting_blocks(const Problem& p, Need need) {
+  const Blocks wide = blocks_of_targets(p, need, kFewestTargets);
+  return wide.images > 0 ? wide : blocks_of_targets(p, need, kLanesStep);
 }
 
 EDGE_STATIC bool suits(const Axis& a) { return a.taps == 1 || a.taps == 3 || a.taps == 5; }
@@ -140,12 +145,14 @@ EDGE_STATIC Index cover_1024(const Axis& a) {
 }
 
 // Whether fewer multiplications clearly outweigh the transforms, in multiply-adds of a vector for
-// one tile: a transform costs about as much as `kTransform` of them a point.
-EDGE_STATIC bool pays(const Problem& p) {
+// one tile: a transform costs about as much as `kTransform` of them a point. The source is
+// transformed for each block of targets.
+EDGE_STATIC bool pays(const Problem& p, const Blocks& b) {
   constexpr Index kTransform = 8;
   const Index sources = ceil_ratio(p.channels, kLanesStep);
   const Index targets = ceil_ratio(p.targets, kLanesStep);
-  const Index here = points(p) * (p.channels * targets + kTransform * (sources + targets));
+  const Index passes = ceil_ratio(p.targets, b.targets);
+  const Index here = points(p) * (p.channels * targets + kTransform * (sources * passes + targets));
   const Index direct = outputs_per_tile(p.v) * outputs_per_tile(p.h) * p.v.taps * p.h.taps *
                        p.channels * p.targets / kLanesStep;
   return here * cover_1024(p.v) / 1024 * cover_1024(p.h) / 1024 < direct / 5 * 4;
@@ -155,16 +162,21 @@ EDGE_STATIC bool suits(const ConvArgs& a, const Problem& p) {
   constexpr Index kMostChannels = 4096;  // far beyond the budget, and no product overflows
   return a.stride_h == 1 && a.stride_w == 1 && a.dilation_h == 1 && a.dilation_w == 1 &&
          suits(p.v) && suits(p.h) && p.v.taps * p.h.taps > 1 && p.channels <= kMostChannels &&
-         p.targets <= kMostChannels && pays(p);
+         p.targets <= kMostChannels;
 }
 
 // No tiles where another way serves better.
+template <class Need>
+static Blocks worthy_blocks(const ConvArgs& a, const Problem& p, Need need) {
+  if (!suits(a, p)) return {};
+  const Blocks b = fitting_blocks(p, need);
+  return b.images > 0 && pays(p, b) ? b : Blocks{};
+}
 EDGE_STATIC Blocks correlate_blocks(const ConvArgs& a, const Problem& p) {
-  return suits(a, p) ? fitting_blocks(p, correlate_floats) : Blocks{};
+  return worthy_blocks(a, p, correlate_floats);
 }
 EDGE_STATIC Blocks grad_w_blocks(const ConvArgs& a) {
-  const Problem p = forward_problem(a);
-  return suits(a, p) ? fitting_blocks(p, grad_w_floats) : Blocks{};
+  return worthy_blocks(a, forward_problem(a), grad_w_floats);
 }
 
 }  // namespace winograd

@@ -12,10 +12,9 @@ import models.compiler.graph as g
 from models.compiler.elementary import strides
 from models.compiler.errors import ModelError
 from models.compiler.evaluate import evaluate
+from models.compiler.gradients import EXACT_WHOLE
 from models.compiler.ir import Value
 from models.compiler.onnx_nodes import Convert, ModelNode, Term, Terms, axis_of, value
-
-EXACT_WHOLE = 1 << 24  # float32 holds every whole number up to here
 
 
 def _whole(term: Term | None) -> Value:
@@ -90,7 +89,10 @@ def _last_of_equals(places: Value, axis: int) -> Value:
 
 
 def _scatter_nd(node: ModelNode, terms: Terms) -> Value:
-    """Each row of the index names a slice of the data that an update replaces, or is added to."""
+    """Each row of the index names a slice of the data that an update replaces, or is added to.
+
+    Where updates made of the input replace one place together, which ONNX leaves undefined, it gets their sum.
+    """
     x, index, updates = value(terms, 0), _whole(terms[1]), value(terms, 2)
     depth, reduction = index.shape[-1], str(node.attrs.get("reduction", "none"))
     rest = x.shape[depth:]
@@ -107,7 +109,10 @@ def _scatter_nd(node: ModelNode, terms: Terms) -> Value:
 
 
 def _scatter_elements(node: ModelNode, terms: Terms) -> Value:
-    """Each entry of the index names the place along one axis where its update goes."""
+    """Each entry of the index names the place along one axis where its update goes.
+
+    A negative entry that is made of the input names nothing; equal ones as in ScatterND.
+    """
     x, updates = value(terms, 0), value(terms, 2)
     axis, reduction = axis_of(node, len(x.shape), 0), str(node.attrs.get("reduction", "none"))
     index = _whole(terms[1])

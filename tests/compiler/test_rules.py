@@ -7,10 +7,12 @@ import pytest
 
 import models.compiler.graph as g
 from edge_runtime import _core
+from models.compiler import import_onnx, weights_of
 from models.compiler.errors import CompileError
 from models.compiler.ir import Role
 from models.compiler.rules import AdamW, Rule, Sgd, with_averages
-from models.compiler.training import compile_loss
+from models.compiler.training import compile_loss, compile_training
+from models.zoo import build
 
 BAD_SETTINGS: list[tuple[Callable[[], Rule], str]] = [
     (lambda: AdamW(beta1=1.0), "beta1 and beta2"),
@@ -145,3 +147,30 @@ def test_decay_in_the_gradient_is_the_adam_of_torch() -> None:
     assert stepped(AdamW(weight_decay=0.3, decoupled=False), 0.7, {})["w"] == pytest.approx(
         float(w.detach()[0]), rel=1e-6
     )
+
+
+@pytest.mark.parametrize("rule", [Sgd, AdamW])
+def test_everything_around_a_rule_is_the_same_in_slices_of_a_batch(rule: type[Sgd] | type[AdamW]) -> None:
+    settings = rule(max_norm=0.5, proximal=0.3, control_variates=True, ema=0.8, rates=(("*bias", 2.0),))
+    data = build("mlp", (5,), 3, 1)
+    rng = np.random.default_rng(6)
+    x, y = rng.normal(size=(8, 5)).astype(np.float32), rng.integers(0, 3, 8).astype(np.int32)
+    results = []
+    for batch, slices in ((8, 1), (2, 4)):
+        compiled = compile_training(import_onnx(data, batch=batch), rule=settings, micro_batches=slices)
+        engine = _core.Engine(compiled.plan)
+        engine.poison()
+        weights = with_averages(weights_of(data), compiled.report.trained)
+        plain = [name for name in weights if not name.startswith("ema/")]
+        for name, array in weights.items():
+            engine.view(name)[...] = array
+        for name in plain:
+            engine.view(f"global/{name}")[...] = weights[name] * np.float32(0.9)
+            engine.view(f"control/{name}")[...] = 0.01
+        engine.view("x")[...], engine.view("y")[...], engine.view("lr")[...] = x, y, 0.1
+        for _ in range(4):
+            engine.step()
+        results.append({name: engine.view(name).copy() for name in weights})
+        assert any(not np.array_equal(results[-1][f"ema/{name}"], results[-1][name]) for name in plain)
+    for name, array in results[0].items():
+        np.testing.assert_allclose(results[1][name], array, rtol=2e-4, atol=2e-6, err_msg=name)

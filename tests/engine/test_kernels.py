@@ -35,7 +35,7 @@ WINOGRAD_CONVS = [
     ConvShape(2, 2, 16, 18, (9, 11), (3, 5), pads=(1, 2, 1, 2)),
     ConvShape(2, 1, 32, 48, (8, 90), (3, 1), pads=(1, 0, 1, 0)),
     ConvShape(3, 1, 48, 64, (1, 128), (1, 5), pads=(0, 2, 0, 2)),
-    ConvShape(1, 1, 128, 80, (5, 5), (3, 3), pads=(1, 1, 1, 1)),
+    ConvShape(3, 1, 128, 80, (8, 8), (3, 3), pads=(1, 1, 1, 1)),
 ]
 # Taken with channels side by side: strides, dilation, taps that nothing reads, blocks of targets and of rows.
 ROWS_CONVS = [
