@@ -42,11 +42,12 @@ py::list operand_list(const std::vector<std::uint32_t>& numbers) {
   return out;
 }
 
-py::dict describe(const py::bytes& bytes) {
+py::dict describe(const py::bytes& bytes, bool operations) {
   const Plan plan = parse_plan(span_of(bytes));
   py::list tensors, ops;
   for (const Tensor& tensor : plan.tensors) tensors.append(describe_tensor(tensor));
   for (const Op& op : plan.ops) {
+    if (!operations) break;
     py::dict entry;
     entry["op"] = op_info(op.code).name;
     entry["inputs"] = operand_list(op.inputs);
@@ -247,8 +248,9 @@ PYBIND11_MODULE(_core, m) {
   m.attr("PlanError") = edge::plan_error.get_stored();
   py::register_exception_translator(edge::translate);
 
-  m.def("describe", &edge::describe, py::arg("plan").noconvert(),
-        "Checks a plan (all but its SHA-256) and returns what is in it.");
+  m.def("describe", &edge::describe, py::arg("plan").noconvert(), py::arg("operations") = true,
+        "Checks a plan (all but its SHA-256) and returns what is in it, with or without its "
+        "operations.");
   m.def("workspace_bytes", &edge::workspace_bytes, py::arg("opcode"), py::arg("shapes"),
         py::arg("attrs"),
         "Scratch of one operation per thread; shapes of inputs then outputs, None where absent.");

@@ -38,8 +38,9 @@ class BuildInfo(TypedDict):
     available: list[str]
     compiler: str
 
-# Check a plan, all but its SHA-256, and say what is in it; PlanError names the broken rule.
-def describe(plan: bytes) -> PlanInfo: ...
+# Check a plan, all but its SHA-256, and say what is in it; PlanError names the broken rule. Without `operations` their
+# list is empty: it takes much memory beside the plan.
+def describe(plan: bytes, operations: bool = True) -> PlanInfo: ...
 
 # Scratch that one operation needs per thread, on any instruction set. `shapes` are those of the inputs, then of the
 # outputs; None for an absent operand.
