@@ -4,6 +4,7 @@ T11-T17  a step (forward, backward, SGD with momentum) of seven networks: torch 
          compiled, onnxruntime-training, MNN and dlib
 T18      a step of the last block, the frozen layers below it computed in it
 T19      the same on features that were kept, beside torch's whole step
+T22      temporaries of a step beside the tensors that torch saves: a ratio of bytes, the smaller the better
 T23      the machine code that trains, stripped
 T24      a fresh process: import and first step
 T25      matrix products of the shapes that convolutions and classifiers make, through plans of one operation
@@ -11,8 +12,9 @@ T25      matrix products of the shapes that convolutions and classifiers make, t
 One thread, float32. In T11-T17 every program is a process of its own. Blocks of all take turns, a time is the median
 over the blocks of processor time a step, the spread of a ratio is that of the blocks. The bound of a ratio is the
 peer's time over the multiply-adds at the peak rate of this machine (T24: over a process that imports numpy); that peak
-is the best rate that any large product reached in the same run, ours or torch's. `make bench-peers` installs the peers;
-one that is absent, or cannot train a network, says so in its row.
+is the best rate that any large product reached in the same run, ours or torch's. Our share of the bound counts direct
+products, so that Winograd can exceed one. `make bench-peers` installs the peers; one that is absent, or cannot train a
+network, says so in its row. The SGD of onnxruntime-training has no momentum: its step does less.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bench.bench_freeze import t18_rows, t19_rows
+from bench.bench_memory import SAVED_TARGETS, saved_row
 from bench.recording import machine, save
 from bench.training_cold import cold_row, size_rows
 from bench.training_products import peak_rate, product_row
@@ -71,6 +74,7 @@ def _measures() -> dict[str, Measure]:
         **steps,
         "T18": t18_rows,
         "T19": t19_rows,
+        "T22": lambda _: [saved_row(name) for name in SAVED_TARGETS],
         "T23": lambda _: size_rows(),
         "T24": lambda _: [cold_row()],
         "T25": lambda peak: [product_row(peak)],
@@ -112,10 +116,13 @@ def _cell(row: dict[str, Any], key: str) -> str:
 
 
 def _remark(row: dict[str, Any]) -> str:
-    if "ours_mb" in row:
-        return f": {row['ours_mb']:g} MB, peer {row['peer_mb']:g} MB" if "peer_mb" in row else f" ({row['install']})"
+    missed = "" if row.get("met", True) else " (missed)"
     said = row.get("install") or row.get("failed")
-    return f" ({said})" if said else "" if row["met"] else " (missed)"
+    for unit, scale, name in (("mb", 1.0, "MB"), ("bytes", 2.0**20, "MiB")):
+        if f"peer_{unit}" in row:
+            ours, theirs = row[f"ours_{unit}"] / scale, row[f"peer_{unit}"] / scale
+            return f": {ours:.3g} {name}, peer {theirs:.4g} {name}{missed}"
+    return f" ({said})" if said else missed
 
 
 if __name__ == "__main__":

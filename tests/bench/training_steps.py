@@ -15,8 +15,10 @@ from models.compiler import compile_training, import_onnx, weights_of
 from support.networks import NETWORKS, export
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
+    from bench.peers.process import Program
     from models.compiler.training import Report
 
 LR, MOMENTUM = 0.001, 0.9
@@ -50,34 +52,43 @@ WORKS = (
 
 
 def rows_of(work: Work, peak: float) -> list[dict[str, Any]]:
-    """One row a peer; `peak` is in multiply-adds a second."""
-    folder = BUILD / "work" / work.network
+    """One row a peer; `peak` is in multiply-adds a second.
+
+    Raises:
+        PeerUnavailable: Our own step cannot be measured.
+    """
+    folder, batch = BUILD / "work" / work.network, NETWORKS[work.network].batch
     folder.mkdir(parents=True, exist_ok=True)
-    report, title = prepare(work.network, folder), f"{work.network} step, batch {NETWORKS[work.network].batch}"
-    offered = programs(folder, work.network, NETWORKS[work.network].batch, LR, MOMENTUM)
-    running: dict[str, Peer] = {}
-    absent: dict[str, str] = {}
+    report, targets = prepare(work.network, folder), work.targets()
+    offered = programs(folder, work.network, batch, LR, MOMENTUM)
     with ExitStack() as stack:
-        for name in ("ours", *work.targets()):
-            try:
-                peer = Peer(offered[name], folder / f"{name}.log")
-                stack.callback(peer.stop)
-                peer.run(1)  # one that cannot train this network ends here
-            except PeerUnavailable as error:
-                absent[name] = str(error)
-            else:
-                running[name] = peer
-        if "ours" in absent:
-            raise PeerUnavailable(absent["ours"])
+        running, absent = _started({name: offered[name] for name in ("ours", *targets)}, folder, stack)
         times = alternate({name: peer.run for name, peer in running.items()})
-    idle = [name for name, peer in running.items() if not learned(peer.losses)]
-    if idle:
-        raise RuntimeError(f"{title}: {', '.join(idle)} trained nothing: the loss did not fall")
+    for name in [name for name, peer in running.items() if not learned(peer.losses)]:
+        absent[name] = f"{running.pop(name).version} trained nothing: its loss did not fall"
+    if "ours" in absent:
+        raise PeerUnavailable(absent["ours"])
+    common = {"id": work.row, "work": f"{work.network} step, batch {batch}"}
     floor_s = sum(report.multiply_adds) / peak
     return [
-        {"id": work.row, "work": title, **_row(name, target, running, times, floor_s), **_why(name, absent)}
-        for name, target in work.targets().items()
+        {**common, **_row(name, target, running, times, floor_s), **_why(name, absent)}
+        for name, target in targets.items()
     ]
+
+
+def _started(wanted: Mapping[str, Program], folder: Path, stack: ExitStack) -> tuple[dict[str, Peer], dict[str, str]]:
+    """The children that trained a first step, and why the others did not."""
+    running, absent = {}, {}
+    for name, program in wanted.items():
+        try:
+            peer = Peer(program, folder / f"{name}.log")
+            stack.callback(peer.stop)
+            peer.run(1)
+        except PeerUnavailable as error:
+            absent[name] = str(error)
+        else:
+            running[name] = peer
+    return running, absent
 
 
 def prepare(network: str, folder: Path) -> Report:

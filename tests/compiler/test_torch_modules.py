@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import itertools
 import warnings
@@ -187,6 +188,24 @@ def export(module: nn.Module, shape: tuple[int, ...]) -> bytes:
             module.train(), (torch.zeros(*shape),), file, dynamo=False, opset_version=18, training=training
         )
     return file.getvalue()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("onnxscript") is None, reason="torch's newer exporter needs onnxscript")
+@pytest.mark.parametrize("name", ["lstm", "codec", "index-accumulate", "scatter"])
+def test_a_module_from_the_newer_exporter_computes_the_same(name: str) -> None:
+    torch.manual_seed(11)
+    row = ROWS[name]
+    module = row.build().eval()
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter announces its own changes
+        torch.onnx.export(module, (torch.zeros(*row.shape),), file, dynamo=True)
+    data = file.getvalue()
+    graph = import_onnx(data, batch=row.shape[0])
+    x = np.random.default_rng(3).normal(size=row.shape).astype(np.float32)
+    (got,) = run_on_engine(graph.outputs, {"x": x, **weights_of(data)})
+    want = module(torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_allclose(got, want, rtol=0, atol=2e-5 * np.abs(want).max())
 
 
 @pytest.mark.parametrize("name", ROWS)
