@@ -221,14 +221,6 @@ py::array_t<double> timings(PyEngine& engine, int steps) {
       times_s.data());
 }
 
-// Medians of timings().
-std::vector<double> profile(PyEngine& engine, int steps) {
-  const py::array_t<double> times_s = timings(engine, steps);
-  return py::module_::import("numpy")
-      .attr("median")(times_s, py::arg("axis") = 0)
-      .cast<std::vector<double>>();
-}
-
 // PlanError(rule, message), a ValueError, so that a program reads args[0] and a person the whole.
 PYBIND11_CONSTINIT py::gil_safe_call_once_and_store<py::object> plan_error;
 
@@ -273,8 +265,6 @@ PYBIND11_MODULE(_core, m) {
       .def("step", &edge::step, "Runs the plan once, without the GIL and without allocating.")
       .def("timings", &edge::timings, py::arg("steps"),
            "Seconds of every operation in every step (steps, operations); trains as step() does.")
-      .def("profile", &edge::profile, py::arg("steps"),
-           "Seconds per operation, medians over so many steps, which train as step() does.")
       .def("poison", &PyEngine::poison,
            "Fills temporaries and scratch with NaN; a step must not notice.")
       .def_property_readonly("arena_bytes", [](const PyEngine& e) { return e.plan().arena_bytes; })

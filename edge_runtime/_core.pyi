@@ -64,9 +64,6 @@ class Engine:
     # Seconds of every operation in every one of 1 to 100,000 steps, (steps, operations); trains as step() does.
     def timings(self, steps: int) -> NDArray[np.float64]: ...
 
-    # Medians of timings.
-    def profile(self, steps: int) -> list[float]: ...
-
     # Fill temporaries and scratch with NaN; a step must not notice.
     def poison(self) -> None: ...
     @property
