@@ -42,11 +42,12 @@ py::list operand_list(const std::vector<std::uint32_t>& numbers) {
   return out;
 }
 
-py::dict describe(const py::bytes& bytes) {
+py::dict describe(const py::bytes& bytes, bool operations) {
   const Plan plan = parse_plan(span_of(bytes));
   py::list tensors, ops;
   for (const Tensor& tensor : plan.tensors) tensors.append(describe_tensor(tensor));
   for (const Op& op : plan.ops) {
+    if (!operations) break;
     py::dict entry;
     entry["op"] = op_info(op.code).name;
     entry["inputs"] = operand_list(op.inputs);
@@ -220,14 +221,6 @@ py::array_t<double> timings(PyEngine& engine, int steps) {
       times_s.data());
 }
 
-// Medians of timings().
-std::vector<double> profile(PyEngine& engine, int steps) {
-  const py::array_t<double> times_s = timings(engine, steps);
-  return py::module_::import("numpy")
-      .attr("median")(times_s, py::arg("axis") = 0)
-      .cast<std::vector<double>>();
-}
-
 // PlanError(rule, message), a ValueError, so that a program reads args[0] and a person the whole.
 PYBIND11_CONSTINIT py::gil_safe_call_once_and_store<py::object> plan_error;
 
@@ -255,8 +248,9 @@ PYBIND11_MODULE(_core, m) {
   m.attr("PlanError") = edge::plan_error.get_stored();
   py::register_exception_translator(edge::translate);
 
-  m.def("describe", &edge::describe, py::arg("plan").noconvert(),
-        "Checks a plan (all but its SHA-256) and returns what is in it.");
+  m.def("describe", &edge::describe, py::arg("plan").noconvert(), py::arg("operations") = true,
+        "Checks a plan (all but its SHA-256) and returns what is in it, with or without its "
+        "operations.");
   m.def("workspace_bytes", &edge::workspace_bytes, py::arg("opcode"), py::arg("shapes"),
         py::arg("attrs"),
         "Scratch of one operation per thread; shapes of inputs then outputs, None where absent.");
@@ -271,8 +265,6 @@ PYBIND11_MODULE(_core, m) {
       .def("step", &edge::step, "Runs the plan once, without the GIL and without allocating.")
       .def("timings", &edge::timings, py::arg("steps"),
            "Seconds of every operation in every step (steps, operations); trains as step() does.")
-      .def("profile", &edge::profile, py::arg("steps"),
-           "Seconds per operation, medians over so many steps, which train as step() does.")
       .def("poison", &PyEngine::poison,
            "Fills temporaries and scratch with NaN; a step must not notice.")
       .def_property_readonly("arena_bytes", [](const PyEngine& e) { return e.plan().arena_bytes; })

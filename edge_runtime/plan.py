@@ -24,6 +24,7 @@ ANCHOR = "global/"  # a frozen tensor "global/NAME" holds NAME as the task recei
 SEED = "seed"  # a scalar of plans that draw random numbers; whole, below 2**24; the board sets it, not the task
 
 CHECK_BYTES = 32
+N_OPS_FIELD = slice(16, 20)  # of the header
 FILE_BYTES_FIELD = slice(56, 64)
 
 
@@ -261,7 +262,7 @@ def read_plan(data: bytes, *, expect_sha256: str | None = None) -> Plan:
         Tensor(t["name"], t["dtype"], tuple(t["shape"]), t["role"], t["offset"], t["bytes"]) for t in info["tensors"]
     )
     memory = (info["arena_bytes"], info["constants_bytes"], info["workspace_bytes"])
-    return Plan(data, sha256, tensors, *memory, len(info["ops"]))
+    return Plan(data, sha256, tensors, *memory, int.from_bytes(data[N_OPS_FIELD], "little"))
 
 
 def _check_sum(data: bytes) -> None:
@@ -278,7 +279,7 @@ def _check_sum(data: bytes) -> None:
 
 def _describe(data: bytes) -> _core.PlanInfo:
     try:
-        return _core.describe(data)
+        return _core.describe(data, operations=False)
     except _core.PlanError as error:
         rule, message = error.args
         raise RULES[rule](rule, message) from None

@@ -21,7 +21,9 @@ struct Value {
   bool needed = false;
 };
 
-bool is_reduction(MapFunction function) { return function >= MapFunction::sum; }
+bool is_reduction(MapFunction function) {
+  return function >= MapFunction::sum && function <= MapFunction::minimum;
+}
 
 // The number of operands, 0 where there is no such function.
 std::int32_t arity_of(std::int32_t function) {
@@ -208,6 +210,62 @@ void mark_needed(Listing& list) {
   }
 }
 
+// A product that one step alone reads becomes part of that step, or of the sum that reads it.
+class PairFusion {
+ public:
+  explicit PairFusion(Listing& list) : list_(list), readers_(list.values.size(), 0) {
+    for (const Value& value : list.values) {
+      for (const std::int32_t in : value.in) readers_[at(in)] += value.needed ? 1 : 0;
+    }
+    for (const std::int32_t result : list.results) ++readers_[at(result)];
+  }
+
+  void run() {
+    for (Value& value : list_.values) {
+      if (!value.needed || !value.step) continue;
+      if (value.function == MapFunction::add && !fuse(value, 0, MapFunction::multiply_add))
+        fuse(value, 1, MapFunction::multiply_add);
+      else if (value.function == MapFunction::sub && !fuse(value, 0, MapFunction::multiply_sub))
+        fuse(value, 1, MapFunction::sub_multiply);
+      else if (value.function == MapFunction::sum)
+        fuse_sum(value);
+    }
+  }
+
+ private:
+  static std::size_t at(std::int32_t value) { return static_cast<std::size_t>(value); }
+
+  bool product(std::int32_t number, std::uint32_t axes) const {
+    const Value& value = list_.values[at(number)];
+    return value.step && value.function == MapFunction::mul && value.axes == axes &&
+           readers_[at(number)] == 1;
+  }
+
+  bool fuse(Value& value, std::size_t side, MapFunction function) {
+    const std::int32_t number = value.in[side], other = value.in[1 - side];
+    if (!product(number, value.axes)) return false;
+    Value& mul = list_.values[at(number)];
+    mul.needed = false;
+    value.in = {mul.in[0], mul.in[1], other};
+    value.function = function;
+    return true;
+  }
+
+  void fuse_sum(Value& value) {
+    const std::int32_t number = value.in[0];
+    if (!product(number, list_.whole())) return;
+    Value& mul = list_.values[at(number)];
+    for (const std::int32_t in : mul.in) {
+      if (list_.values[at(in)].axes != list_.whole()) return;
+    }
+    mul.needed = false;
+    value.in = mul.in;
+  }
+
+  Listing& list_;
+  std::vector<std::int32_t> readers_;
+};
+
 // The arrays a MapProgram points to.
 struct Laid {
   MapProgram program;
@@ -302,10 +360,20 @@ class Layout {
         if (list_.of_group(value) != group) continue;
         MapTensor tensor = tensor_of(o.out[i], value);
         tensor.slot = number;
+        tensor.direct = direct(o, i, value);
         laid_->results.push_back(tensor);
         n_box_results_ += group ? 0 : 1;
       }
     }
+  }
+
+  // A box-sized result in bytes of its own may be written before everything has read its tile.
+  bool direct(const Operands& o, std::size_t result, const Value& value) const {
+    bool apart = value.axes == list_.whole() && (value.axes & 8U) != 0;
+    for (std::size_t k = 0; k < o.n_inputs; ++k)
+      apart &= !share_bytes(*o.in[k].tensor, *o.out[result].tensor);
+    for (std::size_t i = 0; i < result; ++i) apart &= list_.results[i] != list_.results[result];
+    return apart;
   }
 
   // Steps and reductions in the order in which they run. A slot below base() is that of an operand
@@ -329,7 +397,7 @@ class Layout {
     laid_->program.group_stores = {n_box_results_,
                                    static_cast<std::int32_t>(laid_->results.size())};
     for (std::size_t i = static_cast<std::size_t>(n_box_results_); i < laid_->results.size(); ++i)
-      take_result(laid_->results[i]);
+      take_result(laid_->results[i], {0, here()});
   }
 
   std::int32_t base() const { return list_.n_operands + list_.n_constants; }
@@ -357,7 +425,8 @@ class Layout {
   std::vector<bool> cone(std::int32_t depth, bool stores) const {
     std::vector<bool> wanted(list_.values.size(), false);
     for (const Value& value : list_.values) {
-      if (reduced_at(value, depth)) wanted[static_cast<std::size_t>(value.in[0])] = true;
+      if (!reduced_at(value, depth)) continue;
+      for (const std::int32_t in : value.in) wanted[static_cast<std::size_t>(in)] = true;
     }
     for (std::int32_t i = 0; stores && i < n_box_results_; ++i)
       wanted[static_cast<std::size_t>(laid_->results[static_cast<std::size_t>(i)].slot)] = true;
@@ -399,14 +468,17 @@ class Layout {
     add_reductions(depth, stage);
     stage.stores = {0, stores ? n_box_results_ : 0};
     for (std::int32_t i = 0; i < stage.stores.end; ++i)
-      take_result(laid_->results[static_cast<std::size_t>(i)]);
+      take_result(laid_->results[static_cast<std::size_t>(i)], stage.steps);
     laid_->stages.push_back(stage);
   }
 
-  // From the value a result shows to the slot that holds it.
-  void take_result(MapTensor& result) {
+  // From the value a result shows to the slot that holds it; `steps` run after the kernel has
+  // decided where direct results go.
+  void take_result(MapTensor& result, const MapRange& steps) {
     result.slot = slot_of(result.slot);
     use(result.slot);
+    result.direct &= made_in(result.slot, steps);
+    if (result.direct) lives_[static_cast<std::size_t>(result.slot - base())].alone = true;
   }
 
   void add_step(std::size_t v) {
@@ -440,9 +512,13 @@ class Layout {
       reduction.kind = kind_of(value);
       reduction.in = slot_of(value.in[0]);
       use(reduction.in);
+      if (value.in.size() > 1) {
+        reduction.times = slot_of(value.in[1]);
+        use(reduction.times);
+      }
       const bool along = (reduction.kind & kMapColumns) == 0;
-      const Index numbers = along ? kMapLanes * room(reduction.kind) : room(reduction.kind);
-      reduction.floats = numbers * (value.function == MapFunction::sum ? 2 : 1);
+      // Sums down columns have a float for each beside their double.
+      reduction.floats = along ? 2 * kMapLanes * room(reduction.kind) : 3 * room(reduction.kind);
       reduction.total = reserve(reduction.floats);
       reduction.out = slots_[v] = born(reduction.kind);
       laid_->reductions.push_back(reduction);
@@ -454,10 +530,11 @@ class Layout {
   struct Life {
     MapKind kind;
     std::int32_t born, last;
+    bool alone;  // no other life has its register
   };
 
   std::int32_t born(MapKind kind) {
-    lives_.push_back({kind, here(), here()});
+    lives_.push_back({kind, here(), here(), false});
     return base() + static_cast<std::int32_t>(lives_.size()) - 1;
   }
 
@@ -471,15 +548,17 @@ class Layout {
     return life.born >= steps.begin && life.born < steps.end;
   }
 
+  static bool follows(const Life& life, const Life& before) {
+    return life.kind == before.kind && before.last < life.born && !life.alone && !before.alone;
+  }
+
   // A register is free again after the last step that reads it, never for that step's own result.
   void lay_registers() {
     std::vector<std::int32_t> found(lives_.size());
     std::vector<std::size_t> holder;  // of each register, the life that had it last
     for (std::size_t i = 0; i < lives_.size(); ++i) {
       std::size_t r = 0;
-      while (r < holder.size() &&
-             (lives_[holder[r]].kind != lives_[i].kind || lives_[holder[r]].last >= lives_[i].born))
-        ++r;
+      while (r < holder.size() && !follows(lives_[i], lives_[holder[r]])) ++r;
       if (r == holder.size()) {
         holder.push_back(i);
         laid_->registers.push_back(reserve(room(lives_[i].kind)));
@@ -496,6 +575,7 @@ class Layout {
     }
     for (MapReduction& reduction : laid_->reductions) {
       settle(reduction.in);
+      settle(reduction.times);
       settle(reduction.out);
     }
     for (MapTensor& result : laid_->results) settle(result.slot);
@@ -532,6 +612,7 @@ Call prepare_map(const Operands& o, const Kernels& kernels) {
   Listing list = read_listing(o.attributes);
   check_operands(o, list);
   mark_needed(list);
+  PairFusion(list).run();
   const double work =
       static_cast<double>(list.elements(list.whole())) * static_cast<double>(list.values.size());
   const std::shared_ptr<const Laid> laid = Layout(std::move(list), o).take();

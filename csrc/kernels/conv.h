@@ -22,7 +22,7 @@
 //
 // No output overlaps an input. NaN and infinity travel as in IEEE 754, with two exceptions: a
 // non-finite x may reach every d_w of its channel (0 * inf between rows), and what a non-finite w
-// makes of the padding, or depthwise of d_x between strides, is open; winograd.h spreads a
+// makes of the padding, or in depthwise.h of places between strides, is open; winograd.h spreads a
 // non-finite number further. d_w is summed per block of images, vector lanes first; the blocks
 // depend on shapes and the width of a vector, never on the number of threads. Bytes moved: sources
 // once per tile of output rows when the planes fit the cache, outputs once per block of channels.

@@ -89,39 +89,69 @@ struct Machine {
     for (Index i = range.begin; i < range.end; ++i) run(program.steps[i], tile);
   }
 
+  // Whole vectors alone may be written where a neighbouring tile may lie behind the last one.
+  bool written_direct(const MapTensor& result, const Tile& tile) const {
+    return result.direct && tile.columns % kLanes == 0;
+  }
+
+  void point_results(MapRange range, const Tile& tile) {
+    for (Index i = range.begin; i < range.end; ++i) {
+      const MapTensor& result = program.results[i];
+      if (!result.direct) continue;
+      const bool direct = written_direct(result, tile);
+      at[result.slot] = direct ? result.data + place_of(result, tile)
+                               : scratch + program.registers[result.slot - base()];
+    }
+  }
+
+  std::int32_t base() const { return program.n_operands + program.n_constants; }
+
   void store_results(MapRange range, const Tile& tile) {
     for (Index i = range.begin; i < range.end; ++i) {
       const MapTensor& result = program.results[i];
+      if (written_direct(result, tile)) continue;
       __builtin_memcpy(result.data + place_of(result, tile), at[result.slot],
                        static_cast<std::size_t>(size_of(result.kind, tile)) * sizeof(float));
     }
   }
 };
 
-// Accumulators. Sums of columns and of whole tiles: a double for each element. Sums along rows:
-// kMapLanes doubles a row, added up at the end. Extremes likewise, in floats.
+// Accumulators. Sums down columns: a double for each, and behind these a float for each that takes
+// kFlush tiles at a time. Sums along rows: kMapLanes doubles a row, added up at the end. Extremes:
+// floats in the same places.
+constexpr Index kFlush = 16;
+
 EDGE_INLINE void add_lanes(double* total, Vec v) {
   float lanes[EDGE_VECTOR_FLOATS];
   store(lanes, v);
   for (Index i = 0; i < kLanes; ++i) total[i] += static_cast<double>(lanes[i]);
 }
 
-void sum_row(const float* x, Index size, double* total) {
+// x, or x times y where there is a y.
+template <bool Times>
+EDGE_INLINE Vec summand(const float* x, const float* y, Index i) {
+  return Times ? product(load(x + i), load(y + i)) : load(x + i);
+}
+
+template <bool Times>
+void sum_row(const float* x, const float* y, Index size, double* total) {
   Vec sums[4] = {};
   Index i = 0;
   for (; i + 4 * kLanes <= size; i += 4 * kLanes) {
-    for (Index v = 0; v < 4; ++v) sums[v] += load(x + i + v * kLanes);
+    for (Index v = 0; v < 4; ++v) sums[v] += summand<Times>(x, y, i + v * kLanes);
   }
-  for (; i + kLanes <= size; i += kLanes) sums[0] += load(x + i);
+  for (; i + kLanes <= size; i += kLanes) sums[0] += summand<Times>(x, y, i);
   if (size >= kLanes) add_lanes(total, (sums[0] + sums[1]) + (sums[2] + sums[3]));
-  for (; i < size; ++i) total[0] += static_cast<double>(x[i]);
+  for (; i < size; ++i)
+    total[0] += static_cast<double>(Times ? product(splat(x[i]), splat(y[i]))[0] : x[i]);
 }
 
-void sum_columns(const float* x, Index rows, Index columns, double* total) {
+template <bool Times>
+void sum_columns(const float* x, const float* y, Index rows, Index columns, float* partial) {
   for (Index i = 0; i < columns; i += kLanes) {
-    Vec sum = load(x + i);
-    for (Index r = 1; r < rows; ++r) sum += load(x + r * columns + i);
-    add_lanes(total + i, sum);
+    Vec sum = load(partial + i);
+    for (Index r = 0; r < rows; ++r) sum += summand<Times>(x, y, r * columns + i);
+    store(partial + i, sum);
   }
 }
 
@@ -169,10 +199,19 @@ void start(const MapReduction& reduction, float* total, Index floats) {
   for (Index i = 0; i < floats; ++i) total[i] = first;
 }
 
-void feed_sum(const Shape& shape, const float* x, double* total) {
-  if (!shape.along) return sum_columns(x, shape.rows, shape.columns, total);
-  for (Index r = 0; r < shape.rows; ++r) {
-    sum_row(x + r * shape.columns, shape.columns, total + r * kMapLanes);
+template <bool Times>
+void feed_sum(const Shape& shape, const float* x, const float* y, bool flush, float* total) {
+  auto* sums = reinterpret_cast<double*>(total);
+  for (Index r = 0; shape.along && r < shape.rows; ++r) {
+    const Index at = r * shape.columns;
+    sum_row<Times>(x + at, y + at, shape.columns, sums + r * kMapLanes);
+  }
+  if (shape.along) return;
+  float* partial = total + 2 * ceil_div(shape.columns, kMapLanes) * kMapLanes;
+  sum_columns<Times>(x, y, shape.rows, shape.columns, partial);
+  for (Index i = 0; flush && i < shape.columns; ++i) {
+    sums[i] += static_cast<double>(partial[i]);
+    partial[i] = 0.0F;
   }
 }
 
@@ -184,10 +223,14 @@ void feed_best(const Shape& shape, const float* x, float* total) {
   }
 }
 
-void feed(const MapReduction& reduction, const Tile& tile, const float* x, float* total) {
+void feed(Machine& machine, const MapReduction& reduction, const Tile& tile, bool flush) {
   const Shape shape = shape_of(reduction.kind, tile);
-  if (reduction.function == MapFunction::sum) {
-    feed_sum(shape, x, reinterpret_cast<double*>(total));
+  const float* x = machine.at[reduction.in];
+  float* total = machine.scratch + reduction.total;
+  if (reduction.times >= 0) {
+    feed_sum<true>(shape, x, machine.at[reduction.times], flush, total);
+  } else if (reduction.function == MapFunction::sum) {
+    feed_sum<false>(shape, x, x, flush, total);
   } else if (reduction.function == MapFunction::maximum) {
     feed_best<Max>(shape, x, total);
   } else {
@@ -237,10 +280,11 @@ void run_stage(Machine& machine, const MapStage& stage, const Walk& inner, Tile&
   for (Index t = 0; stage.tiles && t < inner.total; ++t) {
     go_to(program, inner, true, t, tile);
     machine.load(stage.loads, tile);
+    machine.point_results(stage.stores, tile);
     machine.run(stage.steps, tile);
+    const bool flush = t + 1 == inner.total || t % kFlush == kFlush - 1;
     for (Index i = stage.reductions.begin; i < stage.reductions.end; ++i) {
-      const MapReduction& reduction = program.reductions[i];
-      feed(reduction, tile, machine.at[reduction.in], machine.scratch + reduction.total);
+      feed(machine, program.reductions[i], tile, flush);
     }
     machine.store_results(stage.stores, tile);
   }
@@ -265,6 +309,7 @@ void map(const MapProgram& program, const Worker& worker) {
     Tile tile{};
     go_to(program, outer, false, unit, tile);
     machine.load(program.group_loads, tile);
+    machine.point_results(program.group_stores, tile);
     for (Index s = 0; s < program.n_stages; ++s) {
       run_stage(machine, program.stages[s], inner, tile);
     }

@@ -38,12 +38,16 @@ enum class MapFunction : std::int32_t {
   sum = 64,   // over the reduced axes of the box
   maximum,
   minimum,
+  // Pairs of steps that the engine makes one; no number of the plan format.
+  multiply_add = 128,  // a * b + c
+  multiply_sub,        // a * b - c
+  sub_multiply,        // c - a * b
 };
 
 constexpr Index kMapAxes = 4;
-constexpr Index kMapTile = 512;  // elements of a tile, 2 KiB
-constexpr Index kMapPad = 32;    // floats behind a register that a vector loop may touch
-constexpr Index kMapLanes = 16;  // an upper bound of kLanes, for scratch that fits every machine
+constexpr Index kMapTile = 1024;  // elements of a tile, 4 KiB
+constexpr Index kMapPad = 32;     // floats behind a register that a vector loop may touch
+constexpr Index kMapLanes = 16;   // an upper bound of kLanes, for scratch that fits every machine
 
 constexpr std::int32_t kMapOperands = 16, kMapResults = 8, kMapConstants = 64, kMapSteps = 256;
 
@@ -56,6 +60,7 @@ struct MapTensor {
   float* data = nullptr;
   Index strides[kMapAxes] = {};
   Index elements = 0;
+  bool direct = false;  // a result that steps write where it belongs, rather than into a register
   Index cell = 0;  // where an operand is copied that cannot be read in place, in floats of scratch
   std::int32_t slot = 0;
   MapKind kind = kMapOne;
@@ -77,6 +82,7 @@ struct MapReduction {
   MapFunction function = MapFunction::sum;
   MapKind kind = kMapOne;  // of the result
   std::int32_t in = 0, out = 0;
+  std::int32_t times = -1;  // of a sum: the slot of what is multiplied with it before; -1 for none
   Index total = 0, floats = 0;  // its accumulators in scratch; at a multiple of 64 bytes
 };
 

@@ -81,6 +81,30 @@ struct Pow {
   }
 };
 
+// a * b, rounded to float32 before anything is added to it: the compiler makes no fused
+// multiply-add of it. So a step computes the same bits whether or not the engine joined it with
+// another.
+EDGE_INLINE Vec product(Vec a, Vec b) {
+#if defined(__clang__)
+#pragma clang fp contract(off)
+  return a * b;
+#elif __GNUC__ >= 12
+  return __builtin_assoc_barrier(a * b);
+#else
+  return a * b;  // older GCC may round once less
+#endif
+}
+
+#define EDGE_THREE(name, expression)                                  \
+  struct name {                                                       \
+    EDGE_INLINE Vec apply(Vec a, Vec b, Vec c) { return expression; } \
+  };
+EDGE_THREE(Where, select(a == Vec{}, c, b))
+EDGE_THREE(MultiplyAdd, product(a, b) + c)
+EDGE_THREE(MultiplySub, product(a, b) - c)
+EDGE_THREE(SubMultiply, c - product(a, b))
+#undef EDGE_THREE
+
 // Where an operand lies for a loop: `row` floats on for the next row.
 struct LoopOperand {
   const float* at;
@@ -113,17 +137,17 @@ void loop_two(float* out, const LoopOperand* in, Index rows, Index columns) {
   }
 }
 
-template <int Moving>
-void loop_where(float* out, const LoopOperand* in, Index rows, Index columns) {
-  constexpr bool kC = (Moving & 1) != 0, kA = (Moving & 2) != 0, kB = (Moving & 4) != 0;
+template <class F, int Moving>
+void loop_three(float* out, const LoopOperand* in, Index rows, Index columns) {
+  constexpr bool kA = (Moving & 1) != 0, kB = (Moving & 2) != 0, kC = (Moving & 4) != 0;
   for (Index r = 0; r < rows; ++r) {
-    const float *c = in[0].at + r * in[0].row, *a = in[1].at + r * in[1].row,
-                *b = in[2].at + r * in[2].row;
-    const Vec all_c = splat(*c), all_a = splat(*a), all_b = splat(*b);
+    const float *a = in[0].at + r * in[0].row, *b = in[1].at + r * in[1].row,
+                *c = in[2].at + r * in[2].row;
+    const Vec all_a = splat(*a), all_b = splat(*b), all_c = splat(*c);
     float* y = out + r * columns;
     for (Index i = 0; i < columns; i += kLanes) {
-      const Vec no = element<kB>(b, i, all_b), yes = element<kA>(a, i, all_a);
-      store(y + i, select(element<kC>(c, i, all_c) == Vec{}, no, yes));
+      store(y + i,
+            F::apply(element<kA>(a, i, all_a), element<kB>(b, i, all_b), element<kC>(c, i, all_c)));
     }
   }
 }
@@ -141,9 +165,11 @@ Loop two(int moving) {
   return kLoops[moving];
 }
 
-Loop where_loop(int moving) {
-  constexpr Loop kLoops[] = {loop_where<0>, loop_where<1>, loop_where<2>, loop_where<3>,
-                             loop_where<4>, loop_where<5>, loop_where<6>, loop_where<7>};
+template <class F>
+Loop three(int moving) {
+  constexpr Loop kLoops[] = {loop_three<F, 0>, loop_three<F, 1>, loop_three<F, 2>,
+                             loop_three<F, 3>, loop_three<F, 4>, loop_three<F, 5>,
+                             loop_three<F, 6>, loop_three<F, 7>};
   return kLoops[moving];
 }
 
@@ -172,7 +198,13 @@ Loop loop_of(MapFunction function, int moving) {
     case MapFunction::relu_grad:
       return two<ReluGrad>(moving);
     case MapFunction::where:
-      return where_loop(moving);
+      return three<Where>(moving);
+    case MapFunction::multiply_add:
+      return three<MultiplyAdd>(moving);
+    case MapFunction::multiply_sub:
+      return three<MultiplySub>(moving);
+    case MapFunction::sub_multiply:
+      return three<SubMultiply>(moving);
     case MapFunction::relu:
       return loop_one<Relu>;
     default:

@@ -107,8 +107,9 @@ struct Tiles {
   Index filters, channels;  // tiles of one group
 };
 
-// One tap of the kernel: rows of d_y against rows of x, both from their first position on.
-struct Window {
+// What one tap multiplies: every channel's row of `positions` floats in d_y and in x, from where
+// they begin in the first image. Rows of neighbouring channels are d_y_row and x_row floats apart.
+struct TapRows {
   const float* d_y;
   const float* x;
   float* d_w;
@@ -116,7 +117,7 @@ struct Window {
   Index images, positions, d_y_row, x_row;
 };
 
-void add_chunk(const ConvArgs& a, const Window& tap, const Tiles& tiles, Share share,
+void add_chunk(const ConvArgs& a, const TapRows& tap, const Tiles& tiles, Share share,
                const Chunk& c, bool first) {
   alignas(64) float sums[kTileSums];
   for (Index unit = share.begin; unit < share.end; ++unit) {
@@ -138,13 +139,13 @@ void add_chunk(const ConvArgs& a, const Window& tap, const Tiles& tiles, Share s
 }
 
 // The weights that add_rows() would write are zero.
-void clear_tap(const ConvArgs& a, const Window& tap, const Worker& worker) {
+void clear_tap(const ConvArgs& a, const TapRows& tap, const Worker& worker) {
   const Share share = share_of(a.groups * a.filters * a.channels, worker);
   for (Index i = share.begin; i < share.end; ++i) tap.d_w[i * tap.taps] = 0.0F;
 }
 
 // Adds the dot products of one run of positions to a tap's weights, or begins with them.
-void add_rows(const ConvArgs& a, const Window& tap, const Worker& worker, bool first) {
+void add_rows(const ConvArgs& a, const TapRows& tap, const Worker& worker, bool first) {
   const Index images = larger(1, kChunk / tap.positions);
   const Index d_y_image = a.groups * a.filters * tap.d_y_row;
   const Index x_image = a.groups * a.channels * tap.x_row;
@@ -152,7 +153,7 @@ void add_rows(const ConvArgs& a, const Window& tap, const Worker& worker, bool f
                     ceil_div(a.channels, Index{kTileChannels})};
   const Share share = share_of(a.groups * tiles.filters * tiles.channels, worker);
   for (Index image = 0; image < tap.images; image += images) {
-    Window part = tap;
+    TapRows part = tap;
     part.d_y += image * d_y_image;
     part.x += image * x_image;
     for (Index begin = 0; begin < tap.positions; begin += kChunk) {
@@ -280,7 +281,7 @@ void vertical_grad_w(const ConvArgs& a, const Worker& worker) {
     const Index end = smaller(a.out_height, span <= 0 ? 0 : ceil_div(span, a.stride_h));
     // Without a stride they are one run in both planes.
     const Index run = a.stride_h == 1 ? larger(0, end - begin) : 1;
-    Window tap{a.w, a.x, a.out + u, a.kernel_h, a.images, 0, d_y_row, x_row};
+    TapRows tap{a.w, a.x, a.out + u, a.kernel_h, a.images, 0, d_y_row, x_row};
     if (begin >= end) clear_tap(a, tap, worker);
     for (Index i = begin; i < end; i += run) {
       tap.d_y = a.w + i * a.width;

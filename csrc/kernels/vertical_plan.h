@@ -8,7 +8,7 @@
 namespace edge {
 namespace vertical {
 
-// Rows of a tile of any instruction set, and kernels of which a channel block holds many.
+// Rows that fill a tile of any instruction set; so few taps that a block holds 16 channels or more.
 EDGE_STATIC bool takes(const ConvArgs& a) {
   return a.kernel_w == 1 && a.stride_w == 1 && a.width == a.out_width &&
          a.width >= kMaxTileColumns && a.kernel_h <= 32;

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from edge_runtime._core import OpInfo, PlanInfo, TensorInfo
 
 FORWARD, BACKWARD, UPDATE = PHASES = ("forward", "backward", "update")
-LOSS = "loss"
+LOSS, RUNNING_AVERAGE = "loss", "blend"
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ def anatomy(info: PlanInfo) -> Anatomy:
     """Read phases, lives and costs off what `_core.describe` says of a plan.
 
     An operation that writes a trained tensor or optimiser state belongs to the update. Of the others, those that the
-    loss (every output, where none is called so) depends on are forward, and the rest is backward: what is computed
-    again for the gradient counts there.
+    loss (every output, where none is called so) depends on are forward, those that serve running averages alone belong
+    to the update too, and the rest is backward: what is computed again for the gradient counts there.
     """
     flow = _Flow(info)
     operations = tuple(
@@ -175,11 +175,22 @@ class _Flow:
         return [write for begin, end, write in self._held if begin < stop and first < end]
 
     def _phases(self, ops: list[OpInfo], producers: list[set[int]]) -> list[str]:
-        ahead = self._needed_for_loss(ops, producers)
-        return [
-            UPDATE if self._writes(op, {ROLE_TRAINED, ROLE_STATE}) else FORWARD if i in ahead else BACKWARD
-            for i, op in enumerate(ops)
-        ]
+        ahead, served = self._needed_for_loss(ops, producers), self._updates_served(ops, producers)
+
+        def phase(i: int) -> str:
+            if self._writes(ops[i]) or (i not in ahead and served[i] == {RUNNING_AVERAGE}):
+                return UPDATE
+            return FORWARD if i in ahead else BACKWARD
+
+        return [phase(i) for i in range(len(ops))]
+
+    def _updates_served(self, ops: list[OpInfo], producers: list[set[int]]) -> list[set[str]]:
+        """For each operation, the names of the updates that read what it makes, or what is made of it."""
+        served = [{op["op"]} if self._writes(op) else set[str]() for op in ops]
+        for i in reversed(range(len(ops))):
+            for producer in producers[i]:
+                served[producer] |= served[i]
+        return served
 
     def _needed_for_loss(self, ops: list[OpInfo], producers: list[set[int]]) -> set[int]:
         outputs = {t["name"] for t in self._tensors if t["role"] == ROLE_OUTPUT}
@@ -191,8 +202,9 @@ class _Flow:
                 needed |= {i, *producers[i]}
         return needed
 
-    def _writes(self, op: OpInfo, roles: set[int]) -> bool:
-        return any(t["role"] in roles for t in self._operands(op["outputs"]))
+    def _writes(self, op: OpInfo) -> bool:
+        """Whether an operation updates a trained tensor or optimiser state."""
+        return any(t["role"] in {ROLE_TRAINED, ROLE_STATE} for t in self._operands(op["outputs"]))
 
 
 def _shape(info: PlanInfo, op: OpInfo) -> tuple[int, ...]:

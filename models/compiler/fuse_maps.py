@@ -147,13 +147,12 @@ def _join(survey: Survey, node: Node) -> bool:
     """Put a node into the maps that read it, if it can be."""
     units = survey.reading(node)
     maps = [u for u in units if u.fusible]
-    if node not in survey.kept and (len(maps) == 1 or _free_to_repeat(survey, node)):
-        joined = [u for u in maps if _program(survey, u.nodes | {node}, u.stored)]
-        if len(joined) == len(maps):
-            for unit in maps:
-                unit.nodes.add(node)
-            survey.member[node] = maps
-            return bool(maps)
+    free = node not in survey.kept and (len(maps) == 1 or _free_to_repeat(survey, node))
+    if free and all(_program(survey, u.nodes | {node}, u.stored) for u in maps):
+        for unit in maps:
+            unit.nodes.add(node)
+        survey.member[node] = maps
+        return bool(maps)
     home = next((u for u in maps if _may_store(survey, u, node, units)), None)
     if home is None:
         return False

@@ -58,9 +58,11 @@ def sub(node: Node, d_outputs: Sequence[Value | None]) -> Gradients:
 
 
 def mul(node: Node, d_outputs: Sequence[Value | None]) -> Gradients:
-    """Each operand gets d times the other."""
+    """Each operand gets d times the other; of a square both parts at once."""
     a, b = operands(node)
     d = first(d_outputs)
+    if a == b:
+        return d * 2.0 * a, None
     return unbroadcast(d * b, a.shape), unbroadcast(d * a, b.shape)
 
 

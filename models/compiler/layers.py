@@ -131,8 +131,8 @@ class BatchNorm:
 
 def _rows_total(x: Value, rows: Value) -> Value:
     """Sum of x (N, C, ...) over everything but the channels, rows weighted by `rows` (N)."""
-    per_row = sum(x, range(2, len(x.shape)))
-    return sum(per_row * reshape(rows, (x.shape[0], 1)), [0])
+    weights = reshape(rows, (x.shape[0], *(1,) * (len(x.shape) - 1)))
+    return sum(x * weights, [a for a in range(len(x.shape)) if a != 1])
 
 
 def batch_norm(  # noqa: PLR0913 - the operands of the layer

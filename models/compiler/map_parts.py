@@ -7,12 +7,17 @@ from models.compiler.map_program import MapProgram, Step
 
 
 def part_of(node: Node, outputs: Collection[int]) -> Node:
-    """The map with some of its outputs, in their order; what only the others need is left out."""
+    """The map with some of its outputs, in their order; what only the others need is left out.
+
+    The whole map where no operand or result of the part would fill its box, which the plan format asks for.
+    """
     if len(outputs) == len(node.types):
         return node
     kept = sorted(outputs)
     program, operands = _without(node.attrs["program"], kept)
     types = tuple(node.types[i] for i in kept)
+    if not any(t.size == program.size for t in types) and not any(map(program.whole, range(len(operands)))):
+        return node
     attrs = {**node.attrs, "program": program, "types": types}
     return Node(node.op, tuple(node.inputs[i] for i in operands), types, attrs)
 

@@ -9,6 +9,7 @@ whether all reductions run over the same ones, and what is one number for a whol
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -25,6 +26,7 @@ from models.compiler.map_program import (
 
 ELEMENTWISE = frozenset({"add", "sub", "mul", "unary", "binary", "where", "relu", "relu_grad"})
 REDUCTIONS = frozenset({"reduce_sum", "minmax"})
+CACHED = 8192  # answers kept of what is asked again for every map that is tried
 STEPS = 128  # more would crowd the registers out of the first cache
 Axes = tuple[int, ...]
 Planned = tuple[MapProgram, tuple[Value, ...]]  # and the operands
@@ -46,9 +48,10 @@ def read(value: Value) -> tuple[tuple[int, ...], Value]:
     return shape, value
 
 
-def inputs_of(node: Node) -> list[tuple[tuple[int, ...], Value]]:
+@lru_cache(CACHED)
+def inputs_of(node: Node) -> tuple[tuple[tuple[int, ...], Value], ...]:
     """What a map reads for each operand of a node."""
-    return [read(v) for v in node.inputs if v is not None]
+    return tuple(read(v) for v in node.inputs if v is not None)
 
 
 @dataclass(frozen=True)
@@ -66,25 +69,29 @@ class Frame:
         """Elements of a value with these axes."""
         return math.prod(self.sizes[a] for a in axes)
 
-    def split(self, shape: Sequence[int], axes: Axes) -> list[Axes] | None:
-        """The axes that each dimension of a shape covers, None where a dimension ends inside an axis."""
-        rest, parts = list(axes), []
-        for size in reversed(shape):
-            part: list[int] = []
-            while math.prod(self.sizes[a] for a in part) < size and rest:
-                part.insert(0, rest.pop())
-            if math.prod(self.sizes[a] for a in part) != size:
-                return None
-            parts.append(tuple(part))
-        return None if rest else parts[::-1]
 
-    def repeated(self, small: Sequence[int], shape: Sequence[int], axes: Axes) -> Axes | None:
-        """The axes of an operand that broadcasts to `shape`, which has `axes`."""
-        parts = self.split(shape, axes)
-        if parts is None:
+@lru_cache(CACHED)
+def split(frame: Frame, shape: tuple[int, ...], axes: Axes) -> tuple[Axes, ...] | None:
+    """The axes that each dimension of a shape covers, None where a dimension ends inside an axis."""
+    rest, parts = list(axes), []
+    for size in reversed(shape):
+        part: list[int] = []
+        while frame.places(tuple(part)) < size and rest:
+            part.insert(0, rest.pop())
+        if frame.places(tuple(part)) != size:
             return None
-        aligned = zip(small, parts[len(parts) - len(small) :], strict=True)
-        return tuple(a for size, part in aligned if size != 1 for a in part)
+        parts.append(tuple(part))
+    return None if rest else tuple(parts[::-1])
+
+
+@lru_cache(CACHED)
+def repeated(frame: Frame, small: tuple[int, ...], shape: tuple[int, ...], axes: Axes) -> Axes | None:
+    """The axes of an operand that broadcasts to `shape`, which has `axes`."""
+    parts = split(frame, shape, axes)
+    if parts is None:
+        return None
+    aligned = zip(small, parts[len(parts) - len(small) :], strict=True)
+    return tuple(a for size, part in aligned if size != 1 for a in part)
 
 
 def frame_of(nodes: Collection[Node]) -> Frame | None:
@@ -109,13 +116,15 @@ class Region:
     Attributes:
         nodes: producers first.
         frame: their box.
-        axes: of the value each node makes.
+        varying: the axes along which the result of each node is not just repeated.
+        axes: of the shape of each node's result.
         operands: the axes of each operand of each node, as it is read.
         reduced: the axes that the reductions run over, empty where there is none.
     """
 
     nodes: tuple[Node, ...]
     frame: Frame
+    varying: Mapping[Node, Axes]
     axes: Mapping[Node, Axes]
     operands: Mapping[Node, tuple[Axes, ...]]
     reduced: Axes
@@ -123,35 +132,44 @@ class Region:
     def storable(self, node: Node) -> bool:
         """Whether what a node makes can be stored: a box, or a number for each group."""
         kept = tuple(a for a in self.frame.axes if a not in self.reduced)
-        return self.axes[node] in (self.frame.axes, kept)
+        return self.varying[node] == self.axes[node] and self.axes[node] in (self.frame.axes, kept)
 
 
 def region_of(nodes: Sequence[Node]) -> Region | None:
     """The region of these nodes, given producers first, or None where they are not one map."""
-    frame = frame_of(nodes)
+    frame = frame_of(nodes) if len(nodes) <= STEPS else None
     axes = None if frame is None else _node_axes(nodes, frame)
-    if frame is None or axes is None or len(nodes) > STEPS:
+    if frame is None or axes is None:
         return None
-    operands = {n: _operand_axes(n, frame, axes[n]) for n in nodes}
     reduced = {tuple(a for a in frame.axes if a not in axes[n]) for n in nodes if n.op in REDUCTIONS}
-    if len(reduced) > 1 or any(not r for r in reduced):
+    operands = {n: _operand_axes(n, frame, axes[n]) for n in nodes}
+    known = {n: o for n, o in operands.items() if o is not None and _agrees(n, o, axes, frame)}
+    if len(reduced) > 1 or any(not r for r in reduced) or len(known) < len(nodes):
         return None
-    if not all(_agrees(n, operands[n], axes, frame) for n in nodes):
+    varying = _varying(known, axes)
+    if any(
+        varying[v.node] != frame.axes for n in nodes if n.op in REDUCTIONS for _, v in inputs_of(n) if v.node in known
+    ):
         return None
-    known = {n: o for n, o in operands.items() if o is not None}
-    return Region(tuple(nodes), frame, axes, known, next(iter(reduced), ()))
+    return Region(tuple(nodes), frame, varying, axes, known, next(iter(reduced), ()))
 
 
-def _agrees(node: Node, operands: tuple[Axes, ...] | None, axes: Mapping[Node, Axes], frame: Frame) -> bool:
-    """Whether a node's operands have the axes that their producers give them, and its result those of some operand."""
-    if operands is None:
-        return False
+def _agrees(node: Node, operands: tuple[Axes, ...], axes: Mapping[Node, Axes], frame: Frame) -> bool:
+    """Whether a node's operands have the axes that their producers give them."""
     if node.op in REDUCTIONS and _kept_axes(node, frame) != axes[node]:
-        return False
-    if node.op in ELEMENTWISE and {a for o in operands for a in o} != set(axes[node]):
         return False
     made = (axes.get(value.node) for _, value in inputs_of(node))
     return all(m is None or m == o for m, o in zip(made, operands, strict=True))
+
+
+def _varying(operands: Mapping[Node, tuple[Axes, ...]], axes: Mapping[Node, Axes]) -> dict[Node, Axes]:
+    """The axes along which each node's result is not just repeated."""
+    varying: dict[Node, Axes] = {}
+    for node, given in operands.items():
+        sources = zip(inputs_of(node), given, strict=True)
+        inward = {a for (_, v), own in sources for a in varying.get(v.node, own)}
+        varying[node] = axes[node] if node.op in REDUCTIONS else tuple(a for a in axes[node] if a in inward)
+    return varying
 
 
 def _node_axes(nodes: Sequence[Node], frame: Frame) -> dict[Node, Axes] | None:
@@ -191,7 +209,7 @@ def _own_axes(node: Node, frame: Frame, known: Mapping[Node, Axes]) -> Axes | No
 def _kept_axes(node: Node, frame: Frame) -> Axes | None:
     """What a reduction of a value of full size leaves."""
     ((shape, _),) = inputs_of(node)
-    parts = frame.split(shape, frame.axes) if shape == _shape_read(node) else None
+    parts = split(frame, shape, frame.axes) if shape == _shape_read(node) else None
     if parts is None:
         return None
     gone = {a for d in node.attrs["axes"] for a in parts[d]}
@@ -207,11 +225,12 @@ def _shape_read(node: Node) -> tuple[int, ...]:
 def _operand_axes(node: Node, frame: Frame, axes: Axes) -> tuple[Axes, ...] | None:
     if node.op in REDUCTIONS:
         return (frame.axes,)
-    found = [frame.repeated(shape, node.types[0].shape, axes) for shape, _ in inputs_of(node)]
+    found = [repeated(frame, shape, node.types[0].shape, axes) for shape, _ in inputs_of(node)]
     known = [f for f in found if f is not None]
     return tuple(known) if len(known) == len(found) else None
 
 
+@lru_cache(CACHED)
 def number_of(value: Value) -> float | None:
     """The number that a constant holds everywhere, if it is one."""
     if value.node.op != "constant":

@@ -174,9 +174,8 @@ def _elementwise_of_broadcast(node: Node, a: Value, b: Value) -> Value | None:
     left, right = small
     if (left, right) == (a, b) or left is None or right is None:
         return None
-    if broadcast_shape(node.op, (left.type, right.type)) != node.types[0].shape:
-        return None
-    return LANGUAGE[node.op](left, right)
+    made = LANGUAGE[node.op](left, right)
+    return made if made.shape == node.types[0].shape else g.broadcast_to(made, node.types[0].shape)
 
 
 def _elementwise_of_reshapes(node: Node, a: Value, b: Value) -> Value | None:

@@ -28,6 +28,7 @@ from models.compiler.randomness import SEED, STEP, draws
 from models.compiler.recompute import recompute as recomputed
 from models.compiler.report import Report, report
 from models.compiler.rules import Rule, Sgd, Updates
+from models.compiler.shallow_sums import shallow_sums
 from models.compiler.simplify import simplify
 from models.compiler.storage import Owner, Owners, lay_out
 
@@ -299,7 +300,7 @@ def _step(
 
 def kernels(outputs: Sequence[Value], *, recompute: bool = False) -> tuple[Value, ...]:
     """Everything rewritten to what kernels do; with `recompute`, output 0 is the loss."""
-    simple = simplify(fuse(simplify(outputs)))
+    simple = simplify(fuse(simplify(shallow_sums(simplify(outputs)))))
     return lower(fuse_maps(recomputed(simple) if recompute else simple))
 
 

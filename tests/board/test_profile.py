@@ -86,6 +86,19 @@ def test_lives_cover_every_read_and_two_never_share_a_byte(lenet: Compiled) -> N
             assert apart or not together, (a, b)
 
 
+def test_what_serves_running_averages_alone_is_update() -> None:
+    """0 makes what all read; 1 the loss; 2 an average for the blend in 3; 4 a gradient for the update in 5."""
+    x, slot, weight, loss, *temporaries = (_tensor(64 * i, 64, role) for i, role in enumerate((4, 1, 1, 6, 0, 0, 0)))
+    tensors = [x, slot, weight, {**loss, "name": "loss"}, *temporaries]
+    names = ("copy", "copy", "copy", "blend", "copy", "sgd")
+    reads_writes = [([0], [4]), ([4], [3]), ([4], [5]), ([1, 5], [1]), ([4], [6]), ([2, 6], [2])]
+    ops = [
+        {"op": name, "inputs": r, "outputs": w, "attrs": []} for name, (r, w) in zip(names, reads_writes, strict=True)
+    ]
+    parts = anatomy({"tensors": tensors, "ops": ops, "arena_bytes": 448, "constants_bytes": 0, "workspace_bytes": 0})
+    assert [op.phase for op in parts.operations] == ["forward", "forward", "update", "update", "backward", "update"]
+
+
 def test_a_life_ends_with_the_last_reader_of_any_part_of_its_bytes() -> None:
     """Operation 1 reads what 0 wrote and writes it anew; 2 overwrites a half, 3 reads the other, 4 all."""
     spans = [(0, 64), (64, 128), (64, 64), (128, 64)]
