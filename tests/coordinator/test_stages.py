@@ -8,7 +8,7 @@ import pytest
 from edge_runtime.data import Dataset
 from edge_runtime.plan import ROLE_FROZEN, ROLE_TRAINED, read_plan
 from edge_runtime.tensors import decode_tensors
-from support.memory import MemorySite
+from support.memory import MemorySite, finished, start_all
 
 JOB = """\
 [job]
@@ -56,20 +56,6 @@ def make_site(tmp_path: Path, job: str = JOB) -> MemorySite:
     np.savez(home / "held-out" / "test.npz", x=test.x, y=test.y)
     (home / "job.toml").write_text(job)
     return MemorySite(home / "job.toml", tmp_path / "state", {"dev-a": made_up(1, 20), "dev-b": made_up(2, 13)})
-
-
-def start_all(site: MemorySite) -> None:
-    site.start()
-    for device in site.devices.values():
-        device.start(site.now_s)
-
-
-def finished(site: MemorySite) -> str:
-    """Run to the end; the hash of the final weights."""
-    site.run()
-    assert site.stop() == 0
-    (done,) = site.seen("job_done")
-    return str(done["model_sha256"])
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from edge_runtime.task import run_task
 from edge_runtime.tensors import decode_tensors, encode_tensors
 from edge_runtime.wire import Publish, UpdateSettled
 from edge_runtime.wire.messages import GatewayState, Status, format_gateway, format_status
-from support.memory import MemorySite
+from support.memory import MemorySite, finished, start_all
 
 JOB = """\
 [job]
@@ -63,20 +63,6 @@ def make_site(tmp_path: Path, job: str = JOB, order: int = 0) -> MemorySite:
     (home / "job.toml").write_text(job)
     shards = {name: made_up(seed, rows) for seed, (name, rows) in enumerate(EXAMPLES.items())}
     return MemorySite(home / "job.toml", tmp_path / "state", shards, order)
-
-
-def start_all(site: MemorySite) -> None:
-    site.start()
-    for device in site.devices.values():
-        device.start(site.now_s)
-
-
-def finished(site: MemorySite) -> str:
-    """Run to the end; the hash of the final weights."""
-    site.run()
-    assert site.stop() == 0
-    (done,) = site.seen("job_done")
-    return str(done["model_sha256"])
 
 
 @pytest.fixture(scope="module")

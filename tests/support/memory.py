@@ -291,3 +291,18 @@ class MemorySite:
     def seen(self, kind: str) -> list[dict[str, Any]]:
         """Every event of one kind, over all runs of the coordinator."""
         return [event for event in self.events if event["event"] == kind]
+
+
+def start_all(site: MemorySite) -> None:
+    """Start the coordinator and every device."""
+    site.start()
+    for device in site.devices.values():
+        device.start(site.now_s)
+
+
+def finished(site: MemorySite) -> str:
+    """Run to the end; the hash of the final weights."""
+    site.run()
+    assert site.stop() == 0
+    (done,) = site.seen("job_done")
+    return str(done["model_sha256"])
