@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime import __version__
+from edge_runtime import __version__, _core
 from edge_runtime.data import Dataset, fill_examples
 from edge_runtime.engine import Engine, EngineMemoryError
 from edge_runtime.feature_file import FeatureFile, drop_others, open_features, write_features
@@ -192,7 +192,9 @@ class Features:
 
     def _key(self) -> str:
         """Names everything the features follow from: program, kernels, weights and examples."""
-        digest = hashlib.sha256(f"{__version__} {self._running().isa} {self._plan.sha256}".encode())
+        built = Path(_core.__file__).stat()  # other kernels may round otherwise
+        kernels = f"{__version__} {built.st_size} {built.st_mtime_ns} {self._running().isa}"
+        digest = hashlib.sha256(f"{kernels} {self._plan.sha256}".encode())
         for name in sorted(self._plan.named(ROLE_FROZEN)):
             digest.update(np.ascontiguousarray(self._weights[name]).data)
         digest.update(f"{self._dataset.x.dtype} {self._dataset.x.shape}".encode())

@@ -22,24 +22,17 @@ using conv_plan::Blocks;
 using conv_plan::Layout;
 using conv_plan::Problem;
 
-// One correlation: `rows` target channels from `problem.channels` source channels, in each group.
-struct Correlation {
+// `rows` target channels from `problem.channels` source channels, in each group.
+struct PlanesCorrelation : Correlation {
   Problem problem;
-  const float* source;
-  const float* weights;  // weight of (target i, source c, tap u, v): i * row_step + c *
-                         // channel_step + u * KW + v
-  const float* bias;
-  float* target;
-  Index groups, rows, row_step, channel_step, kernel_w, weights_per_group;
-  Index target_height, target_width;
-  bool relu;
+  Index rows, kernel_w, target_height, target_width;
 };
 
 struct Unit {
   Index group, image, images, row, rows;
 };
 
-Unit unit_at(const Correlation& c, const Blocks& blocks, Index number) {
+Unit unit_at(const PlanesCorrelation& c, const Blocks& blocks, Index number) {
   const Index bands = ceil_div(c.problem.v.outputs, blocks.rows);
   const Index group = number % c.groups, rest = number / c.groups;
   const Index image = rest / bands * blocks.images, row = rest % bands * blocks.rows;
@@ -47,7 +40,7 @@ Unit unit_at(const Correlation& c, const Blocks& blocks, Index number) {
           smaller(blocks.rows, c.problem.v.outputs - row)};
 }
 
-void fill_taps(const Correlation& c, const Layout& layout, Index channels, Tap* taps) {
+void fill_taps(const PlanesCorrelation& c, const Layout& layout, Index channels, Tap* taps) {
   const Problem& p = c.problem;
   for (Index channel = 0; channel < channels; ++channel) {
     for (Index u = 0; u < p.v.taps; ++u) {
@@ -78,7 +71,7 @@ void finish_row(const float* sums, float bias, float floor, float* to, Index ste
   }
 }
 
-void finish_tile(const Correlation& c, const Layout& layout, const Unit& unit, Index row,
+void finish_tile(const PlanesCorrelation& c, const Layout& layout, const Unit& unit, Index row,
                  Index rows, const float* sums, Index pitch, bool first, bool last) {
   const conv_plan::Axis &v = c.problem.v, &h = c.problem.h;
   const float floor = c.relu && last ? 0.0F : -__builtin_inff();
@@ -101,8 +94,9 @@ void finish_tile(const Correlation& c, const Layout& layout, const Unit& unit, I
   }
 }
 
-void multiply_unit(const Correlation& c, const Layout& layout, const Unit& unit, Index channel,
-                   Index channels, const float* planes, const Tap* taps, float* sums) {
+void multiply_unit(const PlanesCorrelation& c, const Layout& layout, const Unit& unit,
+                   Index channel, Index channels, const float* planes, const Tap* taps,
+                   float* sums) {
   const Problem& p = c.problem;
   const Index length = conv_plan::flat_length(p, layout, unit.images, unit.rows);
   const Index pitch = conv_plan::round_up(length, kMaxTileColumns);
@@ -123,7 +117,7 @@ void multiply_unit(const Correlation& c, const Layout& layout, const Unit& unit,
   }
 }
 
-void correlate(const Correlation& c, const Worker& worker) {
+void correlate_planes(const PlanesCorrelation& c, const Worker& worker) {
   const Problem& p = c.problem;
   const Blocks blocks = conv_plan::choose_blocks(p);
   const Layout layout = conv_plan::layout_of(p, blocks);
@@ -146,76 +140,50 @@ void correlate(const Correlation& c, const Worker& worker) {
   }
 }
 
+Correlation forward_correlation(const ConvArgs& a) {
+  const Index taps = a.kernel_h * a.kernel_w, filter = a.channels * taps;
+  return {a.x, a.w, a.bias, a.out, a.groups, filter, taps, a.filters * filter, a.relu};
+}
+Correlation backward_correlation(const ConvArgs& a) {
+  const Index taps = a.kernel_h * a.kernel_w, filter = a.channels * taps;
+  return {a.x, a.w, nullptr, a.out, a.groups, taps, filter, a.filters * filter, false};
+}
+
 }  // namespace
 
 void conv(const ConvArgs& a, const Worker& worker) {
   if (depthwise::takes(a)) return depthwise_conv(a, worker);
   if (pointwise::takes(a)) return pointwise_conv(a, worker);
-  if (vertical::takes(a)) return vertical_conv(a, worker);
-  const Index taps = a.kernel_h * a.kernel_w;
+  const Correlation c = forward_correlation(a);
   const winograd::Problem minimal = winograd::forward_problem(a);
-  const winograd::Blocks blocks = winograd::correlate_blocks(a, minimal);
-  if (blocks.images > 0) {
-    correlate_winograd({minimal, a.x, a.w, a.bias, a.out, a.groups, a.channels * taps, taps,
-                        a.filters * a.channels * taps, false, a.relu},
-                       blocks, worker);
-    return;
-  }
-  const conv_rows::Problem rows = conv_rows::forward_problem(a);
-  const conv_rows::Blocks row_blocks = conv_rows::correlate_blocks(rows);
-  if (row_blocks.rows > 0) {
-    correlate_rows({rows, a.x, a.w, a.bias, a.out, a.groups, a.channels * taps, taps,
-                    a.filters * a.channels * taps, a.relu},
-                   row_blocks, worker);
-    return;
-  }
+  const winograd::Blocks tiles = winograd::correlate_blocks(a, minimal);
+  if (tiles.images > 0) return correlate_winograd({c, minimal, false}, tiles, worker);
+  const conv_rows::Problem dense = conv_rows::forward_problem(a);
+  const conv_rows::Blocks rows = conv_rows::correlate_blocks(dense);
+  if (rows.rows > 0) return correlate_rows({c, dense}, rows, worker);
   const Index cut = conv_lanes::fills(a.images, kLanes) ? conv_lanes::forward_cut(a) : 0;
-  if (cut > 0) {
-    correlate_lanes({conv_lanes::forward_problem(a), a.x, a.w, a.bias, a.out, a.groups,
-                     a.channels * taps, taps, a.filters * a.channels * taps, a.relu},
-                    cut, worker);
-    return;
-  }
-  correlate({conv_plan::forward_problem(a), a.x, a.w, a.bias, a.out, a.groups, a.filters,
-             a.channels * taps, taps, a.kernel_w, a.filters * a.channels * taps, a.out_height,
-             a.out_width, a.relu},
-            worker);
+  if (cut > 0) return correlate_lanes({c, conv_lanes::forward_problem(a)}, cut, worker);
+  correlate_planes(
+      {c, conv_plan::forward_problem(a), a.filters, a.kernel_w, a.out_height, a.out_width}, worker);
 }
 
 void conv_grad_x(const ConvArgs& a, const Worker& worker) {
   if (depthwise::takes(a)) return depthwise_grad_x(a, worker);
   if (pointwise::takes(a)) return pointwise_grad_x(a, worker);
-  if (vertical::takes(a)) return vertical_grad_x(a, worker);
-  const Index taps = a.kernel_h * a.kernel_w;
+  const Correlation c = backward_correlation(a);
   const winograd::Problem minimal = winograd::backward_problem(a);
-  const winograd::Blocks blocks = winograd::correlate_blocks(a, minimal);
-  if (blocks.images > 0) {
-    correlate_winograd({minimal, a.x, a.w, nullptr, a.out, a.groups, taps, a.channels * taps,
-                        a.filters * a.channels * taps, true, false},
-                       blocks, worker);
-    return;
-  }
-  const conv_rows::Problem rows = conv_rows::backward_problem(a);
-  const conv_rows::Blocks row_blocks = conv_rows::correlate_blocks(rows);
-  if (row_blocks.rows > 0) {
-    correlate_rows({rows, a.x, a.w, nullptr, a.out, a.groups, taps, a.channels * taps,
-                    a.filters * a.channels * taps, false},
-                   row_blocks, worker);
-    return;
-  }
+  const winograd::Blocks tiles = winograd::correlate_blocks(a, minimal);
+  if (tiles.images > 0) return correlate_winograd({c, minimal, true}, tiles, worker);
+  const conv_rows::Problem dense = conv_rows::backward_problem(a);
+  const conv_rows::Blocks rows = conv_rows::correlate_blocks(dense);
+  if (rows.rows > 0) return correlate_rows({c, dense}, rows, worker);
   const Index cut = conv_lanes::fills(a.images, kLanes) ? conv_lanes::backward_cut(a) : 0;
-  if (cut > 0) {
-    correlate_lanes({conv_lanes::backward_problem(a), a.x, a.w, nullptr, a.out, a.groups, taps,
-                     a.channels * taps, a.filters * a.channels * taps, false},
-                    cut, worker);
-    return;
-  }
+  if (cut > 0) return correlate_lanes({c, conv_lanes::backward_problem(a)}, cut, worker);
   for (Index row = 0; row < smaller(a.stride_h, a.height); ++row) {
     for (Index column = 0; column < smaller(a.stride_w, a.width); ++column) {
-      correlate({conv_plan::backward_problem(a, row, column), a.x, a.w, nullptr, a.out, a.groups,
-                 a.channels, taps, a.channels * taps, a.kernel_w, a.filters * a.channels * taps,
-                 a.height, a.width, false},
-                worker);
+      correlate_planes({c, conv_plan::backward_problem(a, row, column), a.channels, a.kernel_w,
+                        a.height, a.width},
+                       worker);
     }
   }
 }

@@ -2,20 +2,14 @@
 #pragma once
 
 #include "kernels/conv_rows_plan.h"
+#include "kernels/correlation.h"
 #include "kernels/declare.h"
 
 namespace edge {
 namespace EDGE_ISA {
 
-// `targets` target channels from `channels` source channels, in each group.
-struct RowsCorrelation {
+struct RowsCorrelation : Correlation {
   conv_rows::Problem problem;
-  const float* source;
-  const float* weights;  // of (target i, source c, tap): i * row_step + c * channel_step + tap
-  const float* bias;     // may be null
-  float* target;
-  Index groups, row_step, channel_step, weights_per_group;
-  bool relu;
 };
 
 // `blocks` as conv_rows_plan.h chooses them.

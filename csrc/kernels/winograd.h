@@ -9,22 +9,16 @@
 // A number that is not finite reaches all of its tile (of d_w: all of its channels).
 #pragma once
 
+#include "kernels/correlation.h"
 #include "kernels/declare.h"
 #include "kernels/winograd_plan.h"
 
 namespace edge {
 namespace EDGE_ISA {
 
-// `targets` target channels from `channels` source channels, in each group.
-struct WinogradCorrelation {
+struct WinogradCorrelation : Correlation {
   winograd::Problem problem;
-  const float* source;
-  const float* weights;  // of (target i, source c, tap): i * row_step + c * channel_step + tap
-  const float* bias;     // may be null
-  float* target;
-  Index groups, row_step, channel_step, weights_per_group;
   bool turned;  // the last tap first, along both axes
-  bool relu;
 };
 
 // `blocks` as winograd_plan.h chooses them.

@@ -65,10 +65,9 @@ EDGE_STATIC Problem backward_problem(const ConvArgs& a) {
           {a.width, a.out_width, a.kernel_w, a.pad_left - a.kernel_w + 1}};
 }
 
-// `images` images at a time, or a part of the tiles of one, for `targets` target channels (and for
-// d_w of `channels` source channels).
+// `images` images at a time, or a part of the tiles of one, for `targets` target channels.
 struct Blocks {
-  Index images, tile_rows, tile_columns, targets, channels;
+  Index images, tile_rows, tile_columns, targets;
 };
 EDGE_STATIC Index tiles(const Blocks& b) { return b.images * b.tile_rows * b.tile_columns; }
 
@@ -76,12 +75,12 @@ EDGE_STATIC Index tiles(const Blocks& b) { return b.images * b.tile_rows * b.til
 EDGE_STATIC Blocks tile_blocks(const Problem& p, Index most_tiles) {
   const Index rows = tiles(p.v), columns = tiles(p.h);
   if (rows * columns <= most_tiles)
-    return {least(p.images, most_tiles / (rows * columns)), rows, columns, 0, 0};
+    return {least(p.images, most_tiles / (rows * columns)), rows, columns, 0};
   if (columns <= most_tiles) {
     const Index parts = ceil_ratio(rows, most_tiles / columns);
-    return {1, ceil_ratio(rows, parts), columns, 0, 0};
+    return {1, ceil_ratio(rows, parts), columns, 0};
   }
-  return {1, 1, ceil_ratio(columns, ceil_ratio(columns, most_tiles)), 0, 0};
+  return {1, 1, ceil_ratio(columns, ceil_ratio(columns, most_tiles)), 0};
 }
 
 // Rows or columns of the source under `count` tiles, and of the target.
@@ -113,7 +112,7 @@ EDGE_STATIC Index correlate_floats(const Problem& p, const Blocks& b) {
          points_floats(p, tiles(b), b.targets) + most(band_floats(p, b), weights_floats(p));
 }
 EDGE_STATIC Index grad_w_floats(const Problem& p, const Blocks& b) {
-  return points_floats(p, b.targets, b.channels) + points_floats(p, tiles(b), b.channels) +
+  return points_floats(p, b.targets, p.channels) + points_floats(p, tiles(b), p.channels) +
          points_floats(p, tiles(b), b.targets) + band_floats(p, b);
 }
 
@@ -123,7 +122,6 @@ template <class Need>
 static Blocks blocks_of_targets(const Problem& p, Need need, Index fewest) {
   for (Index most_tiles = kMostTiles; most_tiles >= kFewestTiles; most_tiles /= 2) {
     Blocks b = tile_blocks(p, most_tiles);
-    b.channels = p.channels;
     for (Index parts = 1;; ++parts) {
       b.targets = round_up(ceil_ratio(p.targets, parts), kLanesStep);
       if (need(p, b) <= kBudget) return b;
