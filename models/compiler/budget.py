@@ -24,6 +24,8 @@ from models.compiler.rules import Rule
 from models.compiler.training import Compiled, compile_training, needs_batch_statistics
 
 CALIBRATION_STEPS = 5
+MOST_SLICES = 64  # plans grow with them, and the memory of a slice hardly falls any more
+WORTH = 0.99  # more slices that need more than this share of the memory are not followed further
 
 
 class BudgetError(CompileError):
@@ -141,7 +143,7 @@ def compile_within(  # noqa: PLR0913 - the settings a user may give
     def slices(frozen_layers: int) -> list[int]:
         left = [name for layer in groups[frozen_layers:] for name in layer]
         sliceable = statistics_of_slices or not needs_batch_statistics(settle(graph, left))
-        return [n for n in range(1, batch + 1) if batch % n == 0 and (n == 1 or sliceable)]
+        return [n for n in range(1, min(batch, MOST_SLICES) + 1) if batch % n == 0 and (n == 1 or sliceable)]
 
     def compiled(choice: Choice) -> Compiled:
         if choice == Choice(0, 1, recompute=True):
@@ -219,10 +221,14 @@ def _least_frozen(fitting: Callable[[int], Option | None], layer_count: int) -> 
 
 def _fitting(frozen: int, slices: Sequence[int], budget: Budget, tried: Callable[[Choice], Option]) -> Option | None:
     """The option of so many frozen layers that fits with the fewest slices: more take less memory, and longer."""
+    least = math.inf
     for count in slices:
         option = tried(Choice(frozen, count, recompute=True))
         if option.excess(budget) <= 1:
             return option
+        if option.memory_bytes > WORTH * least:
+            return None
+        least = option.memory_bytes if count > 1 else math.inf  # the first slices also bring the sums of gradients
         if budget.memory_bytes is None or option.memory_bytes <= budget.memory_bytes:
             option = tried(Choice(frozen, count, recompute=False))
             return option if option.excess(budget) <= 1 else None

@@ -9,7 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import models.compiler.graph as g
+from models.compiler.emit import MAX_RECORDS
+from models.compiler.errors import CompileError
 from models.compiler.ir import Node, Value, topological, with_attrs
+from models.compiler.schedule import is_kernel
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,12 @@ def unroll(loss: Value, gradients: Sequence[Value], targets: Sequence[tuple[Valu
         gradients: of that part.
         targets: slots that a slice moves without a gradient, and what they become.
         slices: how the batch is cut.
+
+    Raises:
+        CompileError: the plan would have more operations than a reader takes.
     """
     template = (loss, *gradients, *(new for _, new in targets))
+    _check_size(template, slices.count)
     totals: list[Value] = []
     slots: dict[Value, Value] = {}
     stages: dict[Node, int] = {}
@@ -63,6 +70,16 @@ def unroll(loss: Value, gradients: Sequence[Value], targets: Sequence[tuple[Valu
         for node in topological([*totals, *moved]):
             stages.setdefault(node, number)
     return Unrolled(totals[0], tuple(totals[1:]), tuple(slots.values()), stages)
+
+
+def _check_size(template: Sequence[Value], count: int) -> None:
+    """Refuse what would be refused at the end anyway, before it is written out."""
+    operations = sum(is_kernel(node) for node in topological(template))
+    if operations * count > MAX_RECORDS:
+        raise CompileError(
+            f"{count} micro-batches of {operations} operations are more than the {MAX_RECORDS} operations of a plan; "
+            "take fewer"
+        )
 
 
 def _rows_of(columns: Mapping[Value, Value], number: int) -> dict[Value, Value]:

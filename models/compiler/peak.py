@@ -58,7 +58,8 @@ def program(order: Order, owners: Owners) -> Program:
     for i, node in enumerate(order):
         for value in dict.fromkeys(read_by(node)):
             reads.setdefault(value, []).append(i)
-        changes.update((slot, i) for slot in overwritten(node))
+        for slot in overwritten(node):
+            changes.setdefault(slot, i)
     place = {node: i for i, node in enumerate(order)}
     return Program(order, owners, place, reads, changes, live_bytes(order, owners))
 

@@ -147,3 +147,8 @@ def test_every_slice_draws_its_own_random_numbers() -> None:
         kept.add(engine.view("weight").tobytes())
     assert len(kept) == 3
     assert engine.view("random.step") == 3.0
+
+
+def test_more_slices_than_a_plan_has_room_for_are_refused_before_they_are_written_out() -> None:
+    with pytest.raises(CompileError, match=r"30000 micro-batches of \d+ operations are more than the 65536"):
+        compile_training(import_onnx(build("mlp", (9,), 5, 7), batch=1), micro_batches=30_000)
