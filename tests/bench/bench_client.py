@@ -33,6 +33,7 @@ import paho.mqtt.client as mqtt
 import torch
 
 from bench.recording import machine, save
+from bench.torch_client import pieces
 from coordinator.broker import start_broker
 from coordinator.demo import fleet
 from coordinator.demo.datasets import Split, load_split
@@ -197,9 +198,11 @@ def _drive(port: int, weights: bytes) -> None:
     client.subscribe("bench/update", qos=1)
     ready.wait(10)
     for _ in range(ROUNDS):
-        client.publish("bench/weights", weights, qos=1)
-        if not arrived.acquire(timeout=300):
-            raise RuntimeError("the torch client sent no update within five minutes")
+        for piece in pieces(weights):
+            client.publish("bench/weights", piece, qos=1)
+        for _ in pieces(weights):
+            if not arrived.acquire(timeout=300):
+                raise RuntimeError("the torch client sent no update within five minutes")
     client.disconnect()
     client.loop_stop()
 

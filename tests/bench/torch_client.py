@@ -1,7 +1,8 @@
 """The peer of the client bench: the job a user would write with torch and paho-mqtt.
 
-It waits for weights on one topic, trains an epoch on its own data, sends the new weights back whole, and says at the
-end what it cost. No chunks, no resume, no journal: nothing that would make it heavier than it has to be.
+It waits for weights on one topic, trains an epoch on its own data, sends the new weights back, and says at the end what
+it cost. Weights travel in pieces that a broker takes; no resume, no journal: nothing that would make it heavier than it
+has to be.
 """
 
 from __future__ import annotations
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 IMPORT_S = time.process_time()
+PIECE_BYTES = 128 * 1024
+
+
+def pieces(data: bytes) -> list[bytes]:
+    """The same bytes in order, no more than `PIECE_BYTES` at a time."""
+    return [data[begin : begin + PIECE_BYTES] for begin in range(0, len(data), PIECE_BYTES)]
 
 
 def main() -> int:
@@ -41,14 +48,20 @@ def main() -> int:
     network = NETWORKS[options.network]
     model = network.build().train()
     rounds: list[float] = []
+    received, wanted = bytearray(), 4 * sum(p.numel() for p in model.parameters())
 
     def train(client: mqtt.Client, _: object, message: mqtt.MQTTMessage) -> None:
+        received.extend(message.payload)
+        if len(received) < wanted:
+            return
         started_s = time.monotonic()
-        flat = torch.from_numpy(np.frombuffer(message.payload, np.float32).copy())
+        flat = torch.from_numpy(np.frombuffer(bytes(received), np.float32).copy())
+        received.clear()
         torch.nn.utils.vector_to_parameters(flat, model.parameters())
         _epoch(model, _scaled(x, network.shape), y, options.batch)
         weights = torch.nn.utils.parameters_to_vector(model.parameters())
-        client.publish("bench/update", weights.detach().numpy().tobytes(), qos=1)
+        for piece in pieces(weights.detach().numpy().tobytes()):
+            client.publish("bench/update", piece, qos=1)
         rounds.append(time.monotonic() - started_s)
         if len(rounds) == options.rounds:
             client.disconnect()

@@ -5,7 +5,7 @@ statistics and moments the same next ones. Left alone from the same start, twent
 program can. Two things limit that, and both are measured here rather than assumed:
 
 - An activation within rounding of relu's kink puts its gradient on either side. So does torch's when its weights move
-  by a few units in the last place, and we may differ from it as far as it then differs from itself.
+  by the rounding of a product, and we may differ from it as far as it then differs from itself.
 - Normalisation over a small batch multiplies such a difference from step to step. In MobileNetV2 and R(2+1)D torch
   loses its own loss curve within twenty steps, so that only the first claim says something about them.
 """
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.torch
 
 STEPS = 20
 LOSS_BOUND, STEP_LOSS_BOUND, TENSOR_BOUND = 1e-4, 1e-5, 1e-3
-NUDGE = 3e-7  # a few units in the last place, as sums in another order differ
+NUDGE = 2e-6  # what sums in another order and Winograd filtering make of a product
 TRIALS, STRAY = 10, 3.0
 BATCH = {"r2plus1d_10": 2, "vit_tiny": 2, "mobilenet_v2": 3}
 CALM, KINKED, CHAOTIC = ("lenet5", "har_cnn", "vit_tiny", "text_gru"), ("resnet8",), ("mobilenet_v2", "r2plus1d_10")
@@ -245,6 +245,7 @@ def test_along_torchs_trajectory_every_step_is_torchs(name: str, rule: str) -> N
         allowed = unlike_itself(before, batch, noise) if beyond and name not in CALM else {}
         for key, error in beyond.items():
             assert error < STRAY * allowed.get(key, 0.0), f"step {number}, {key}: {error:.1e}"
+    assert kinks < STEPS, "a kink is passed now and then; what is wrong at every step is no kink"
     silent = sum(int(mask.sum()) for mask in noise.values())
     print(f"{name} {rule}: worst tensor {worst:.1e}, steps at a kink {kinks}, weights without a gradient {silent}")
 
