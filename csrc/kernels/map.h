@@ -10,9 +10,10 @@
 // all of the group and keeps it. Results over the whole box are written in the last stage.
 //
 // Functions and their errors are those of unary.h, binary.h and elementwise.h. Sums: each tile in
-// float32 lanes, over tiles in float64. Maxima and minima: a NaN wins. A result of box size may be
-// exactly an operand of box size. Bytes moved: every operand once a stage that reads it, from
-// memory in the first and mostly from cache in the others; every result once.
+// float32 lanes (down columns sixteen tiles), over tiles in float64. Maxima and minima: a NaN wins.
+// A result of box size may be exactly an operand of box size. Bytes moved: every operand once a
+// stage that reads it, from memory in the first and mostly from cache in the others; every result
+// once.
 #pragma once
 
 #include "kernels/unary.h"
