@@ -46,7 +46,7 @@ fuzz: $(STAMPS)/test ## break plans for FUZZ_S seconds (600) under libFuzzer and
 	  || (cat $(STAMPS)/cmake-fuzz.log; exit 1)
 	$(BIN)/cmake --build $(FUZZED)
 	KEPT_PLANS=$(FUZZED)/seeds PYTHONPATH=tests $(BIN)/pytest -q -p support.keep_plans -m 'not slow' tests/engine/test_kernels.py \
-	  tests/engine/test_tensor_kernels.py tests/engine/test_endurance.py tests/compiler/test_engine_agrees.py
+	  tests/engine/test_tensor_kernels.py tests/engine/test_map.py tests/engine/test_endurance.py tests/compiler/test_engine_agrees.py
 	@mkdir -p $(FUZZED)/corpus
 	$(FUZZED)/tests/csrc/fuzz_bytes $(FUZZED)/corpus $(FUZZED)/seeds -max_total_time=$(FUZZ_S) -max_len=65536 -timeout=60 \
 	  -rss_limit_mb=4096 -print_final_stats=1 -artifact_prefix=$(FUZZED)/

@@ -1,29 +1,9 @@
-// A fused map: its program is read and checked value by value, then laid out in stages over tiles
-// and registers.
-#include <algorithm>
-#include <memory>
-
-#include "engine/prepare.h"
+// A fused map: its program is read and checked value by value before it is laid out.
+#include "engine/map_layout.h"
 
 namespace edge {
 
 namespace {
-
-constexpr std::uint32_t kAllAxes = (1U << kMapAxes) - 1;
-
-// An operand, a constant, or what a step computes, numbered in this order.
-struct Value {
-  std::uint32_t axes = 0;  // those it varies along, a bit mask; axes of one place are left out
-  std::int32_t depth = 0;  // reductions that lie between it and the operands
-  bool step = false;
-  MapFunction function = MapFunction::add;
-  std::vector<std::int32_t> in;
-  bool needed = false;
-};
-
-bool is_reduction(MapFunction function) {
-  return function >= MapFunction::sum && function <= MapFunction::minimum;
-}
 
 // The number of operands, 0 where there is no such function.
 std::int32_t arity_of(std::int32_t function) {
@@ -73,40 +53,15 @@ class Reader {
   std::size_t at_ = 0;
 };
 
-// What the attributes say.
-struct Listing {
-  Index dims[kMapAxes] = {1, 1, 1, 1};
-  std::uint32_t reduced = 0;
-  std::int32_t n_operands = 0, n_constants = 0;
-  std::vector<float> constants;
-  std::vector<Value> values;
-  std::vector<std::int32_t> results;
-
-  std::uint32_t whole() const {
-    std::uint32_t axes = 0;
-    for (Index d = 0; d < kMapAxes; ++d) axes |= dims[d] > 1 ? 1U << d : 0U;
-    return axes;
-  }
-  // The same for every place of a group.
-  bool of_group(const Value& value) const { return (value.axes & reduced) == 0; }
-  std::uint64_t elements(std::uint32_t axes) const {
-    std::uint64_t product = 1;
-    for (Index d = 0; d < kMapAxes; ++d) {
-      if ((axes >> d & 1U) != 0)
-        product = checked_mul(product, static_cast<std::uint64_t>(dims[d]), "BadShape");
-    }
-    return product;
-  }
-};
-
 // Axes count from the left in the file; the box is filled up with axes of one place on the left.
-std::uint32_t read_axes(Reader& reader, const Listing& list, std::int32_t ndim, const char* what) {
+std::uint32_t read_axes(Reader& reader, const MapListing& list, std::int32_t ndim,
+                        const char* what) {
   const std::int32_t axes = reader.next_in(what, 0, (1 << ndim) - 1);
   return (static_cast<std::uint32_t>(axes) << (kMapAxes - ndim)) & list.whole();
 }
 
-void read_step(Reader& reader, Listing& list) {
-  Value value;
+void read_step(Reader& reader, MapListing& list) {
+  MapValue value;
   value.step = true;
   const std::int32_t function = reader.next("function");
   const std::int32_t arity = arity_of(function);
@@ -115,7 +70,7 @@ void read_step(Reader& reader, Listing& list) {
   const auto known = static_cast<std::int32_t>(list.values.size());
   for (std::int32_t k = 0; k < arity; ++k) {
     value.in.push_back(reader.next_in("the value a step reads", 0, known - 1));
-    const Value& operand = list.values[static_cast<std::size_t>(value.in.back())];
+    const MapValue& operand = list.values[static_cast<std::size_t>(value.in.back())];
     value.axes |= operand.axes;
     value.depth = std::max(value.depth, operand.depth);
   }
@@ -128,9 +83,9 @@ void read_step(Reader& reader, Listing& list) {
   list.values.push_back(std::move(value));
 }
 
-Listing read_listing(Span<const std::int32_t> attributes) {
+MapListing read_listing(Span<const std::int32_t> attributes) {
   Reader reader(attributes);
-  Listing list;
+  MapListing list;
   list.n_operands = reader.next_in("the number of operands", 1, kMapOperands);
   const std::int32_t n_results = reader.next_in("the number of results", 1, kMapResults);
   list.n_constants = reader.next_in("the number of constants", 0, kMapConstants);
@@ -140,7 +95,7 @@ Listing read_listing(Span<const std::int32_t> attributes) {
     list.dims[kMapAxes - ndim + d] = reader.next_in("an axis", 1, INT32_MAX);
   list.reduced = read_axes(reader, list, ndim, "the reduced axes");
   for (std::int32_t i = 0; i < list.n_operands; ++i) {
-    Value operand;
+    MapValue operand;
     operand.axes = read_axes(reader, list, ndim, "the axes of an operand");
     list.values.push_back(operand);
   }
@@ -169,12 +124,7 @@ void check_size(const Operand& operand, std::uint64_t elements, const std::strin
               " elements");
 }
 
-bool share_bytes(const Tensor& a, const Tensor& b) {
-  return a.role != Role::constant && b.role != Role::constant && a.offset < b.offset + b.bytes &&
-         b.offset < a.offset + a.bytes;
-}
-
-void check_operands(const Operands& o, const Listing& list) {
+void check_operands(const Operands& o, const MapListing& list) {
   require(
       o.n_inputs == static_cast<std::size_t>(list.n_operands) && o.n_outputs == list.results.size(),
       "BadOperand", "the program has another number of operands or results");
@@ -200,7 +150,7 @@ void check_operands(const Operands& o, const Listing& list) {
   require(whole, "BadShape", "no operand or result has the size of the box");
 }
 
-void mark_needed(Listing& list) {
+void mark_needed(MapListing& list) {
   for (const std::int32_t result : list.results)
     list.values[static_cast<std::size_t>(result)].needed = true;
   for (std::size_t v = list.values.size(); v-- > 0;) {
@@ -210,412 +160,15 @@ void mark_needed(Listing& list) {
   }
 }
 
-// A product that one step alone reads becomes part of that step, or of the sum that reads it.
-class PairFusion {
- public:
-  explicit PairFusion(Listing& list) : list_(list), readers_(list.values.size(), 0) {
-    for (const Value& value : list.values) {
-      for (const std::int32_t in : value.in) readers_[at(in)] += value.needed ? 1 : 0;
-    }
-    for (const std::int32_t result : list.results) ++readers_[at(result)];
-  }
-
-  void run() {
-    for (Value& value : list_.values) {
-      if (!value.needed || !value.step) continue;
-      if (value.function == MapFunction::add && !fuse(value, 0, MapFunction::multiply_add))
-        fuse(value, 1, MapFunction::multiply_add);
-      else if (value.function == MapFunction::sub && !fuse(value, 0, MapFunction::multiply_sub))
-        fuse(value, 1, MapFunction::sub_multiply);
-      else if (value.function == MapFunction::sum)
-        fuse_sum(value);
-    }
-  }
-
- private:
-  static std::size_t at(std::int32_t value) { return static_cast<std::size_t>(value); }
-
-  bool product(std::int32_t number, std::uint32_t axes) const {
-    const Value& value = list_.values[at(number)];
-    return value.step && value.function == MapFunction::mul && value.axes == axes &&
-           readers_[at(number)] == 1;
-  }
-
-  bool fuse(Value& value, std::size_t side, MapFunction function) {
-    const std::int32_t number = value.in[side], other = value.in[1 - side];
-    if (!product(number, value.axes)) return false;
-    Value& mul = list_.values[at(number)];
-    mul.needed = false;
-    value.in = {mul.in[0], mul.in[1], other};
-    value.function = function;
-    return true;
-  }
-
-  void fuse_sum(Value& value) {
-    const std::int32_t number = value.in[0];
-    if (!product(number, list_.whole())) return;
-    Value& mul = list_.values[at(number)];
-    for (const std::int32_t in : mul.in) {
-      if (list_.values[at(in)].axes != list_.whole()) return;
-    }
-    mul.needed = false;
-    value.in = mul.in;
-  }
-
-  Listing& list_;
-  std::vector<std::int32_t> readers_;
-};
-
-// The arrays a MapProgram points to.
-struct Laid {
-  MapProgram program;
-  std::vector<float> constants;
-  std::vector<MapTensor> operands, results;
-  std::vector<MapStage> stages;
-  std::vector<MapStep> steps;
-  std::vector<MapReduction> reductions;
-  std::vector<std::int32_t> loads;
-  std::vector<Index> registers;
-  Index scratch_floats = 0;
-};
-
-MapKind kind_of(const Value& value) { return static_cast<MapKind>(value.axes >> 2); }
-
-// Puts a checked listing in order. Steps first name values; registers are given to them at the end,
-// when it is known how long each lives.
-class Layout {
- public:
-  Layout(Listing list, const Operands& o) : list_(std::move(list)) {
-    lay_tiles();
-    lay_tensors(o);
-    lay_stages();
-    lay_registers();
-    bind();
-  }
-  std::shared_ptr<Laid> take() { return std::move(laid_); }
-
- private:
-  // Rows are tiled together only whole, so that a tile is contiguous in every box-sized tensor.
-  void lay_tiles() {
-    MapProgram& p = laid_->program;
-    std::copy(list_.dims, list_.dims + kMapAxes, p.dims);
-    for (Index d = 0; d < kMapAxes; ++d) p.reduced[d] = (list_.reduced >> d & 1U) != 0;
-    const Index rows = p.dims[2], columns = p.dims[3];
-    const auto even = [](Index size, Index most) {
-      const Index pieces = (size + most - 1) / most;
-      return (size + pieces - 1) / pieces;
-    };
-    if (columns <= kMapTile) {
-      p.tile_columns = columns;
-      p.tile_rows = even(rows, kMapTile / columns);
-    } else {
-      p.tile_columns = std::min(kMapTile, (even(columns, kMapTile) + 15) / 16 * 16);
-    }
-    resident_ = true;
-    const Index steps[kMapAxes] = {1, 1, p.tile_rows, p.tile_columns};
-    for (Index d = 0; d < kMapAxes; ++d) resident_ &= !p.reduced[d] || p.dims[d] <= steps[d];
-  }
-
-  Index room(MapKind kind) const {
-    const MapProgram& p = laid_->program;
-    const Index rows = (kind & kMapRows) != 0 ? p.tile_rows : 1;
-    const Index columns = (kind & kMapColumns) != 0 ? p.tile_columns : 1;
-    return (rows * columns + kMapPad + 15) / 16 * 16;
-  }
-
-  Index reserve(Index floats) {
-    const Index at = laid_->scratch_floats;
-    laid_->scratch_floats += floats;
-    return at;
-  }
-
-  MapTensor tensor_of(const Operand& operand, const Value& value) const {
-    MapTensor tensor;
-    tensor.data = floats_out(operand);
-    tensor.elements = elements(operand);
-    tensor.kind = kind_of(value);
-    Index stride = 1;
-    for (Index d = kMapAxes - 1; d >= 0; --d) {
-      if ((value.axes >> d & 1U) == 0) continue;
-      tensor.strides[d] = stride;
-      stride *= list_.dims[d];
-    }
-    return tensor;
-  }
-
-  void lay_tensors(const Operands& o) {
-    for (std::size_t i = 0; i < o.n_inputs; ++i) {
-      MapTensor tensor = tensor_of(o.in[i], list_.values[i]);
-      tensor.cell = reserve(room(tensor.kind));
-      tensor.slot = static_cast<std::int32_t>(i);
-      laid_->operands.push_back(tensor);
-    }
-    laid_->constants = list_.constants;
-    laid_->constants.resize(laid_->constants.size() + kMapPad);
-    // Those of the box first: the stage of the last tiles stores them.
-    for (const bool group : {false, true}) {
-      for (std::size_t i = 0; i < o.n_outputs; ++i) {
-        const std::int32_t number = list_.results[i];
-        const Value& value = list_.values[static_cast<std::size_t>(number)];
-        if (list_.of_group(value) != group) continue;
-        MapTensor tensor = tensor_of(o.out[i], value);
-        tensor.slot = number;
-        tensor.direct = direct(o, i, value);
-        laid_->results.push_back(tensor);
-        n_box_results_ += group ? 0 : 1;
-      }
-    }
-  }
-
-  // A box-sized result in bytes of its own may be written before everything has read its tile.
-  bool direct(const Operands& o, std::size_t result, const Value& value) const {
-    bool apart = value.axes == list_.whole() && (value.axes & 8U) != 0;
-    for (std::size_t k = 0; k < o.n_inputs; ++k)
-      apart &= !share_bytes(*o.in[k].tensor, *o.out[result].tensor);
-    for (std::size_t i = 0; i < result; ++i) apart &= list_.results[i] != list_.results[result];
-    return apart;
-  }
-
-  // Steps and reductions in the order in which they run. A slot below base() is that of an operand
-  // or a constant, one from there on a register that lay_registers() will find a place for.
-  void lay_stages() {
-    std::int32_t last = 0, last_tiles = -1;
-    for (const Value& value : list_.values) {
-      if (!value.needed) continue;
-      last = std::max(last, value.depth);
-      const bool reduces = value.step && is_reduction(value.function);
-      if (reduces) last_tiles = std::max(last_tiles, value.depth - 1);
-      if (!list_.of_group(value)) last_tiles = std::max(last_tiles, value.depth);
-    }
-    slots_.resize(list_.values.size());
-    for (std::int32_t v = 0; v < base(); ++v) slots_[static_cast<std::size_t>(v)] = v;
-    computed_.assign(list_.values.size(), false);
-    laid_->program.group_loads = add_loads([this](std::size_t v) {
-      return list_.values[v].needed && list_.of_group(list_.values[v]);
-    });
-    for (std::int32_t depth = 0; depth <= last; ++depth) lay_stage(depth, depth == last_tiles);
-    laid_->program.group_stores = {n_box_results_,
-                                   static_cast<std::int32_t>(laid_->results.size())};
-    for (std::size_t i = static_cast<std::size_t>(n_box_results_); i < laid_->results.size(); ++i)
-      take_result(laid_->results[i], {0, here()});
-  }
-
-  std::int32_t base() const { return list_.n_operands + list_.n_constants; }
-  std::int32_t here() const { return static_cast<std::int32_t>(laid_->steps.size()); }
-  std::int32_t slot_of(std::int32_t value) const { return slots_[static_cast<std::size_t>(value)]; }
-  const Value& value_of(std::int32_t value) const {
-    return list_.values[static_cast<std::size_t>(value)];
-  }
-
-  template <class Chosen>
-  MapRange add_loads(Chosen chosen) {
-    MapRange range{static_cast<std::int32_t>(laid_->loads.size()), 0};
-    for (std::int32_t i = 0; i < list_.n_operands; ++i) {
-      if (chosen(static_cast<std::size_t>(i))) laid_->loads.push_back(i);
-    }
-    range.end = static_cast<std::int32_t>(laid_->loads.size());
-    return range;
-  }
-
-  bool reduced_at(const Value& value, std::int32_t depth) const {
-    return value.needed && value.step && is_reduction(value.function) && value.depth == depth + 1;
-  }
-
-  // Values of the tiles of one stage: what its reductions and stores need, back to the operands.
-  std::vector<bool> cone(std::int32_t depth, bool stores) const {
-    std::vector<bool> wanted(list_.values.size(), false);
-    for (const Value& value : list_.values) {
-      if (!reduced_at(value, depth)) continue;
-      for (const std::int32_t in : value.in) wanted[static_cast<std::size_t>(in)] = true;
-    }
-    for (std::int32_t i = 0; stores && i < n_box_results_; ++i)
-      wanted[static_cast<std::size_t>(laid_->results[static_cast<std::size_t>(i)].slot)] = true;
-    for (std::size_t v = wanted.size(); v-- > 0;) {
-      if (list_.of_group(list_.values[v])) wanted[v] = false;
-      if (!wanted[v]) continue;
-      for (const std::int32_t in : list_.values[v].in) wanted[static_cast<std::size_t>(in)] = true;
-    }
-    return wanted;
-  }
-
-  void lay_stage(std::int32_t depth, bool stores) {
-    MapStage stage;
-    stage.group_steps.begin = here();
-    for (std::size_t v = 0; v < list_.values.size(); ++v) {
-      const Value& value = list_.values[v];
-      const bool group = value.needed && value.step && !is_reduction(value.function) &&
-                         list_.of_group(value) && value.depth == depth;
-      if (group) add_step(v);
-    }
-    stage.group_steps.end = here();
-    const std::vector<bool> wanted = cone(depth, stores);
-    stage.tiles = std::find(wanted.begin(), wanted.end(), true) != wanted.end();
-    // A tile that holds all of a group keeps what earlier stages computed.
-    const auto missing = [&](std::size_t v) { return wanted[v] && !(resident_ && computed_[v]); };
-    stage.loads = add_loads(missing);
-    stage.steps.begin = here();
-    for (std::size_t v = 0; v < list_.values.size(); ++v) {
-      if (missing(v) && list_.values[v].step) add_step(v);
-      if (wanted[v]) computed_[v] = true;
-    }
-    stage.steps.end = here();
-    // What a tile reads stays until the last one has.
-    for (std::int32_t i = stage.steps.begin; i < stage.steps.end; ++i) {
-      for (const std::int32_t slot : laid_->steps[static_cast<std::size_t>(i)].in) {
-        if (!made_in(slot, stage.steps)) use(slot);
-      }
-    }
-    add_reductions(depth, stage);
-    stage.stores = {0, stores ? n_box_results_ : 0};
-    for (std::int32_t i = 0; i < stage.stores.end; ++i)
-      take_result(laid_->results[static_cast<std::size_t>(i)], stage.steps);
-    laid_->stages.push_back(stage);
-  }
-
-  // From the value a result shows to the slot that holds it; `steps` run after the kernel has
-  // decided where direct results go.
-  void take_result(MapTensor& result, const MapRange& steps) {
-    result.slot = slot_of(result.slot);
-    use(result.slot);
-    result.direct &= made_in(result.slot, steps);
-    if (result.direct) lives_[static_cast<std::size_t>(result.slot - base())].alone = true;
-  }
-
-  void add_step(std::size_t v) {
-    const Value& value = list_.values[v];
-    MapStep step;
-    step.function = value.function;
-    step.kind = kind_of(value);
-    for (std::size_t k = 0; k < value.in.size(); ++k) {
-      const MapKind kind = kind_of(value_of(value.in[k]));
-      step.in[k] = slot_of(value.in[k]);
-      use(step.in[k]);
-      step.by_rows |= step.kind == kMapFull && kind != kMapFull && kind != kMapOne;
-      step.row_numbers[k] = kind == kMapFull ? -1 : (kind & kMapRows) != 0 ? 1 : 0;
-    }
-    for (std::size_t k = 0; k < value.in.size(); ++k) {
-      const MapKind kind = kind_of(value_of(value.in[k]));
-      const bool moves = step.by_rows ? (kind & kMapColumns) != 0 : kind != kMapOne;
-      step.moving = static_cast<std::uint8_t>(step.moving | (moves ? 1U << k : 0U));
-    }
-    step.out = slots_[v] = born(step.kind);
-    laid_->steps.push_back(step);
-  }
-
-  void add_reductions(std::int32_t depth, MapStage& stage) {
-    stage.reductions.begin = static_cast<std::int32_t>(laid_->reductions.size());
-    for (std::size_t v = 0; v < list_.values.size(); ++v) {
-      const Value& value = list_.values[v];
-      if (!reduced_at(value, depth)) continue;
-      MapReduction reduction;
-      reduction.function = value.function;
-      reduction.kind = kind_of(value);
-      reduction.in = slot_of(value.in[0]);
-      use(reduction.in);
-      if (value.in.size() > 1) {
-        reduction.times = slot_of(value.in[1]);
-        use(reduction.times);
-      }
-      const bool along = (reduction.kind & kMapColumns) == 0;
-      // Sums down columns have a float for each beside their double.
-      reduction.floats = along ? 2 * kMapLanes * room(reduction.kind) : 3 * room(reduction.kind);
-      reduction.total = reserve(reduction.floats);
-      reduction.out = slots_[v] = born(reduction.kind);
-      laid_->reductions.push_back(reduction);
-    }
-    stage.reductions.end = static_cast<std::int32_t>(laid_->reductions.size());
-  }
-
-  // A number computed at some step and read until another, in a register of its kind.
-  struct Life {
-    MapKind kind;
-    std::int32_t born, last;
-    bool alone;  // no other life has its register
-  };
-
-  std::int32_t born(MapKind kind) {
-    lives_.push_back({kind, here(), here(), false});
-    return base() + static_cast<std::int32_t>(lives_.size()) - 1;
-  }
-
-  void use(std::int32_t slot) {
-    if (slot >= base()) lives_[static_cast<std::size_t>(slot - base())].last = here();
-  }
-
-  bool made_in(std::int32_t slot, const MapRange& steps) const {
-    if (slot < base()) return false;
-    const Life& life = lives_[static_cast<std::size_t>(slot - base())];
-    return life.born >= steps.begin && life.born < steps.end;
-  }
-
-  static bool follows(const Life& life, const Life& before) {
-    return life.kind == before.kind && before.last < life.born && !life.alone && !before.alone;
-  }
-
-  // A register is free again after the last step that reads it, never for that step's own result.
-  void lay_registers() {
-    std::vector<std::int32_t> found(lives_.size());
-    std::vector<std::size_t> holder;  // of each register, the life that had it last
-    for (std::size_t i = 0; i < lives_.size(); ++i) {
-      std::size_t r = 0;
-      while (r < holder.size() && !follows(lives_[i], lives_[holder[r]])) ++r;
-      if (r == holder.size()) {
-        holder.push_back(i);
-        laid_->registers.push_back(reserve(room(lives_[i].kind)));
-      }
-      holder[r] = i;
-      found[i] = base() + static_cast<std::int32_t>(r);
-    }
-    const auto settle = [&](std::int32_t& slot) {
-      if (slot >= base()) slot = found[static_cast<std::size_t>(slot - base())];
-    };
-    for (MapStep& step : laid_->steps) {
-      for (std::int32_t& in : step.in) settle(in);
-      settle(step.out);
-    }
-    for (MapReduction& reduction : laid_->reductions) {
-      settle(reduction.in);
-      settle(reduction.times);
-      settle(reduction.out);
-    }
-    for (MapTensor& result : laid_->results) settle(result.slot);
-  }
-
-  void bind() {
-    MapProgram& p = laid_->program;
-    p.n_operands = list_.n_operands;
-    p.n_constants = list_.n_constants;
-    p.n_registers = static_cast<std::int32_t>(laid_->registers.size());
-    p.n_stages = static_cast<std::int32_t>(laid_->stages.size());
-    p.operands = laid_->operands.data();
-    p.constants = laid_->constants.data();
-    p.registers = laid_->registers.data();
-    p.stages = laid_->stages.data();
-    p.steps = laid_->steps.data();
-    p.reductions = laid_->reductions.data();
-    p.loads = laid_->loads.data();
-    p.results = laid_->results.data();
-  }
-
-  Listing list_;
-  std::shared_ptr<Laid> laid_ = std::make_shared<Laid>();
-  bool resident_ = true;
-  std::int32_t n_box_results_ = 0;
-  std::vector<std::int32_t> slots_;  // of each value, where it was computed last
-  std::vector<bool> computed_;       // in a tile of an earlier stage
-  std::vector<Life> lives_;
-};
-
 }  // namespace
 
 Call prepare_map(const Operands& o, const Kernels& kernels) {
-  Listing list = read_listing(o.attributes);
+  MapListing list = read_listing(o.attributes);
   check_operands(o, list);
   mark_needed(list);
-  PairFusion(list).run();
   const double work =
       static_cast<double>(list.elements(list.whole())) * static_cast<double>(list.values.size());
-  const std::shared_ptr<const Laid> laid = Layout(std::move(list), o).take();
+  const std::shared_ptr<const LaidMap> laid = lay_out_map(std::move(list), o);
   const auto kernel = kernels.map;
   return {[kernel, laid](const Worker& worker) { kernel(laid->program, worker); },
           bytes_of_floats(static_cast<std::uint64_t>(laid->scratch_floats)), work};

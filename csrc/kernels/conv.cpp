@@ -154,6 +154,7 @@ Correlation backward_correlation(const ConvArgs& a) {
 void conv(const ConvArgs& a, const Worker& worker) {
   if (depthwise::takes(a)) return depthwise_conv(a, worker);
   if (pointwise::takes(a)) return pointwise_conv(a, worker);
+  if (vertical::takes(a)) return vertical_conv(a, worker);
   const Correlation c = forward_correlation(a);
   const winograd::Problem minimal = winograd::forward_problem(a);
   const winograd::Blocks tiles = winograd::correlate_blocks(a, minimal);
@@ -170,6 +171,7 @@ void conv(const ConvArgs& a, const Worker& worker) {
 void conv_grad_x(const ConvArgs& a, const Worker& worker) {
   if (depthwise::takes(a)) return depthwise_grad_x(a, worker);
   if (pointwise::takes(a)) return pointwise_grad_x(a, worker);
+  if (vertical::takes(a)) return vertical_grad_x(a, worker);
   const Correlation c = backward_correlation(a);
   const winograd::Problem minimal = winograd::backward_problem(a);
   const winograd::Blocks tiles = winograd::correlate_blocks(a, minimal);

@@ -20,7 +20,17 @@ EDGE_INLINE Vec with_sign_of(Vec magnitude, Vec sign) {
   return floats_of(bits_of(magnitude) | (bits_of(sign) & static_cast<std::int32_t>(0x80000000U)));
 }
 
-// x = n ln 2 + r, |r| <= ln 2 / 2; e^r to 3.1e-9, then n into the exponent.
+// e^r for |r| <= ln 2 / 2, to 3.1e-9.
+EDGE_INLINE Vec exp_near_zero(Vec r) {
+  Vec p = splat(0.00138145965F);
+  p = p * r + 0.00836871751F;
+  p = p * r + 0.0416683890F;
+  p = p * r + 0.166665211F;
+  p = p * r + 0.49999994F;
+  return (p * (r * r) + r) + 1.0F;
+}
+
+// x = n ln 2 + r, |r| <= ln 2 / 2; e^r, then n into the exponent.
 EDGE_INLINE Vec exp_of(Vec x) {
   // Beyond these the result is 0 or infinity anyway.
   const Vec low = splat(-87.33654F), high = splat(88.72284F);
@@ -31,12 +41,7 @@ EDGE_INLINE Vec exp_of(Vec x) {
   const Vec shifted = inside * 1.44269504F + magic;
   const Vec n = shifted - magic;
   const Vec r = (inside - n * 0.693359375F) - n * -0.000212194440F;
-  Vec p = splat(0.00138145965F);
-  p = p * r + 0.00836871751F;
-  p = p * r + 0.0416683890F;
-  p = p * r + 0.166665211F;
-  p = p * r + 0.49999994F;
-  const Vec fraction = (p * (r * r) + r) + 1.0F;
+  const Vec fraction = exp_near_zero(r);
   // In two factors: 2^128 alone is no float.
   const IntVec exponent = bits_of(shifted) - bits_of(magic);
   const IntVec half = exponent >> 1;
@@ -101,6 +106,16 @@ EDGE_INLINE Vec sigmoid_of(Vec x) {
   return select(x < Vec{}, e, splat(1.0F)) / (1.0F + e);
 }
 
+// e^x where it is a normal number, -87 < x < 88: no edge to look after. A NaN stays a NaN.
+EDGE_INLINE Vec exp_normal(Vec x) {
+  const Vec magic = splat(12582912.0F);
+  const Vec shifted = x * 1.44269504F + magic;
+  const Vec n = shifted - magic;
+  const Vec r = (x - n * 0.693359375F) - n * -0.000212194440F;
+  const IntVec exponent = bits_of(shifted) - bits_of(magic);
+  return exp_near_zero(r) * floats_of((exponent + 127) << 23);
+}
+
 // |x| < 1: x + x P(x^2) to 1.2e-9; up to 4: 1 - exp(-Q(|x|)) to 3.1e-11; beyond, 1 is nearest.
 EDGE_INLINE Vec erf_of(Vec x) {
   const Vec size = abs_of(x), square = x * x;
@@ -121,7 +136,7 @@ EDGE_INLINE Vec erf_of(Vec x) {
   q = q * t + 0.633272409F;
   q = q * t + 1.12955201F;
   q = q * t + -0.000182460484F;
-  const Vec far = 1.0F - exp_of(-q);
+  const Vec far = 1.0F - exp_normal(-q);
   return select(size < splat(1.0F), near, with_sign_of(far, x));
 }
 
