@@ -48,6 +48,7 @@ def main() -> int:
     network = NETWORKS[options.network]
     model = network.build().train()
     rounds: list[float] = []
+    unacknowledged: set[int] = set()
     received, wanted = bytearray(), 4 * sum(p.numel() for p in model.parameters())
 
     def train(client: mqtt.Client, _: object, message: mqtt.MQTTMessage) -> None:
@@ -61,15 +62,19 @@ def main() -> int:
         _epoch(model, _scaled(x, network.shape), y, options.batch)
         weights = torch.nn.utils.parameters_to_vector(model.parameters())
         for piece in pieces(weights.detach().numpy().tobytes()):
-            client.publish("bench/update", piece, qos=1)
+            unacknowledged.add(client.publish("bench/update", piece, qos=1).mid)
         rounds.append(time.monotonic() - started_s)
-        if len(rounds) == options.rounds:
+
+    def acknowledge(client: mqtt.Client, _: object, mid: int, *_details: object) -> None:
+        unacknowledged.discard(mid)
+        if len(rounds) == options.rounds and not unacknowledged:
             client.disconnect()
 
     client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
     client.on_connect = lambda c, *_: c.subscribe("bench/weights", qos=1)
     client.on_subscribe = lambda *_: print("ready", flush=True)
     client.on_message = train
+    client.on_publish = acknowledge
     client.connect("127.0.0.1", options.port)
     client.loop_forever()
     print(json.dumps({"rss_peak_kb": peak_rss_kb(), "import_s": IMPORT_S, "cpu_s": time.process_time()}), flush=True)
