@@ -83,13 +83,24 @@ struct Pow {
 
 // a * b, rounded to float32 before anything is added to it: the compiler makes no fused
 // multiply-add of it. So a step computes the same bits whether or not the engine joined it with
-// another.
+// another. GCC has no pragma for that, and takes a vector apart for its __builtin_assoc_barrier, so
+// it is told that something may happen to the product while it lies in a register.
 EDGE_INLINE Vec product(Vec a, Vec b) {
 #if defined(__clang__)
 #pragma clang fp contract(off)
   return a * b;
+#elif defined(__AVX512F__) || defined(__SSE2__) || defined(__ARM_NEON)
+  Vec c = a * b;
+#if defined(__AVX512F__)
+  asm("" : "+v"(c));
+#elif defined(__SSE2__)
+  asm("" : "+x"(c));
+#else
+  asm("" : "+w"(c));
+#endif
+  return c;
 #elif __GNUC__ >= 12
-  return __builtin_assoc_barrier(a * b);
+  return __builtin_assoc_barrier(a * b);  // no vector registers, so nothing is taken apart
 #else
   return a * b;  // older GCC may round once less
 #endif
