@@ -1,5 +1,5 @@
-// dlib, one thread: `dlib_child FOLDER NETWORK BATCH LR MOMENTUM`, where FOLDER holds x.f32 and y.i32.
-// Compiled by install.sh; the answers are those of channel.py.
+// dlib, one thread: `dlib_child FOLDER NETWORK BATCH LR MOMENTUM`, where FOLDER holds x.f32 and
+// y.i32. Compiled by install.sh; the answers are those of channel.py.
 #include <dlib/dnn.h>
 #include <dlib/revision.h>
 
@@ -20,21 +20,26 @@ template <int size, typename Below>
 using halve = max_pool<size, size, size, size, Below>;
 
 using Grey = matrix<float>;
-using LeNet5 = loss_multiclass_log<
-    fc<10, relu<fc<84, relu<fc<120, halve<2, relu<convolution<16, 5, 1, 0,
-    halve<2, relu<convolution<6, 5, 1, 2, input<Grey>>>>>>>>>>>>>;
+using LeNet5 = loss_multiclass_log<fc<
+    10,
+    relu<fc<84,
+            relu<fc<120, halve<2, relu<convolution<
+                                      16, 5, 1, 0,
+                                      halve<2, relu<convolution<6, 5, 1, 2, input<Grey>>>>>>>>>>>>>;
 
 template <long channels, int stride, typename Below>
-using body = bn_con<convolution<channels, 3, 1, 1, relu<bn_con<convolution<channels, 3, stride, 1, Below>>>>>;
+using body = bn_con<
+    convolution<channels, 3, 1, 1, relu<bn_con<convolution<channels, 3, stride, 1, Below>>>>>;
 template <long channels, typename Below>
 using same = relu<add_prev1<body<channels, 1, tag1<Below>>>>;
 template <long channels, typename Below>
-using down = relu<add_prev2<bn_con<convolution<channels, 1, 2, 0,
-    skip1<tag2<body<channels, 2, tag1<Below>>>>>>>>;
+using down = relu<
+    add_prev2<bn_con<convolution<channels, 1, 2, 0, skip1<tag2<body<channels, 2, tag1<Below>>>>>>>>;
 
 using Colour = std::array<matrix<float>, 3>;
-using ResNet8 = loss_multiclass_log<fc<10, avg_pool_everything<
-    down<64, down<32, same<16, relu<bn_con<convolution<16, 3, 1, 1, input<Colour>>>>>>>>>>;
+using ResNet8 = loss_multiclass_log<
+    fc<10, avg_pool_everything<down<
+               64, down<32, same<16, relu<bn_con<convolution<16, 3, 1, 1, input<Colour>>>>>>>>>>;
 
 template <typename T>
 std::vector<T> read_all(const std::string& path) {
@@ -71,9 +76,11 @@ std::vector<Sample> samples_of(const std::vector<float>& x, long batch, long cha
 }
 
 template <typename Net>
-void serve(const std::string& folder, long batch, long channels, long size, double lr, double momentum) {
+void serve(const std::string& folder, long batch, long channels, long size, double lr,
+           double momentum) {
   using Sample = typename Net::input_type;
-  const auto samples = samples_of<Sample>(read_all<float>(folder + "/x.f32"), batch, channels, size);
+  const auto samples =
+      samples_of<Sample>(read_all<float>(folder + "/x.f32"), batch, channels, size);
   const auto y = read_all<std::int32_t>(folder + "/y.i32");
   if (y.size() != samples.size()) throw std::runtime_error("one label a sample");
   const std::vector<unsigned long> labels(y.begin(), y.end());
@@ -95,14 +102,18 @@ void serve(const std::string& folder, long batch, long channels, long size, doub
 }
 
 int main(int argc, char** argv) try {
-  if (argc != 6) throw std::runtime_error("usage: dlib_child FOLDER lenet5|resnet8 BATCH LR MOMENTUM");
+  if (argc != 6)
+    throw std::runtime_error("usage: dlib_child FOLDER lenet5|resnet8 BATCH LR MOMENTUM");
   const std::string folder = argv[1], name = argv[2];
   const long batch = std::stol(argv[3]);
   const double lr = std::stod(argv[4]), momentum = std::stod(argv[5]);
   std::cout.precision(9);
-  if (name == "lenet5") serve<LeNet5>(folder, batch, 1, 28, lr, momentum);
-  else if (name == "resnet8") serve<ResNet8>(folder, batch, 3, 32, lr, momentum);
-  else throw std::runtime_error("unknown network " + name);
+  if (name == "lenet5")
+    serve<LeNet5>(folder, batch, 1, 28, lr, momentum);
+  else if (name == "resnet8")
+    serve<ResNet8>(folder, batch, 3, 32, lr, momentum);
+  else
+    throw std::runtime_error("unknown network " + name);
 } catch (const std::exception& error) {
   std::cerr << error.what() << '\n';
   return 1;
