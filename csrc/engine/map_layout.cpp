@@ -6,10 +6,13 @@ namespace edge {
 
 namespace {
 
-// A product that one step alone reads becomes part of that step, or of the sum that reads it.
-class PairFusion {
+MapKind kind_of(const MapValue& value) { return static_cast<MapKind>(value.axes >> 2); }
+
+// A product that one step alone reads becomes part of that step, or of the sum that reads it; so do
+// the steps of a clip and of its gradient. The bits of every result stay those of the steps alone.
+class StepFusion {
  public:
-  explicit PairFusion(MapListing& list) : list_(list), readers_(list.values.size(), 0) {
+  explicit StepFusion(MapListing& list) : list_(list), readers_(list.values.size(), 0) {
     for (const MapValue& value : list.values) {
       for (const std::int32_t in : value.in) readers_[at(in)] += value.needed ? 1 : 0;
     }
@@ -23,6 +26,10 @@ class PairFusion {
         fuse(value, 1, MapFunction::multiply_add);
       else if (value.function == MapFunction::sub && !fuse(value, 0, MapFunction::multiply_sub))
         fuse(value, 1, MapFunction::sub_multiply);
+      else if (value.function == MapFunction::relu)
+        fuse_relu(value);
+      else if (value.function == MapFunction::relu_grad)
+        fuse_clip_grad(value);
       else if (value.function == MapFunction::sum)
         fuse_sum(value);
     }
@@ -31,38 +38,81 @@ class PairFusion {
  private:
   static std::size_t at(std::int32_t value) { return static_cast<std::size_t>(value); }
 
-  bool product(std::int32_t number, std::uint32_t axes) const {
-    const MapValue& value = list_.values[at(number)];
-    return value.step && value.function == MapFunction::mul && value.axes == axes &&
+  MapValue& value_of(std::int32_t number) { return list_.values[at(number)]; }
+
+  // A step of this function that nothing else reads.
+  bool own(std::int32_t number, MapFunction function, std::uint32_t axes) {
+    const MapValue& value = value_of(number);
+    return value.step && value.function == function && value.axes == axes &&
            readers_[at(number)] == 1;
   }
 
   bool fuse(MapValue& value, std::size_t side, MapFunction function) {
     const std::int32_t number = value.in[side], other = value.in[1 - side];
-    if (!product(number, value.axes)) return false;
-    MapValue& mul = list_.values[at(number)];
+    if (!own(number, MapFunction::mul, value.axes)) return false;
+    MapValue& mul = value_of(number);
     mul.needed = false;
     value.in = {mul.in[0], mul.in[1], other};
     value.function = function;
     return true;
   }
 
-  void fuse_sum(MapValue& value) {
-    const std::int32_t number = value.in[0];
-    if (!product(number, list_.whole())) return;
-    MapValue& mul = list_.values[at(number)];
-    for (const std::int32_t in : mul.in) {
-      if (list_.values[at(in)].axes != list_.whole()) return;
-    }
-    mul.needed = false;
-    value.in = mul.in;
+  void fuse_relu(MapValue& value) {
+    if (!own(value.in[0], MapFunction::multiply_add, value.axes)) return;
+    MapValue& sum = value_of(value.in[0]);
+    sum.needed = false;
+    value.in = sum.in;
+    value.function = MapFunction::multiply_add_relu;
   }
+
+  // relu_grad(d * less(y, limit), y)
+  void fuse_clip_grad(MapValue& value) {
+    const std::int32_t number = value.in[0], y = value.in[1];
+    if (!own(number, MapFunction::mul, value.axes)) return;
+    MapValue& mul = value_of(number);
+    for (std::size_t side = 0; side < 2; ++side) {
+      MapValue& less = value_of(mul.in[side]);
+      if (!own(mul.in[side], MapFunction::less, less.axes) || less.in[0] != y) continue;
+      mul.needed = less.needed = false;
+      value.in = {mul.in[1 - side], y, less.in[1]};
+      value.function = MapFunction::clip_grad;
+      return;
+    }
+  }
+
+  void fuse_sum(MapValue& value) {
+    const std::int32_t weight = take_weight(value);
+    if (own(value.in[0], MapFunction::mul, list_.whole())) {
+      MapValue& mul = value_of(value.in[0]);
+      if (whole(mul.in[0]) && whole(mul.in[1])) {
+        mul.needed = false;
+        value.in = mul.in;
+      }
+    }
+    if (value.weighted) value.in.push_back(weight);
+  }
+
+  // Has a sum read the other factor of a product with what is one number in a tile; that number.
+  std::int32_t take_weight(MapValue& sum) {
+    if (!own(sum.in[0], MapFunction::mul, list_.whole())) return -1;
+    MapValue& mul = value_of(sum.in[0]);
+    for (std::size_t side = 0; side < 2; ++side) {
+      const std::int32_t weight = mul.in[side];
+      if (whole(weight) || kind_of(value_of(weight)) != kMapOne || !whole(mul.in[1 - side]))
+        continue;
+      mul.needed = false;
+      sum.weighted = true;
+      sum.in = {mul.in[1 - side]};
+      return weight;
+    }
+    return -1;
+  }
+
+  bool whole(std::int32_t number) { return value_of(number).axes == list_.whole(); }
 
   MapListing& list_;
   std::vector<std::int32_t> readers_;
 };
-
-MapKind kind_of(const MapValue& value) { return static_cast<MapKind>(value.axes >> 2); }
 
 // Puts a checked listing in order. Steps first name values; registers are given to them at the end,
 // when it is known how long each lives.
@@ -295,7 +345,11 @@ class Layout {
       reduction.kind = kind_of(value);
       reduction.in = slot_of(value.in[0]);
       use(reduction.in);
-      if (value.in.size() > 1) {
+      if (value.weighted) {
+        reduction.weight = slot_of(value.in.back());
+        use(reduction.weight);
+      }
+      if (value.in.size() > (value.weighted ? 2 : 1)) {
         reduction.times = slot_of(value.in[1]);
         use(reduction.times);
       }
@@ -359,6 +413,7 @@ class Layout {
     for (MapReduction& reduction : laid_->reductions) {
       settle(reduction.in);
       settle(reduction.times);
+      settle(reduction.weight);
       settle(reduction.out);
     }
     for (MapTensor& result : laid_->results) settle(result.slot);
@@ -392,7 +447,7 @@ class Layout {
 }  // namespace
 
 std::shared_ptr<const LaidMap> lay_out_map(MapListing list, const Operands& operands) {
-  PairFusion(list).run();
+  StepFusion(list).run();
   return Layout(std::move(list), operands).take();
 }
 

@@ -17,6 +17,7 @@ struct MapValue {
   MapFunction function = MapFunction::add;
   std::vector<std::int32_t> in;
   bool needed = false;
+  bool weighted = false;  // a sum whose last operand is a weight
 };
 
 inline bool is_reduction(MapFunction function) {

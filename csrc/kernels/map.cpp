@@ -127,30 +127,42 @@ EDGE_INLINE void add_lanes(double* total, Vec v) {
   for (Index i = 0; i < kLanes; ++i) total[i] += static_cast<double>(lanes[i]);
 }
 
-// x, or x times y where there is a y.
-template <bool Times>
-EDGE_INLINE Vec summand(const float* x, const float* y, Index i) {
-  return Times ? product(load(x + i), load(y + i)) : load(x + i);
+// What a sum takes of an element: x, times y where there is a y, times the weight of the tile where
+// there is one.
+struct Summand {
+  const float *x, *y;
+  float weight;
+};
+
+template <bool Times, bool Weighted>
+EDGE_INLINE Vec summand(const Summand& s, Index i) {
+  const Vec v = Times ? product(load(s.x + i), load(s.y + i)) : load(s.x + i);
+  return Weighted ? product(v, splat(s.weight)) : v;
 }
 
-template <bool Times>
-void sum_row(const float* x, const float* y, Index size, double* total) {
+template <bool Times, bool Weighted>
+EDGE_INLINE float summand_alone(const Summand& s, Index i) {
+  const Vec v = Times ? product(splat(s.x[i]), splat(s.y[i])) : splat(s.x[i]);
+  return (Weighted ? product(v, splat(s.weight)) : v)[0];
+}
+
+template <bool Times, bool Weighted>
+void sum_row(const Summand& s, Index begin, Index end, double* total) {
   Vec sums[4] = {};
-  Index i = 0;
-  for (; i + 4 * kLanes <= size; i += 4 * kLanes) {
-    for (Index v = 0; v < 4; ++v) sums[v] += summand<Times>(x, y, i + v * kLanes);
+  Index i = begin;
+  for (; i + 4 * kLanes <= end; i += 4 * kLanes) {
+    for (Index v = 0; v < 4; ++v) sums[v] += summand<Times, Weighted>(s, i + v * kLanes);
   }
-  for (; i + kLanes <= size; i += kLanes) sums[0] += summand<Times>(x, y, i);
-  if (size >= kLanes) add_lanes(total, (sums[0] + sums[1]) + (sums[2] + sums[3]));
-  for (; i < size; ++i)
-    total[0] += static_cast<double>(Times ? product(splat(x[i]), splat(y[i]))[0] : x[i]);
+  for (; i + kLanes <= end; i += kLanes) sums[0] += summand<Times, Weighted>(s, i);
+  if (end - begin >= kLanes) add_lanes(total, (sums[0] + sums[1]) + (sums[2] + sums[3]));
+  for (; i < end; ++i) total[0] += static_cast<double>(summand_alone<Times, Weighted>(s, i));
 }
 
-template <bool Times>
-void sum_columns(const float* x, const float* y, Index rows, Index columns, float* partial) {
+template <bool Times, bool Weighted>
+void sum_columns(const Summand& s, Index rows, Index columns, float* partial) {
   for (Index i = 0; i < columns; i += kLanes) {
     Vec sum = load(partial + i);
-    for (Index r = 0; r < rows; ++r) sum += summand<Times>(x, y, r * columns + i);
+    for (Index r = 0; r < rows; ++r) sum += summand<Times, Weighted>(s, r * columns + i);
     store(partial + i, sum);
   }
 }
@@ -199,20 +211,31 @@ void start(const MapReduction& reduction, float* total, Index floats) {
   for (Index i = 0; i < floats; ++i) total[i] = first;
 }
 
-template <bool Times>
-void feed_sum(const Shape& shape, const float* x, const float* y, bool flush, float* total) {
+template <bool Times, bool Weighted>
+void feed_sum(const Shape& shape, const Summand& s, bool flush, float* total) {
   auto* sums = reinterpret_cast<double*>(total);
   for (Index r = 0; shape.along && r < shape.rows; ++r) {
-    const Index at = r * shape.columns;
-    sum_row<Times>(x + at, y + at, shape.columns, sums + r * kMapLanes);
+    const Index begin = r * shape.columns;
+    sum_row<Times, Weighted>(s, begin, begin + shape.columns, sums + r * kMapLanes);
   }
   if (shape.along) return;
   float* partial = total + 2 * ceil_div(shape.columns, kMapLanes) * kMapLanes;
-  sum_columns<Times>(x, y, shape.rows, shape.columns, partial);
+  sum_columns<Times, Weighted>(s, shape.rows, shape.columns, partial);
   for (Index i = 0; flush && i < shape.columns; ++i) {
     sums[i] += static_cast<double>(partial[i]);
     partial[i] = 0.0F;
   }
+}
+
+void feed_sum(const Machine& machine, const MapReduction& reduction, const Shape& shape, bool flush,
+              float* total) {
+  const bool times = reduction.times >= 0, weighted = reduction.weight >= 0;
+  const float* x = machine.at[reduction.in];
+  const Summand s{x, times ? machine.at[reduction.times] : x,
+                  weighted ? *machine.at[reduction.weight] : 1.0F};
+  const auto feed = times ? (weighted ? feed_sum<true, true> : feed_sum<true, false>)
+                          : (weighted ? feed_sum<false, true> : feed_sum<false, false>);
+  feed(shape, s, flush, total);
 }
 
 template <class F>
@@ -227,10 +250,8 @@ void feed(Machine& machine, const MapReduction& reduction, const Tile& tile, boo
   const Shape shape = shape_of(reduction.kind, tile);
   const float* x = machine.at[reduction.in];
   float* total = machine.scratch + reduction.total;
-  if (reduction.times >= 0) {
-    feed_sum<true>(shape, x, machine.at[reduction.times], flush, total);
-  } else if (reduction.function == MapFunction::sum) {
-    feed_sum<false>(shape, x, x, flush, total);
+  if (reduction.function == MapFunction::sum) {
+    feed_sum(machine, reduction, shape, flush, total);
   } else if (reduction.function == MapFunction::maximum) {
     feed_best<Max>(shape, x, total);
   } else {

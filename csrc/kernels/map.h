@@ -39,10 +39,12 @@ enum class MapFunction : std::int32_t {
   sum = 64,   // over the reduced axes of the box
   maximum,
   minimum,
-  // Pairs of steps that the engine makes one; no number of the plan format.
+  // Steps in a row that the engine makes one; no number of the plan format.
   multiply_add = 128,  // a * b + c
   multiply_sub,        // a * b - c
   sub_multiply,        // c - a * b
+  multiply_add_relu,   // relu(a * b + c)
+  clip_grad,           // relu_grad(a * (b < c), b): of a clip to 0..c
 };
 
 constexpr Index kMapAxes = 4;
@@ -83,7 +85,9 @@ struct MapReduction {
   MapFunction function = MapFunction::sum;
   MapKind kind = kMapOne;  // of the result
   std::int32_t in = 0, out = 0;
-  std::int32_t times = -1;  // of a sum: the slot of what is multiplied with it before; -1 for none
+  // Of a sum, the slots of what is multiplied with each element before: an element, then one number
+  // for the tile; -1 for none.
+  std::int32_t times = -1, weight = -1;
   Index total = 0, floats = 0;  // its accumulators in scratch; at a multiple of 64 bytes
 };
 

@@ -114,6 +114,8 @@ EDGE_THREE(Where, select(a == Vec{}, c, b))
 EDGE_THREE(MultiplyAdd, product(a, b) + c)
 EDGE_THREE(MultiplySub, product(a, b) - c)
 EDGE_THREE(SubMultiply, c - product(a, b))
+EDGE_THREE(MultiplyAddRelu, Relu::apply(product(a, b) + c))
+EDGE_THREE(ClipGrad, ReluGrad::apply(a* Less::apply(b, c), b))
 #undef EDGE_THREE
 
 // Where an operand lies for a loop: `row` floats on for the next row.
@@ -216,6 +218,10 @@ Loop loop_of(MapFunction function, int moving) {
       return three<MultiplySub>(moving);
     case MapFunction::sub_multiply:
       return three<SubMultiply>(moving);
+    case MapFunction::multiply_add_relu:
+      return three<MultiplyAddRelu>(moving);
+    case MapFunction::clip_grad:
+      return three<ClipGrad>(moving);
     case MapFunction::relu:
       return loop_one<Relu>;
     default:
