@@ -42,12 +42,14 @@ py::list operand_list(const std::vector<std::uint32_t>& numbers) {
   return out;
 }
 
-py::dict describe(const py::bytes& bytes, bool operations) {
+py::dict describe(const py::bytes& bytes, bool whole) {
   const Plan plan = parse_plan(span_of(bytes));
   py::list tensors, ops;
-  for (const Tensor& tensor : plan.tensors) tensors.append(describe_tensor(tensor));
+  for (const Tensor& tensor : plan.tensors) {
+    if (whole || tensor.role != Role::temporary) tensors.append(describe_tensor(tensor));
+  }
   for (const Op& op : plan.ops) {
-    if (!operations) break;
+    if (!whole) break;
     py::dict entry;
     entry["op"] = op_info(op.code).name;
     entry["inputs"] = operand_list(op.inputs);
@@ -205,6 +207,13 @@ void step(PyEngine& engine) {
                                            last + ", or -1 for a row to leave out");
 }
 
+void release(PyEngine& engine) {
+  if (engine.stepping.test_and_set())
+    throw std::runtime_error("another thread is inside step() of this engine");
+  engine.release();
+  engine.stepping.clear();
+}
+
 py::array_t<double> timings(PyEngine& engine, int steps) {
   if (steps < 1 || steps > 100000)
     throw py::value_error("a profile takes 1 to 100,000 steps, asked for " + std::to_string(steps));
@@ -248,9 +257,9 @@ PYBIND11_MODULE(_core, m) {
   m.attr("PlanError") = edge::plan_error.get_stored();
   py::register_exception_translator(edge::translate);
 
-  m.def("describe", &edge::describe, py::arg("plan").noconvert(), py::arg("operations") = true,
+  m.def("describe", &edge::describe, py::arg("plan").noconvert(), py::arg("whole") = true,
         "Checks a plan (all but its SHA-256) and returns what is in it, with or without its "
-        "operations.");
+        "temporaries and operations.");
   m.def("workspace_bytes", &edge::workspace_bytes, py::arg("opcode"), py::arg("shapes"),
         py::arg("attrs"),
         "Scratch of one operation per thread; shapes of inputs then outputs, None where absent.");
@@ -265,6 +274,8 @@ PYBIND11_MODULE(_core, m) {
       .def("step", &edge::step, "Runs the plan once, without the GIL and without allocating.")
       .def("timings", &edge::timings, py::arg("steps"),
            "Seconds of every operation in every step (steps, operations); trains as step() does.")
+      .def("release", &edge::release,
+           "Gives the memory of temporaries and scratch back to the system until the next step.")
       .def("poison", &PyEngine::poison,
            "Fills temporaries and scratch with NaN; a step must not notice.")
       .def_property_readonly("arena_bytes", [](const PyEngine& e) { return e.plan().arena_bytes; })

@@ -38,9 +38,9 @@ class BuildInfo(TypedDict):
     available: list[str]
     compiler: str
 
-# Check a plan, all but its SHA-256, and say what is in it; PlanError names the broken rule. Without `operations` their
-# list is empty: it takes much memory beside the plan.
-def describe(plan: bytes, operations: bool = True) -> PlanInfo: ...
+# Check a plan, all but its SHA-256, and say what is in it; PlanError names the broken rule. Unless `whole`, temporaries
+# and operations are left out: they take much memory beside the plan.
+def describe(plan: bytes, whole: bool = True) -> PlanInfo: ...
 
 # Scratch that one operation needs per thread, on any instruction set. `shapes` are those of the inputs, then of the
 # outputs; None for an absent operand.
@@ -63,6 +63,9 @@ class Engine:
 
     # Seconds of every operation in every one of 1 to 100,000 steps, (steps, operations); trains as step() does.
     def timings(self, steps: int) -> NDArray[np.float64]: ...
+
+    # Give the memory of temporaries and scratch back to the system until the next step.
+    def release(self) -> None: ...
 
     # Fill temporaries and scratch with NaN; a step must not notice.
     def poison(self) -> None: ...

@@ -89,12 +89,16 @@ class Client:
             idle = self._session.online and not self._session.busy
             for event in self._link.poll(IDLE_TICK_S if idle else TICK_S):
                 self._do(self._on_link(event))
-            for result in self._trainer.results():
-                self._do(self._on_result(result))
+            self._take_results()
             self._do(self._session.tick(time.monotonic()))
             if not self._session.busy:
                 self._blobs.clear()  # of a task that was withdrawn before all of them had come
         return self._leave(self._exit)
+
+    def _take_results(self) -> None:
+        # Not in run(), where the name would keep a result, and so its update, all through the next task.
+        for result in self._trainer.results():
+            self._do(self._on_result(result))
 
     def _leave(self, code: int) -> int:
         stopped = self._trainer.finish(STOP_S)

@@ -8,7 +8,7 @@ import numpy as np
 
 from edge_runtime import _core
 from edge_runtime.errors import LocalError
-from edge_runtime.plan import ROLE_CONSTANT, ROLE_STATE, ROLE_TEMPORARY, Plan, Tensor
+from edge_runtime.plan import ROLE_CONSTANT, ROLE_STATE, Plan, Tensor
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,7 +54,7 @@ class Engine:
             )
         self.plan = plan
         self.memory_bytes = needed
-        self._tensors = {t.name: t for t in plan.tensors if t.role != ROLE_TEMPORARY and t.name}
+        self._tensors = {t.name: t for t in plan.tensors if t.name}
         self._core = _core.Engine(plan.data, threads, isa)
 
     @property
@@ -112,6 +112,10 @@ class Engine:
             ValueError: `steps` is not in 1 .. 100,000.
         """
         return self._core.timings(steps)
+
+    def release(self) -> None:
+        """Give the memory of temporaries and scratch back to the system; a later step takes it again."""
+        self._core.release()
 
     def reset_state(self) -> None:
         """Zero the optimiser's state."""

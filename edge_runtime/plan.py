@@ -218,7 +218,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked plan: its bytes, its name, and what it needs."""
+    """A checked plan: its bytes, its name, the tensors that are not temporary, and what it needs."""
 
     data: bytes = field(repr=False)
     sha256: str
@@ -279,7 +279,7 @@ def _check_sum(data: bytes) -> None:
 
 def _describe(data: bytes) -> _core.PlanInfo:
     try:
-        return _core.describe(data, operations=False)
+        return _core.describe(data, whole=False)
     except _core.PlanError as error:
         rule, message = error.args
         raise RULES[rule](rule, message) from None

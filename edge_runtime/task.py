@@ -213,6 +213,7 @@ def _run_phase(  # noqa: PLR0913, PLR0917 a phase: its plans, weights and data
         if SEED in plan.named(ROLE_SCALAR):
             engine.write(SEED, np.array(derive_seed("random", seed, epochs.start) % (1 << 24), np.float32))
         _train(engine, features, board, seed, epochs, losses)
+        engine.release()  # so that the copies do not come on top of the peak
         return {name: engine.read(name) for name in plan.named(ROLE_TRAINED)}
     finally:
         if features is not None:

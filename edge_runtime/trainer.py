@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from queue import SimpleQueue
 
+from edge_runtime.board import return_free_memory
 from edge_runtime.data import Dataset
 from edge_runtime.engine import EngineMemoryError
 from edge_runtime.errors import EdgeError
@@ -141,6 +142,7 @@ class Trainer:
             raise BlobMissing(f"blob {absent[0]} was on this board's disk and cannot be read any more; ask again")
         plans = {sha256: read_plan(job.blobs[sha256], expect_sha256=sha256) for sha256 in sorted(names)}
         weights, _ = decode_tensors(job.blobs[job.task.weights])
+        return_free_memory()  # what fetching and parsing left; from here on the arena grows
         return run_task(
             job.task,
             plans,

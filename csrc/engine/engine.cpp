@@ -168,23 +168,38 @@ std::vector<double> Engine::timings(int steps) {
   return times_s;
 }
 
-void Engine::poison() {
+std::vector<Engine::Range> Engine::passing() const {
   std::vector<const Tensor*> slots;
   for (const Tensor& tensor : plan_.tensors) {
     if (tensor.role != Role::temporary && tensor.role != Role::constant) slots.push_back(&tensor);
   }
   std::sort(slots.begin(), slots.end(),
             [](const Tensor* a, const Tensor* b) { return a->offset < b->offset; });
-  const auto fill = [](std::uint8_t* from, std::uint64_t bytes) {
-    std::memset(from, 0xFF, static_cast<std::size_t>(bytes));
-  };
+  std::vector<Range> ranges;
   std::uint64_t at = 0;
   for (const Tensor* slot : slots) {
-    fill(block_.data() + at, slot->offset - at);
+    ranges.push_back({block_.data() + at, slot->offset - at});
     at = slot->offset + slot->bytes;
   }
-  fill(block_.data() + at, plan_.arena_bytes - at);
-  fill(scratch(0), scratch_step_ * static_cast<std::uint64_t>(pool_.threads()));
+  ranges.push_back({block_.data() + at, plan_.arena_bytes - at});
+  ranges.push_back({scratch(0), scratch_step_ * static_cast<std::uint64_t>(pool_.threads())});
+  return ranges;
+}
+
+void Engine::poison() {
+  for (const Range& range : passing())
+    std::memset(range.data, 0xFF, static_cast<std::size_t>(range.bytes));
+}
+
+void Engine::release() {
+  const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
+  for (const Range& range : passing()) {
+    const auto begin = reinterpret_cast<std::uintptr_t>(range.data);
+    const std::uintptr_t first = (begin + page - 1) / page * page,
+                         last = (begin + range.bytes) / page * page;
+    // Advice: where it is refused, the pages stay, and nothing else changes.
+    if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+  }
 }
 
 }  // namespace edge

@@ -61,6 +61,10 @@ class Engine {
   // For tests.
   void poison();
 
+  // Gives the system the pages back that hold nothing else than temporaries and scratch; a later
+  // step takes new ones. Not to be called during a step.
+  void release();
+
   const Plan& plan() const { return plan_; }
   int threads() const { return pool_.threads(); }
   const char* isa() const { return kernels_.isa; }
@@ -72,6 +76,13 @@ class Engine {
     bool index;
   };
 
+  struct Range {
+    std::uint8_t* data;
+    std::uint64_t bytes;
+  };
+
+  // What does not outlive a step: the arena between the tensors that do, and the scratch.
+  std::vector<Range> passing() const;
   void bind(const Op& op);
   void run(const Call& call);
   std::uint8_t* scratch(int worker) const;

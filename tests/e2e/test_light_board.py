@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.e2e
 
 WHEEL_LIMIT_MB = 2.0
-RSS_LIMIT_MB = 50.0
+RSS_LIMIT_MB = 45.0
 IMPORT_LIMIT_S = 0.25
-FOREIGN = ("torch", "onnx", "onnxruntime", "coordinator", "models", "scipy", "sklearn", "rich")
+FOREIGN = ("torch", "onnx", "onnxruntime", "coordinator", "models", "scipy", "sklearn", "rich", "ssl", "http", "email")
 
 # The client's own main, then the modules it ended with on the last line.
 RUN_AND_LIST_MODULES = """\

@@ -17,6 +17,7 @@ from edge_runtime import _core
 from edge_runtime.engine import Engine, EngineMemoryError, TensorMismatchError
 from edge_runtime.kernels import reference
 from edge_runtime.plan import Plan, read_plan
+from support.process import rss_kb
 
 BATCH_SIZE = 16  # fills the lanes of the widest vectors
 ISAS = _core.info()["available"]
@@ -72,6 +73,20 @@ def test_lenet_trains_as_the_reference_interpreter_in_float64(lenet: Plan, isa: 
     for name, got in trained_after(engine, 3).items():
         want = wide[numbers[name]]
         np.testing.assert_allclose(got, want, rtol=0, atol=2e-6 * max(1.0, np.abs(want).max()), err_msg=name)
+
+
+def test_a_release_between_steps_gives_memory_back_and_changes_no_bit() -> None:
+    plan = read_plan(lenet_plan(256))
+    steady, released = (engine_with(plan) for _ in range(2))
+    for _ in range(3):
+        steady.step()
+        released.step()
+        before_kb = rss_kb()
+        released.release()
+        assert before_kb - rss_kb() >= plan.arena_bytes // 2 >> 10
+    for tensor in plan.tensors:
+        if tensor.name:
+            np.testing.assert_array_equal(released.read(tensor.name), steady.read(tensor.name), err_msg=tensor.name)
 
 
 @pytest.mark.parametrize("isa", ISAS)
