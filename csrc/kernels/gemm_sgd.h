@@ -2,8 +2,8 @@
 // scratch, a block of rows at a time, and sgd on the same rows of the parameter. The gradient as a
 // whole exists nowhere. The bits are those of gemm and sgd one after the other.
 //
-// The operands are theirs; gemm.c and sgd.grad are null. param (M, N) and velocity overlap neither a
-// nor b. Bytes moved: a and b as in gemm, param and velocity twice.
+// The operands are theirs; gemm.c and sgd.grad are null. param (M, N) and velocity overlap neither
+// a nor b. Bytes moved: a and b as in gemm, param and velocity twice.
 #pragma once
 
 #include "kernels/gemm.h"
@@ -22,9 +22,7 @@ constexpr Index kGemmSgdBlock = 48 * 1024;  // floats
 
 constexpr Index gemm_sgd_rows(Index m, Index n) {
   const Index wanted = kGemmSgdBlock / n;
-  const Index rows = wanted < kMaxTileRows    ? kMaxTileRows
-                     : wanted > kGemmRows     ? kGemmRows
-                                              : wanted;
+  const Index rows = wanted < kMaxTileRows ? kMaxTileRows : wanted > kGemmRows ? kGemmRows : wanted;
   return m < rows ? m : rows;
 }
 
