@@ -118,7 +118,7 @@ class StepFusion {
 // when it is known how long each lives.
 class Layout {
  public:
-  Layout(MapListing list, const Operands& o) : list_(std::move(list)) {
+  Layout(MapListing list, const Operands& o, Index tile) : list_(std::move(list)), tile_(tile) {
     lay_tiles();
     lay_tensors(o);
     lay_stages();
@@ -138,11 +138,11 @@ class Layout {
       const Index pieces = (size + most - 1) / most;
       return (size + pieces - 1) / pieces;
     };
-    if (columns <= kMapTile) {
+    if (columns <= tile_) {
       p.tile_columns = columns;
-      p.tile_rows = even(rows, kMapTile / columns);
+      p.tile_rows = even(rows, tile_ / columns);
     } else {
-      p.tile_columns = std::min(kMapTile, (even(columns, kMapTile) + 15) / 16 * 16);
+      p.tile_columns = std::min(tile_, (even(columns, tile_) + 15) / 16 * 16);
     }
     resident_ = true;
     const Index steps[kMapAxes] = {1, 1, p.tile_rows, p.tile_columns};
@@ -436,6 +436,7 @@ class Layout {
   }
 
   MapListing list_;
+  Index tile_;  // the most elements of one
   std::shared_ptr<LaidMap> laid_ = std::make_shared<LaidMap>();
   bool resident_ = true;
   std::int32_t n_box_results_ = 0;
@@ -448,7 +449,11 @@ class Layout {
 
 std::shared_ptr<const LaidMap> lay_out_map(MapListing list, const Operands& operands) {
   StepFusion(list).run();
-  return Layout(std::move(list), operands).take();
+  const std::shared_ptr<LaidMap> laid = Layout(list, operands, kMapTile).take();
+  constexpr Index kOther = kMapTile == kMapSmallTile ? kMapLargeTile : kMapSmallTile;
+  const Index other = Layout(std::move(list), operands, kOther).take()->scratch_floats;
+  laid->scratch_floats = std::max(laid->scratch_floats, other);
+  return laid;
 }
 
 }  // namespace edge

@@ -48,9 +48,17 @@ enum class MapFunction : std::int32_t {
 };
 
 constexpr Index kMapAxes = 4;
-constexpr Index kMapTile = 1024;  // elements of a tile, 4 KiB
-constexpr Index kMapPad = 32;     // floats behind a register that a vector loop may touch
-constexpr Index kMapLanes = 16;   // an upper bound of kLanes, for scratch that fits every machine
+// Elements of a tile. Starting a loop costs as much as some dozen vectors, so where vectors are
+// wide a tile is large, and partly lies in the second cache. A plan has room for either, so that it
+// runs on every machine.
+constexpr Index kMapSmallTile = 1024, kMapLargeTile = 2048;
+#if defined(__x86_64__)
+constexpr Index kMapTile = kMapLargeTile;
+#else
+constexpr Index kMapTile = kMapSmallTile;
+#endif
+constexpr Index kMapPad = 32;    // floats behind a register that a vector loop may touch
+constexpr Index kMapLanes = 16;  // an upper bound of kLanes, for scratch that fits every machine
 
 constexpr std::int32_t kMapOperands = 16, kMapResults = 8, kMapConstants = 64, kMapSteps = 256;
 

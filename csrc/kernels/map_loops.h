@@ -144,6 +144,7 @@ void loop_two(float* out, const LoopOperand* in, Index rows, Index columns) {
     const float *a = in[0].at + r * in[0].row, *b = in[1].at + r * in[1].row;
     const Vec all_a = splat(*a), all_b = splat(*b);
     float* y = out + r * columns;
+    EDGE_UNROLL_4
     for (Index i = 0; i < columns; i += kLanes) {
       store(y + i, F::apply(element<kA>(a, i, all_a), element<kB>(b, i, all_b)));
     }
@@ -158,6 +159,7 @@ void loop_three(float* out, const LoopOperand* in, Index rows, Index columns) {
                 *c = in[2].at + r * in[2].row;
     const Vec all_a = splat(*a), all_b = splat(*b), all_c = splat(*c);
     float* y = out + r * columns;
+    EDGE_UNROLL_4
     for (Index i = 0; i < columns; i += kLanes) {
       store(y + i,
             F::apply(element<kA>(a, i, all_a), element<kB>(b, i, all_b), element<kC>(c, i, all_c)));

@@ -20,9 +20,11 @@
 #if defined(__clang__)
 #define EDGE_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
 #define EDGE_UNROLL _Pragma("unroll")
+#define EDGE_UNROLL_4 _Pragma("clang loop unroll_count(4)")
 #else
 #define EDGE_INDEPENDENT _Pragma("GCC ivdep")
 #define EDGE_UNROLL _Pragma("GCC unroll 16")
+#define EDGE_UNROLL_4 _Pragma("GCC unroll 4")
 #endif
 
 namespace edge {

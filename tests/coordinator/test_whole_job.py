@@ -485,7 +485,7 @@ def test_while_a_version_is_judged_the_site_goes_on_and_a_late_update_is_refused
     """The last chunk of dev-b's update comes after the fold: taking it would acknowledge what never counts."""
     site = make_site(tmp_path)
     judge, verdict = site._judge, Future[Evaluation]()
-    site._judge = lambda _weights: verdict  # type: ignore[method-assign]
+    site._judge = lambda _version: verdict  # type: ignore[method-assign]
     held: list[Publish] = []
     handle = site.broker.handle
 
@@ -504,7 +504,7 @@ def test_while_a_version_is_judged_the_site_goes_on_and_a_late_update_is_refused
     (refused,) = [each for each in site.devices["dev-b"].settled if isinstance(each, UpdateSettled)]
     assert (refused.outcome, refused.rule) == ("refused", "StaleTask")
     assert site.job is not None
-    version = site.job._version.weights
+    version = site.job._version
     site._judge, site.broker.handle = judge, handle  # type: ignore[method-assign]
     verdict.set_result(judge(version).result())
     site.devices["dev-c"].start(site.now_s)

@@ -31,6 +31,10 @@ BOXES = [
     ((3, 2, 9, 5), (0, 2)),
     ((3, 2, 9, 5), (1, 3)),
     ((2, 1, 40, 33), (3,)),
+    ((5000,), ()),
+    ((3, 2700), (1,)),
+    ((7, 2600), (0,)),
+    ((3, 5, 2600), (0, 2)),
 ]
 ONE = ("exp", "tanh", "sigmoid", "erf", "softplus", "abs", "sign", "floor", "ceil", "round", "sin", "cos", "relu")
 TWO = ("min", "max", "equal", "less", "less_equal", "add", "sub", "mul", "relu_grad", "add", "sub", "mul")
@@ -122,6 +126,34 @@ def test_normalisation_is_as_accurate_as_float32_can_be(
     case = Case("map", (x,), tuple((shape, F32) for shape in shapes_of(program)), tuple(encode(program)))
     for got, want in zip(compute(case, [x], isa, 2), twin(case, [x]), strict=True):
         np.testing.assert_allclose(got, want, rtol=2e-6, atol=2e-5)
+
+
+# The gradient of a clipped x * scale + shift, and sums with a weight for each place of the first axis.
+CLIP = (
+    *(Step("mul", (0, 2)), Step("add", (6, 3)), Step("relu", (7,)), Step("less", (8, 5)), Step("mul", (1, 9))),
+    *(Step("relu_grad", (10, 8)), Step("mul", (0, 4)), Step("sum", (12,)), Step("mul", (11, 0)), Step("mul", (14, 4))),
+    *(Step("sum", (15,)), Step("min", (8, 5))),
+)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    ("dims", "reduced"), [((3, 5, 70), (0, 2)), ((3, 2, 9, 5), (0, 2)), ((2, 3, 2600), (0, 2))], ids=str
+)
+def test_joined_steps_compute_the_bits_of_the_steps_alone(
+    isa: str, dims: tuple[int, ...], reduced: tuple[int, ...]
+) -> None:
+    every, kept = tuple(range(len(dims))), tuple(a for a in range(len(dims)) if a not in reduced)
+    program = MapProgram(dims, reduced, (every, every, kept, kept, (0,)), (1.5,), CLIP, (11, 13, 16, 17))
+    apart = replace(program, results=(*program.results, 7, 9, 12, 14))
+    rng = np.random.default_rng(3)
+    case, other = case_of(program, rng), case_of(apart, rng)
+    inputs = list(case.inputs)
+    inputs[0][0, 0, ..., :3] = [np.nan, np.inf, -np.inf]
+    inputs[1][0, 1, ..., 1:5] = np.nan
+    joined, alone = compute(case, inputs, isa, 1), compute(other, inputs, isa, 1)
+    for got, want in zip(joined, alone, strict=False):
+        np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.parametrize("isa", ISAS)
