@@ -130,6 +130,9 @@ std::uint64_t workspace_bytes(std::uint16_t opcode, const Shapes& shapes,
     operands.out[0] = operands.in[0];
     operands.out[1] = operands.in[3];
     operands.out[2] = operands.in[4];
+  } else if (code == Opcode::gemm_sgd) {
+    operands.out[0] = operands.in[2];
+    operands.out[1] = operands.in[4];
   }
   operands.n_inputs = n_inputs;
   operands.n_outputs = wanted - n_inputs;

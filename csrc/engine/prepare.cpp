@@ -6,24 +6,35 @@
 
 namespace edge {
 
-Call prepare_gemm(const Operands& o, const Kernels& kernels) {
-  const Operand &a = o.in[0], &b = o.in[1], &bias = o.in[2], &c = o.out[0];
-  require_floats({&a, &b, &bias, &c});
+namespace {
+
+// The product of a and b; `c` has its shape.
+GemmArgs checked_product(const Operand& a, const Operand& b, const Operand& c,
+                         Span<const std::int32_t> transposed) {
   require_ndim(c, 2, "c");
   require_ndim(a, 2, "a");
   require_ndim(b, 2, "b");
   GemmArgs args;
-  args.trans_a = flag(o.attributes[0], "trans_a");
-  args.trans_b = flag(o.attributes[1], "trans_b");
-  args.relu = flag(o.attributes[2], "relu");
+  args.trans_a = flag(transposed[0], "trans_a");
+  args.trans_b = flag(transposed[1], "trans_b");
   args.m = c.tensor->dims[0];
   args.n = c.tensor->dims[1];
   args.k = a.tensor->dims[args.trans_a ? 0 : 1];
   require_dims(a, args.trans_a ? Dims{args.k, args.m} : Dims{args.m, args.k}, "a");
   require_dims(b, args.trans_b ? Dims{args.n, args.k} : Dims{args.k, args.n}, "b");
-  if (bias.tensor != nullptr) require_dims(bias, {args.n}, "bias");
   args.a = floats_in(a);
   args.b = floats_in(b);
+  return args;
+}
+
+}  // namespace
+
+Call prepare_gemm(const Operands& o, const Kernels& kernels) {
+  const Operand &bias = o.in[2], &c = o.out[0];
+  require_floats({&o.in[0], &o.in[1], &bias, &c});
+  GemmArgs args = checked_product(o.in[0], o.in[1], c, o.attributes);
+  args.relu = flag(o.attributes[2], "relu");
+  if (bias.tensor != nullptr) require_dims(bias, {args.n}, "bias");
   args.bias = floats_in(bias);
   args.c = floats_out(c);
   const auto scratch = static_cast<std::uint64_t>(gemm_scratch_floats(args.k));
@@ -84,22 +95,46 @@ Call prepare_softmax_xent_grad(const Operands& o, const Kernels& kernels) {
   return call_of(kernels.softmax_xent_grad, args, static_cast<double>(probs.tensor->elements));
 }
 
-Call prepare_sgd(const Operands& o, const Kernels& kernels) {
-  const Operand &param = o.in[0], &grad = o.in[1], &lr = o.in[2], &velocity = o.in[3];
-  require_floats({&param, &grad, &lr, &velocity});
+namespace {
+
+// The step of `param`, by a gradient that is still to be named. `settings` are momentum,
+// weight_decay and nesterov.
+SgdArgs checked_update(const Operands& o, const Operand& param, const Operand& lr,
+                       const Operand& velocity, const std::int32_t* settings) {
+  require_floats({&param, &lr, &velocity});
   require(o.out[0].tensor == param.tensor && o.out[1].tensor == velocity.tensor, "BadOperand",
           "works in place: its outputs must be its param and velocity");
-  require_dims(grad, param.tensor->dims, "grad");
   require_dims(lr, {}, "lr");
   if (velocity.tensor != nullptr) require_dims(velocity, param.tensor->dims, "velocity");
-  SgdArgs args{floats_out(param), floats_in(grad), floats_in(lr), floats_out(velocity),
-               elements(param)};
-  args.momentum = finite(o.attributes[0], "momentum");
-  args.weight_decay = finite(o.attributes[1], "weight_decay");
-  args.nesterov = flag(o.attributes[2], "nesterov");
+  SgdArgs args{floats_out(param), nullptr, floats_in(lr), floats_out(velocity), elements(param)};
+  args.momentum = finite(settings[0], "momentum");
+  args.weight_decay = finite(settings[1], "weight_decay");
+  args.nesterov = flag(settings[2], "nesterov");
   require(velocity.tensor != nullptr || (args.momentum == 0.0F && !args.nesterov), "BadAttribute",
           "momentum needs a velocity operand");
+  return args;
+}
+
+}  // namespace
+
+Call prepare_sgd(const Operands& o, const Kernels& kernels) {
+  const Operand &param = o.in[0], &grad = o.in[1];
+  SgdArgs args = checked_update(o, param, o.in[2], o.in[3], o.attributes.data());
+  require_floats({&grad});
+  require_dims(grad, param.tensor->dims, "grad");
+  args.grad = floats_in(grad);
   return call_of(kernels.sgd, args, static_cast<double>(args.size));
+}
+
+Call prepare_gemm_sgd(const Operands& o, const Kernels& kernels) {
+  const Operand &a = o.in[0], &b = o.in[1], &param = o.in[2];
+  require_floats({&a, &b});
+  GemmSgdArgs args;
+  args.sgd = checked_update(o, param, o.in[3], o.in[4], o.attributes.data() + 2);
+  args.gemm = checked_product(a, b, param, o.attributes);
+  const GemmArgs& g = args.gemm;
+  const auto scratch = static_cast<std::uint64_t>(gemm_sgd_scratch_floats(g.m, g.n, g.k));
+  return call_of(kernels.gemm_sgd, args, count({g.m, g.n, g.k}), bytes_of_floats(scratch));
 }
 
 Call prepare_copy(const Operands& o, const Kernels& kernels) {

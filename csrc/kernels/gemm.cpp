@@ -8,9 +8,6 @@ namespace EDGE_ISA {
 
 namespace {
 
-// Rows that share one packed tile of B; a worker's unit of work.
-constexpr Index kChunkRows = 96;
-
 struct Block {
   Index row, rows, column, columns, k, depth;
   bool first, last;  // of the blocks of k
@@ -73,12 +70,13 @@ void finish_rows(const GemmArgs& g, const Block& block, Index row, Index rows, c
 
 void multiply_block(const GemmArgs& g, const Block& block, const float* b, Index b_step) {
   alignas(64) float sums[kTileRows * kTileColumns];
-  const Index row_step = g.trans_a ? 1 : g.k;
-  const StridedTaps taps{g.trans_a ? g.m : 1, b_step};
+  const Index a_step = g.a_step > 0 ? g.a_step : g.trans_a ? g.m : g.k;
+  const Index row_step = g.trans_a ? 1 : a_step;
+  const StridedTaps taps{g.trans_a ? a_step : 1, b_step};
   for (Index tile = 0; tile < row_tiles(block.rows); ++tile) {
     const Index row = block.row + row_tile_begin(block.rows, tile);
     const Index rows = block.row + row_tile_begin(block.rows, tile + 1) - row;
-    const float* a = g.a + (g.trans_a ? block.k * g.m + row : row * g.k + block.k);
+    const float* a = g.a + (g.trans_a ? block.k * a_step + row : row * a_step + block.k);
     if (block.columns > kLanes) {
       tile_rows<2>(rows, a, row_step, taps, block.depth, b, sums, kTileColumns);
     } else {
@@ -92,17 +90,17 @@ void multiply_block(const GemmArgs& g, const Block& block, const float* b, Index
 
 void gemm(const GemmArgs& g, const Worker& worker) {
   const Index tiles = ceil_div(g.n, kTileColumns);
-  const Index chunks = ceil_div(g.m, kChunkRows);
+  const Index chunks = ceil_div(g.m, kGemmRows);
   const Index blocks = ceil_div(g.k, kGemmDepth);
   const Share share = share_of(tiles * chunks, worker);
   for (Index unit = share.begin; unit < share.end; ++unit) {
     const Index column = unit / chunks * kTileColumns;
-    const Index row = unit % chunks * kChunkRows;
+    const Index row = unit % chunks * kGemmRows;
     for (Index i = 0; i < blocks; ++i) {
       const Index k = g.k * i / blocks;
       const Block block{
-          row, smaller(kChunkRows, g.m - row), column, smaller(kTileColumns, g.n - column),
-          k,   g.k * (i + 1) / blocks - k,     i == 0, i == blocks - 1};
+          row, smaller(kGemmRows, g.m - row), column, smaller(kTileColumns, g.n - column),
+          k,   g.k * (i + 1) / blocks - k,    i == 0, i == blocks - 1};
       const bool in_place = !g.trans_b && block.columns == kTileColumns && block.rows <= kTileRows;
       if (g.trans_b) {
         pack_b_transposed(g, block, worker.scratch);

@@ -9,6 +9,7 @@
 #include "kernels/conv.h"
 #include "kernels/elementwise.h"
 #include "kernels/gemm.h"
+#include "kernels/gemm_sgd.h"
 #include "kernels/indexing.h"
 #include "kernels/map.h"
 #include "kernels/matmul.h"
@@ -59,7 +60,8 @@ namespace edge {
   X(adamw, AdamwArgs)                   \
   X(blend, BlendArgs)                   \
   X(map, MapProgram)                    \
-  X(random, RandomArgs)
+  X(random, RandomArgs)                 \
+  X(gemm_sgd, GemmSgdArgs)
 
 struct Kernels {
   const char* isa;

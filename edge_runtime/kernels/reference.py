@@ -211,6 +211,12 @@ def sgd(inputs: Sequence[Array | None], attrs: Attributes, _outputs: Sequence[Ou
     return [param - lr * (g + momentum * velocity if attrs[2] else velocity), velocity]
 
 
+def gemm_sgd(inputs: Sequence[Array | None], attrs: Attributes, outputs: Sequence[Output]) -> list[Array]:
+    """The step of sgd by a gradient that is a product."""
+    a, b, param, lr, velocity = inputs
+    return sgd([param, *gemm([a, b, None], [*attrs[:2], 0], []), lr, velocity], attrs[2:], outputs)
+
+
 def copy(inputs: Sequence[Array | None], _attrs: Attributes, outputs: Sequence[Output]) -> list[Array]:
     """The same numbers in another shape."""
     return [_present(inputs[0]).reshape(outputs[0][0]).copy()]
@@ -237,6 +243,7 @@ TWINS: dict[str, Twin] = {
     "softmax_xent": softmax_xent,
     "softmax_xent_grad": softmax_xent_grad,
     "sgd": sgd,
+    "gemm_sgd": gemm_sgd,
     "copy": copy,
     **reference_tensor.TWINS,
     **reference_map.TWINS,

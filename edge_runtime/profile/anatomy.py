@@ -99,7 +99,7 @@ def multiply_adds(info: PlanInfo, op: OpInfo) -> int:
     """Products that one run of an operation sums, counted as the compiler counts them."""
     shapes = [info["tensors"][i]["shape"] for i in (*op["inputs"], *op["outputs"]) if i is not None]
     match op["op"]:
-        case "gemm":
+        case "gemm" | "gemm_sgd":
             return math.prod(shapes[-1]) * shapes[0][0 if op["attrs"][0] else 1]
         case "matmul":
             return math.prod(shapes[-1]) * shapes[0][-2 if op["attrs"][0] else -1]

@@ -90,6 +90,10 @@ def _sgd(node: Node) -> list[int]:
     return [float_bits(attrs["momentum"]), float_bits(attrs["weight_decay"]), int(attrs["nesterov"])]
 
 
+def _gemm_sgd(node: Node) -> list[int]:
+    return [int(node.attrs["trans_a"]), int(node.attrs["trans_b"]), *_sgd(node)]
+
+
 def _first_row(node: Node) -> list[int]:
     return [node.attrs["first_row"]] if "first_row" in node.attrs else []
 
@@ -212,6 +216,9 @@ OPS: dict[str, Op] = {
     "blend": Op(shapes.blend, gradients.in_place, 33, _floats("rate"), overwrites=(0,)),
     "map": Op(tensor_shapes.fused, gradients.in_place, 40, lambda node: encode_program(node.attrs["program"])),
     "random": Op(tensor_shapes.random, tensor_gradients.flat, 41, _random),
+    "gemm_sgd": Op(
+        shapes.gemm_sgd, gradients.in_place, 42, _gemm_sgd, (), _gemm_products, operands=(5, 2), overwrites=(2, 4)
+    ),
     # What gradients take as a constant is the value itself.
     "detach": Op(tensor_shapes.detach, tensor_gradients.flat, None),
     # A reshape names the same bytes again, and a broadcast is a multiplication by ones: neither has a kernel.

@@ -293,6 +293,12 @@ def sgd(types: Types, attrs: Attrs) -> tuple[Type, ...]:
     return (param,) * (2 if any(v is not None for v in velocity) else 1)
 
 
+def gemm_sgd(types: Types, attrs: Attrs) -> tuple[Type, ...]:
+    """As sgd by the product of a and b; inputs a, b, param, lr, velocity?."""
+    a, b, param, *rest = types
+    return sgd((param, *gemm((a, b), attrs), *rest), attrs)
+
+
 def adamw(types: Types, attrs: Attrs) -> tuple[Type, ...]:
     """New parameter and moments; inputs param, grad, lr, m, v, t."""
     del attrs

@@ -21,6 +21,7 @@ from models.compiler.fold import fold
 from models.compiler.freeze import select, settle
 from models.compiler.fuse import fuse
 from models.compiler.fuse_maps import fuse_maps
+from models.compiler.fuse_updates import fuse_updates
 from models.compiler.ir import Graph, Node, Role, Value, substitute, topological
 from models.compiler.lower import lower, own
 from models.compiler.micro_batch import Slices, unroll
@@ -301,7 +302,7 @@ def _step(
 def kernels(outputs: Sequence[Value], *, recompute: bool = False) -> tuple[Value, ...]:
     """Everything rewritten to what kernels do; with `recompute`, output 0 is the loss."""
     simple = simplify(fuse(simplify(shallow_sums(simplify(outputs)))))
-    return lower(fuse_maps(recomputed(simple) if recompute else simple))
+    return fuse_updates(lower(fuse_maps(recomputed(simple) if recompute else simple)))
 
 
 def _updated(parameters: Sequence[Value], sums: Sequence[Value], rule: Rule) -> tuple[Updates, list[Value]]:

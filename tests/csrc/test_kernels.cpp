@@ -331,6 +331,35 @@ void sgd_in_place_handles_every_length(const Kernels& kernels) {
   }
 }
 
+// `a` is read by steps of the whole M where it is transposed: the last block of rows must not reach
+// beyond it, nor beyond the scratch that is asked for.
+void gemm_sgd_stays_inside_its_memory(const Kernels& kernels) {
+  for (const Index n : {1, 17, 700, 5000}) {
+    for (const Index m : {1, 13, 97, 200}) {
+      const Index k = n == 17 ? 515 : 3;
+      const bool trans_a = m % 2 == 1, trans_b = n % 2 == 1;
+      Floats a(m * k, 1), b(k * n, 2), grad(m * n), param(m * n, 3), want(m * n, 3);
+      Floats velocity(m * n, 4), want_velocity(m * n, 4);
+      const float lr = 0.1F;
+      edge::GemmArgs product{a.data(), b.data(), nullptr, grad.data(), m, n, k, trans_a, trans_b};
+      run(kernels.gemm, product, 1);
+      kernels.sgd({want.data(), grad.data(), &lr, want_velocity.data(), m * n, 0.9F, 0.01F}, {});
+      product.c = nullptr;
+      const edge::GemmSgdArgs args{
+          product, {param.data(), nullptr, &lr, velocity.data(), m * n, 0.9F, 0.01F}};
+      const auto floats = static_cast<std::size_t>(edge::gemm_sgd_scratch_floats(m, n, k));
+      for (Index w = 0; w < 3; ++w) {
+        std::vector<float> scratch(floats);
+        kernels.gemm_sgd(args, {w, 3, scratch.data()});
+      }
+      bool same = true;
+      for (Index i = 0; i < m * n; ++i)
+        same = same && param[i] == want[i] && velocity[i] == want_velocity[i];
+      CHECK(same);
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -347,6 +376,7 @@ int main() {
     a_wrong_pooling_index_writes_nothing(*kernels);
     sums_handle_every_length(*kernels);
     sgd_in_place_handles_every_length(*kernels);
+    gemm_sgd_stays_inside_its_memory(*kernels);
   }
   return check::finish();
 }

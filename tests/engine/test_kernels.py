@@ -9,7 +9,7 @@ from opcase import F32, I32, ISAS, U8, Case, arrays_of, assert_close, compute, n
 from planwriter import BATCH, STATE, TRAINED, PlanWriter, bits
 
 from edge_runtime import _core
-from edge_runtime.kernels import reference, reference_tensor
+from edge_runtime.kernels import reference, reference_map, reference_tensor
 
 
 def gemm_case(m: int, n: int, k: int, trans_a: int, trans_b: int, *, bias: bool = True, relu: int = 0) -> Case:
@@ -238,6 +238,61 @@ def test_sgd_equals_its_twin_in_place(isa: str, *, with_velocity: bool, nesterov
         assert_close(one, expected, 4)
 
 
+GEMM_SGDS = [  # m, n, k: tails, several blocks of rows, rows too wide for a block, a product in blocks of k
+    (1, 1, 1),
+    (7, 33, 5),
+    (13, 64, 600),
+    (97, 31, 17),
+    (230, 300, 9),
+    (29, 5000, 3),
+]
+
+
+def stepped_by_a_product(
+    values: dict[str, np.ndarray], attrs: list[int], isa: str, threads: int, *, fused: bool
+) -> list[np.ndarray]:
+    """param, and velocity where there is one, after gemm_sgd, or after gemm and sgd."""
+    writer = PlanWriter()
+    roles = {"param": TRAINED, "velocity": STATE}
+    t = {name: writer.tensor(name, v.shape, roles.get(name, BATCH)) for name, v in values.items()}
+    slots = [t["param"], t.get("velocity")]
+    if fused:
+        writer.op("gemm_sgd", [t["a"], t["b"], slots[0], t["lr"], slots[1]], slots, attrs)
+    else:
+        grad = writer.tensor("", values["param"].shape)
+        writer.op("gemm", [t["a"], t["b"], None], [grad], [*attrs[:2], 0])
+        writer.op("sgd", [slots[0], grad, t["lr"], slots[1]], slots, attrs[2:])
+    engine = _core.Engine(writer.seal(), threads, isa)
+    engine.poison()
+    for name, value in values.items():
+        engine.view(name)[...] = value
+    engine.step()
+    return [engine.view(name).copy() for name in roles if name in values]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("settings", [(0.0, 0), (0.73, 0), (0.73, 1)], ids=["plain", "momentum", "nesterov"])
+@pytest.mark.parametrize("transposed", [(0, 0), (1, 0), (0, 1), (1, 1)], ids=["nn", "tn", "nt", "tt"])
+@pytest.mark.parametrize("size", GEMM_SGDS, ids=str)
+def test_a_product_and_its_update_at_once_have_the_bits_of_one_after_the_other(
+    isa: str, settings: tuple[float, int], transposed: tuple[int, int], size: tuple[int, int, int]
+) -> None:
+    (m, n, k), (momentum, nesterov), rng = size, settings, np.random.default_rng(size)
+    shapes = {"a": (k, m) if transposed[0] else (m, k), "b": (n, k) if transposed[1] else (k, n), "param": (m, n)}
+    shapes |= {"velocity": (m, n)} if momentum else {}
+    values = {name: rng.standard_normal(shape).astype(F32) for name, shape in shapes.items()}
+    values["lr"] = np.array(0.11, F32)
+    attrs = [*transposed, bits(momentum), bits(0.037), nesterov]
+    apart = stepped_by_a_product(values, attrs, isa, 1, fused=False)
+    for threads in (1, 3):
+        at_once = stepped_by_a_product(values, attrs, isa, threads, fused=True)
+        assert [v.tobytes() for v in at_once] == [v.tobytes() for v in apart]
+    wide = [values.get(name) for name in ("a", "b", "param", "lr", "velocity")]
+    want = reference.run("gemm_sgd", [None if v is None else v.astype(np.float64) for v in wide], attrs, [])
+    for got, expected in zip(apart, want, strict=True):
+        assert_close(got, expected, k)
+
+
 @pytest.mark.parametrize("isa", ISAS)
 def test_relu_and_gemm_and_conv_keep_nan(isa: str) -> None:
     x = np.array([[np.nan, -1.0, 2.0]], F32)
@@ -294,5 +349,6 @@ def test_a_worked_convolution() -> None:
 
 
 def test_every_opcode_has_a_case() -> None:
-    elsewhere = {"sgd", "map"}  # below, and in test_map.py
-    assert {case.op for case in CASES} | elsewhere == set(reference.TWINS) - set(reference_tensor.TWINS)
+    assert {case.op for case in CASES} | {"sgd", "gemm_sgd", *reference_map.TWINS} == set(reference.TWINS) - set(
+        reference_tensor.TWINS
+    )

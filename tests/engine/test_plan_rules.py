@@ -335,6 +335,40 @@ def test_momentum_without_a_velocity_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("rule", "changes", "attrs"),
+    [
+        ("BadShape", {"a": (5, 4)}, [0, 0, 0, 0, 0]),
+        ("BadShape", {"b": (3, 5)}, [0, 0, 0, 0, 0]),
+        ("BadShape", {"b": (3, 4)}, [0, 1, 0, 0, 0]),
+        ("BadShape", {"w": (20,), "v": (20,)}, [0, 0, 0, 0, 0]),
+        ("BadShape", {"v": (4, 5)}, [0, 0, 0, 0, 0]),
+        ("BadShape", {"w": (5, 4, 1), "v": (5, 4, 1)}, [0, 0, 0, 0, 0]),
+        ("BadShape", {"lr": (1,)}, [0, 0, 0, 0, 0]),
+        ("BadAttribute", {}, [2, 0, 0, 0, 0]),
+        ("BadAttribute", {}, [0, 0, bits(float("nan")), 0, 0]),
+        ("BadAttribute", {}, [0, 0, 0, bits(float("inf")), 0]),
+        ("BadAttribute", {}, [0, 0, 0, 0, 2]),
+        ("BadAttribute", {}, [0, 0, 0, 0]),
+        ("BadAttribute", {"v": None}, [0, 0, bits(0.5), 0, 0]),
+        ("BadOperand", {"lr": None}, [0, 0, 0, 0, 0]),
+        ("BadOperand", {"out": (5, 4)}, [0, 0, 0, 0, 0]),
+        ("Overlap", {"a": "w", "b": (4, 4)}, [0, 0, 0, 0, 0]),
+        ("Overlap", {"b": "v", "a": (5, 5)}, [0, 0, 0, 0, 0]),
+    ],
+)
+def test_an_update_by_a_product_that_does_not_fit_is_refused(rule: str, changes: dict, attrs: list[int]) -> None:
+    def build(writer: PlanWriter) -> None:
+        shapes = {"a": (5, 3), "b": (3, 4), "w": (5, 4), "lr": (), "v": (5, 4)} | changes
+        roles = {"w": TRAINED, "v": STATE, "out": STATE}
+        t = {n: writer.tensor(n, s, roles.get(n, BATCH)) for n, s in shapes.items() if isinstance(s, tuple)}
+        t |= {n: t[s] for n, s in shapes.items() if isinstance(s, str)}
+        inputs = [t.get(n) for n in ("a", "b", "w", "lr", "v")]
+        writer.op("gemm_sgd", inputs, [t.get("out", t["w"]), t.get("v")], attrs)
+
+    assert "operation 0 (gemm_sgd)" in refused(rule, build)
+
+
+@pytest.mark.parametrize(
     ("op", "a", "b", "shape", "overlap"),
     [
         ("relu", 0, 64, (20,), True),  # partial
