@@ -9,6 +9,7 @@ import onnx.numpy_helper
 import pytest
 
 from models.compiler import ModelError, compile_training, import_onnx
+from models.compiler.evaluate import evaluate
 
 FLOAT = onnx.TensorProto.FLOAT
 INT64 = onnx.TensorProto.INT64
@@ -31,31 +32,19 @@ def linear(source: str, target: str, weight: str) -> list[onnx.NodeProto]:
     ]
 
 
-def test_a_dropout_mask_that_nothing_reads_is_no_obstacle() -> None:
+def test_a_dropout_that_does_not_train_passes_its_input_and_a_mask_of_ones() -> None:
     # torch writes the mask when it exports a model in training mode.
-    nodes = [oh.make_node("Dropout", ["in"], ["kept", "mask"], name="drop"), *linear("kept", "out", "w")]
-    graph = import_onnx(model(nodes, ["out"], w=np.ones((16, 3), np.float32)), batch=2)
-    assert graph.outputs[0].shape == (2, 3)
-    assert graph.notes == ("Dropout 'drop' is left out: the plan trains without it",)
-
-
-def test_a_dropout_mask_that_something_reads_is_refused() -> None:
     nodes = [
         oh.make_node("Dropout", ["in"], ["kept", "mask"], name="drop"),
         oh.make_node("Cast", ["mask"], ["number"], to=FLOAT),
-        *linear("number", "out", "w"),
+        oh.make_node("Mul", ["kept", "number"], ["both"]),
+        *linear("both", "out", "w"),
     ]
-    with pytest.raises(ModelError, match=r"'drop' .*mask"):
-        import_onnx(model(nodes, ["out"], w=np.ones((16, 3), np.float32)), batch=2)
-
-
-def test_dropout_in_training_mode_is_refused_with_what_to_do() -> None:
-    nodes = [oh.make_node("Dropout", ["in", "ratio", "mode"], ["kept"]), *linear("kept", "out", "w")]
-    data = model(
-        nodes, ["out"], ratio=np.asarray(0.5, np.float32), mode=np.ones((), np.bool_), w=np.ones((16, 3), np.float32)
-    )
-    with pytest.raises(ModelError, match=r"model\.eval\(\)"):
-        import_onnx(data, batch=2)
+    graph = import_onnx(model(nodes, ["out"], w=np.ones((16, 3), np.float32)), batch=2)
+    assert graph.notes == ("Dropout 'drop' is left out: the model does not say that it trains",)
+    x = np.arange(32, dtype=np.float32).reshape(2, 1, 4, 4)
+    (out,) = evaluate(graph.outputs[:1], {graph.inputs[0].name: x, "w": np.ones((16, 3), np.float32)})
+    np.testing.assert_array_equal(out, x.reshape(2, 16).sum(1, keepdims=True) * np.ones((2, 3)))
 
 
 def test_pool_indices_that_the_caller_reads_are_refused() -> None:
