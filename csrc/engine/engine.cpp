@@ -196,7 +196,7 @@ void Engine::release() {
   for (const Range& range : passing()) {
     const auto begin = reinterpret_cast<std::uintptr_t>(range.data);
     const std::uintptr_t first = (begin + page - 1) / page * page,
-                         last = (begin + range.bytes) / page * page;
+                         last = (begin + static_cast<std::uintptr_t>(range.bytes)) / page * page;
     // Advice: where it is refused, the pages stay, and nothing else changes.
     if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
   }
