@@ -8,6 +8,7 @@
 #include <limits>
 #include <memory>
 
+#include "bindings/bind.h"
 #include "core/cpu.h"
 #include "engine/engine.h"
 
@@ -286,4 +287,6 @@ PYBIND11_MODULE(_core, m) {
                              [](const PyEngine& e) { return e.plan().workspace_bytes; })
       .def_property_readonly("isa", &PyEngine::isa)
       .def_property_readonly("threads", &PyEngine::threads);
+
+  edge::bind_workspace(m);
 }

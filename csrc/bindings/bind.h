@@ -1,0 +1,10 @@
+// The parts of edge_runtime._core besides plans, one file each.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace edge {
+
+void bind_workspace(pybind11::module_& m);
+
+}  // namespace edge
