@@ -265,10 +265,11 @@ def measured_rate(compiled: Compiled, threads: int = 1) -> Rate:
     times_s = np.median(np.asarray(engine.timings(CALIBRATION_STEPS)).reshape(CALIBRATION_STEPS, -1), axis=0)
     product = np.array([OPS[op["op"]].multiply_adds is not no_products for op in operations])
     report = compiled.report
-    return Rate(
-        _per_second(sum(report.multiply_adds), float(times_s[product].sum())),
-        _per_second(report.moved_bytes, float(times_s[~product].sum())),
-    )
+    bytes_moved = _per_second(report.moved_bytes - report.updated_bytes, float(times_s[~product].sum()))
+    multiplying_s = float(times_s[product].sum())
+    # Part of a product with an update in it is the update's; a guess at that, and never most of all products.
+    updating_s = min(report.updated_bytes / bytes_moved, multiplying_s / 2)
+    return Rate(_per_second(sum(report.multiply_adds), multiplying_s - updating_s), bytes_moved)
 
 
 def _per_second(amount: int, seconds: float) -> float:
