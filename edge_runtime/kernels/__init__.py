@@ -7,5 +7,18 @@ Nothing here is imported when a client starts.
 
 from edge_runtime._core import Workspace
 from edge_runtime.kernels.dispatch import info
+from edge_runtime.kernels.sampled_softmax import (
+    linear_cross_entropy,
+    linear_cross_entropy_update,
+    sampled_softmax,
+    sampled_softmax_update,
+)
 
-__all__ = ["Workspace", "info"]
+__all__ = [
+    "Workspace",
+    "info",
+    "linear_cross_entropy",
+    "linear_cross_entropy_update",
+    "sampled_softmax",
+    "sampled_softmax_update",
+]
