@@ -1,4 +1,6 @@
+#include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "algorithms/sampled_softmax.h"
 #include "bindings/arrays.h"
@@ -12,22 +14,29 @@ namespace {
 
 using Size = py::ssize_t;
 
-void check(bool holds, const std::string& message) {
-  if (!holds) throw py::value_error(message);
+// A macro, because the message is made only where it is needed.
+#define EDGE_CHECK(holds, message) \
+  if (!(holds)) throw py::value_error(message)
+
+// Every number in low .. end - 1. The message is made only where it is needed.
+void check_range(Span<const std::int32_t> numbers, std::int32_t low, Size end, const char* name) {
+  const std::int32_t* bad =
+      std::find_if(numbers.begin(), numbers.end(),
+                   [=](std::int32_t number) { return number < low || number >= end; });
+  if (bad == numbers.end()) return;
+  throw py::value_error(std::string(name) + " must be in " + std::to_string(low) + ".." +
+                        std::to_string(end - 1) + ", at " + std::to_string(bad - numbers.begin()) +
+                        " is " + std::to_string(*bad));
 }
 
-// Places of a table or of a list: every number in low .. end - 1.
-void check_range(Span<const std::int32_t> numbers, std::int32_t low, Size end, const char* name) {
-  for (std::size_t i = 0; i < numbers.size(); ++i) {
-    check(numbers[i] >= low && numbers[i] < end,
-          std::string(name) + " must be in " + std::to_string(low) + ".." +
-              std::to_string(end - 1) + ", at " + std::to_string(i) + " is " +
-              std::to_string(numbers[i]));
-  }
+void check_finite(Span<const float> values) {
+  const bool finite =
+      std::all_of(values.begin(), values.end(), [](float value) { return std::isfinite(value); });
+  if (!finite) throw py::value_error("correction must be finite");
 }
 
 void check_shape(const py::array& array, Size rows, Size columns, const char* name) {
-  check(array.shape(0) == rows && array.shape(1) == columns,
+  EDGE_CHECK(array.shape(0) == rows && array.shape(1) == columns,
         std::string(name) + " must be " + std::to_string(rows) + " x " + std::to_string(columns) +
             ", is " + std::to_string(array.shape(0)) + " x " + std::to_string(array.shape(1)));
 }
@@ -39,14 +48,14 @@ bool overlap(const float* a, std::size_t count_a, const float* b, std::size_t co
 void read_correction(const py::object& correction, SampledSoftmaxArgs& args) {
   if (py::isinstance<py::array>(correction)) {
     const auto values = input<float>(correction, "correction", 1);
-    check(static_cast<Index>(values.size()) == args.count,
+    EDGE_CHECK(static_cast<Index>(values.size()) == args.count,
           "correction must be one number or one for each of the " + std::to_string(args.count) +
               " classes, has " + std::to_string(values.size()));
-    for (const float value : values) check(std::isfinite(value), "correction must be finite");
+    check_finite(values);
     args.correction = values.data();
   } else {
     args.correction_of_all = correction.cast<float>();
-    check(std::isfinite(args.correction_of_all), "correction must be finite");
+    check_finite({&args.correction_of_all, 1});
   }
 }
 
@@ -57,23 +66,23 @@ SampledSoftmaxArgs read_inputs(const py::array& features, const py::array& rows,
   args.rows = input<float>(rows, "rows", 2).data();
   args.batch = features.shape(0);
   args.width = features.shape(1);
-  check(args.batch >= 1 && args.width >= 1 && rows.shape(0) >= 1,
+  EDGE_CHECK(args.batch >= 1 && args.width >= 1 && rows.shape(0) >= 1,
         "features and rows must have at least one row and one column");
-  check(rows.shape(1) == args.width, "rows must be as wide as the features, " +
+  EDGE_CHECK(rows.shape(1) == args.width, "rows must be as wide as the features, " +
                                          std::to_string(args.width) + ", are " +
                                          std::to_string(rows.shape(1)));
-  check(rows.shape(0) <= std::numeric_limits<std::int32_t>::max(), "more than 2^31-1 rows");
+  EDGE_CHECK(rows.shape(0) <= std::numeric_limits<std::int32_t>::max(), "more than 2^31-1 rows");
   args.count = rows.shape(0);
   if (!classes.is_none()) {
     const auto numbers = input<std::int32_t>(classes, "classes", 1);
-    check(numbers.size() >= 1, "classes must name at least one row");
-    check(numbers.size() <= std::size_t{1} << 30, "more than 2^30 classes");
+    EDGE_CHECK(numbers.size() >= 1, "classes must name at least one row");
+    EDGE_CHECK(numbers.size() <= std::size_t{1} << 30, "more than 2^30 classes");
     check_range(numbers, 0, rows.shape(0), "classes");
     args.classes = numbers.data();
     args.count = static_cast<Index>(numbers.size());
   }
   const auto places = input<std::int32_t>(labels, "labels", 1);
-  check(static_cast<Index>(places.size()) == args.batch,
+  EDGE_CHECK(static_cast<Index>(places.size()) == args.batch,
         "labels must be one for each of the " + std::to_string(args.batch) + " features, are " +
             std::to_string(places.size()));
   args.labels = places.data();
@@ -95,7 +104,7 @@ void read_outputs(py::object& d_features, py::object& d_rows, SampledSoftmaxArgs
     py::array array = py::cast<py::array>(it.object);
     const auto out = output<float>(array, it.name, 2);
     check_shape(array, it.rows, args.width, it.name);
-    check(!overlap(out.data(), out.size(), args.features,
+    EDGE_CHECK(!overlap(out.data(), out.size(), args.features,
                    static_cast<std::size_t>(args.batch * args.width)) &&
               !overlap(out.data(), out.size(), args.rows, table) &&
               !(args.d_features != nullptr && it.to == &args.d_rows &&
@@ -111,22 +120,22 @@ float run(PyWorkspace& workspace, const py::array& features, py::array& rows,
           const py::object& correction, float scale, bool own_positives, const py::object& lr,
           py::object& d_features, py::object& d_rows) {
   SampledSoftmaxArgs args = read_inputs(features, rows, labels, classes);
-  check(positives >= 0 && positives <= args.count,
+  EDGE_CHECK(positives >= 0 && positives <= args.count,
         "positives must be in 0.." + std::to_string(args.count) + ", is " +
             std::to_string(positives));
   args.positives = positives;
   args.own_positives = own_positives;
   check_range({args.labels, static_cast<std::size_t>(args.batch)}, -1,
               classes.is_none() ? args.count : positives, "labels");
-  check(std::isfinite(scale) && scale >= 0.0F, "scale must be finite and positive");
+  EDGE_CHECK(std::isfinite(scale) && scale >= 0.0F, "scale must be finite and positive");
   args.scale = scale;
   read_correction(correction, args);
   read_outputs(d_features, d_rows, args, static_cast<std::size_t>(rows.size()));
   if (!lr.is_none()) {
     args.lr = lr.cast<float>();
-    check(std::isfinite(args.lr), "lr must be finite");
+    EDGE_CHECK(std::isfinite(args.lr), "lr must be finite");
     args.updated = output<float>(rows, "rows", 2).data();
-    check(!overlap(args.updated, static_cast<std::size_t>(rows.size()), args.features,
+    EDGE_CHECK(!overlap(args.updated, static_cast<std::size_t>(rows.size()), args.features,
                    static_cast<std::size_t>(features.size())),
           "rows share memory with the features");
   }
