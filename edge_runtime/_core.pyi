@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 # A plan broke a rule of docs/plan-format.md; `args` are (rule, message).
 class PlanError(ValueError): ...
 
+# A coded stream broke a rule of its format; `args` are (rule, message).
+class StreamError(ValueError): ...
+
 # One tensor of a plan.
 class TensorInfo(TypedDict):
     name: str
@@ -108,3 +111,7 @@ def sampled_softmax(
     d_features: NDArray[np.float32] | None,
     d_rows: NDArray[np.float32] | None,
 ) -> float: ...
+
+# What edge_runtime.kernels.coders documents.
+def encode_indices(indices: NDArray[np.int32], n: int) -> bytes: ...
+def decode_indices(data: bytes | bytearray | memoryview, n: int, max_count: int) -> NDArray[np.int32]: ...

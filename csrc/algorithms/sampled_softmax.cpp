@@ -38,8 +38,7 @@ SoftmaxLayout softmax_layout(Index batch, Index width, Index classes) {
   it.blocks = up_to(classes, it.block) / it.block;
   it.phases = 4 + 2 * it.blocks;
   // A unit's rows, a panel of its logits, and a tile of gradients.
-  it.own_floats =
-      (kSoftmaxUnit + kMaxTileRows) * it.width_pitch + kSoftmaxUnit * kMaxTileColumns;
+  it.own_floats = (kSoftmaxUnit + kMaxTileRows) * it.width_pitch + kSoftmaxUnit * kMaxTileColumns;
   Index at = it.own_floats;
   const auto place = [&at](Index floats) {
     const Index begin = at;
@@ -87,9 +86,8 @@ class SeenRows {
 };
 
 [[noreturn]] void twice(std::int32_t row, Index first, Index second) {
-  throw std::invalid_argument("classes must be distinct, row " + std::to_string(row) +
-                              " is at " + std::to_string(first) + " and " +
-                              std::to_string(second));
+  throw std::invalid_argument("classes must be distinct, row " + std::to_string(row) + " is at " +
+                              std::to_string(first) + " and " + std::to_string(second));
 }
 
 // Corrections with -infinity at the negatives that hit a positive's row.

@@ -1,8 +1,9 @@
+#include "algorithms/sampled_softmax.h"
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
-#include "algorithms/sampled_softmax.h"
 #include "bindings/arrays.h"
 #include "bindings/bind.h"
 
@@ -20,9 +21,9 @@ using Size = py::ssize_t;
 
 // Every number in low .. end - 1. The message is made only where it is needed.
 void check_range(Span<const std::int32_t> numbers, std::int32_t low, Size end, const char* name) {
-  const std::int32_t* bad =
-      std::find_if(numbers.begin(), numbers.end(),
-                   [=](std::int32_t number) { return number < low || number >= end; });
+  const std::int32_t* bad = std::find_if(numbers.begin(), numbers.end(), [=](std::int32_t number) {
+    return number < low || number >= end;
+  });
   if (bad == numbers.end()) return;
   throw py::value_error(std::string(name) + " must be in " + std::to_string(low) + ".." +
                         std::to_string(end - 1) + ", at " + std::to_string(bad - numbers.begin()) +
@@ -37,8 +38,9 @@ void check_finite(Span<const float> values) {
 
 void check_shape(const py::array& array, Size rows, Size columns, const char* name) {
   EDGE_CHECK(array.shape(0) == rows && array.shape(1) == columns,
-        std::string(name) + " must be " + std::to_string(rows) + " x " + std::to_string(columns) +
-            ", is " + std::to_string(array.shape(0)) + " x " + std::to_string(array.shape(1)));
+             std::string(name) + " must be " + std::to_string(rows) + " x " +
+                 std::to_string(columns) + ", is " + std::to_string(array.shape(0)) + " x " +
+                 std::to_string(array.shape(1)));
 }
 
 bool overlap(const float* a, std::size_t count_a, const float* b, std::size_t count_b) {
@@ -49,8 +51,8 @@ void read_correction(const py::object& correction, SampledSoftmaxArgs& args) {
   if (py::isinstance<py::array>(correction)) {
     const auto values = input<float>(correction, "correction", 1);
     EDGE_CHECK(static_cast<Index>(values.size()) == args.count,
-          "correction must be one number or one for each of the " + std::to_string(args.count) +
-              " classes, has " + std::to_string(values.size()));
+               "correction must be one number or one for each of the " +
+                   std::to_string(args.count) + " classes, has " + std::to_string(values.size()));
     check_finite(values);
     args.correction = values.data();
   } else {
@@ -67,10 +69,10 @@ SampledSoftmaxArgs read_inputs(const py::array& features, const py::array& rows,
   args.batch = features.shape(0);
   args.width = features.shape(1);
   EDGE_CHECK(args.batch >= 1 && args.width >= 1 && rows.shape(0) >= 1,
-        "features and rows must have at least one row and one column");
+             "features and rows must have at least one row and one column");
   EDGE_CHECK(rows.shape(1) == args.width, "rows must be as wide as the features, " +
-                                         std::to_string(args.width) + ", are " +
-                                         std::to_string(rows.shape(1)));
+                                              std::to_string(args.width) + ", are " +
+                                              std::to_string(rows.shape(1)));
   EDGE_CHECK(rows.shape(0) <= std::numeric_limits<std::int32_t>::max(), "more than 2^31-1 rows");
   args.count = rows.shape(0);
   if (!classes.is_none()) {
@@ -83,8 +85,8 @@ SampledSoftmaxArgs read_inputs(const py::array& features, const py::array& rows,
   }
   const auto places = input<std::int32_t>(labels, "labels", 1);
   EDGE_CHECK(static_cast<Index>(places.size()) == args.batch,
-        "labels must be one for each of the " + std::to_string(args.batch) + " features, are " +
-            std::to_string(places.size()));
+             "labels must be one for each of the " + std::to_string(args.batch) +
+                 " features, are " + std::to_string(places.size()));
   args.labels = places.data();
   args.all_labels = args.batch;
   return args;
@@ -105,12 +107,12 @@ void read_outputs(py::object& d_features, py::object& d_rows, SampledSoftmaxArgs
     const auto out = output<float>(array, it.name, 2);
     check_shape(array, it.rows, args.width, it.name);
     EDGE_CHECK(!overlap(out.data(), out.size(), args.features,
-                   static_cast<std::size_t>(args.batch * args.width)) &&
-              !overlap(out.data(), out.size(), args.rows, table) &&
-              !(args.d_features != nullptr && it.to == &args.d_rows &&
-                overlap(out.data(), out.size(), args.d_features,
-                        static_cast<std::size_t>(args.batch * args.width))),
-          std::string(it.name) + " shares memory with another argument");
+                        static_cast<std::size_t>(args.batch * args.width)) &&
+                   !overlap(out.data(), out.size(), args.rows, table) &&
+                   !(args.d_features != nullptr && it.to == &args.d_rows &&
+                     overlap(out.data(), out.size(), args.d_features,
+                             static_cast<std::size_t>(args.batch * args.width))),
+               std::string(it.name) + " shares memory with another argument");
     *it.to = out.data();
   }
 }
@@ -120,9 +122,9 @@ float run(PyWorkspace& workspace, const py::array& features, py::array& rows,
           const py::object& correction, float scale, bool own_positives, const py::object& lr,
           py::object& d_features, py::object& d_rows) {
   SampledSoftmaxArgs args = read_inputs(features, rows, labels, classes);
-  EDGE_CHECK(positives >= 0 && positives <= args.count,
-        "positives must be in 0.." + std::to_string(args.count) + ", is " +
-            std::to_string(positives));
+  EDGE_CHECK(positives >= 0 && positives <= args.count, "positives must be in 0.." +
+                                                            std::to_string(args.count) + ", is " +
+                                                            std::to_string(positives));
   args.positives = positives;
   args.own_positives = own_positives;
   check_range({args.labels, static_cast<std::size_t>(args.batch)}, -1,
@@ -136,8 +138,8 @@ float run(PyWorkspace& workspace, const py::array& features, py::array& rows,
     EDGE_CHECK(std::isfinite(args.lr), "lr must be finite");
     args.updated = output<float>(rows, "rows", 2).data();
     EDGE_CHECK(!overlap(args.updated, static_cast<std::size_t>(rows.size()), args.features,
-                   static_cast<std::size_t>(features.size())),
-          "rows share memory with the features");
+                        static_cast<std::size_t>(features.size())),
+               "rows share memory with the features");
   }
   float loss = 0.0F;
   args.loss = &loss;

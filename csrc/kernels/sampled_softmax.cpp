@@ -112,7 +112,7 @@ void correct(const Args& args, const Worker& worker, Unit unit, Index panel, flo
   for (Index r = 0; r < unit.count; ++r) {
     const Index j = unit.begin + r;
     const bool negative = j >= args.positives;
-    const float correction = !negative                  ? 0.0F
+    const float correction = !negative                    ? 0.0F
                              : args.correction != nullptr ? args.correction[j]
                                                           : args.correction_of_all;
     const bool own = args.own_positives && !negative;
@@ -157,7 +157,8 @@ void note_targets(const Args& args, const Worker& worker, Unit unit, Index panel
 // The rows of a unit, dense with width_pitch. Where one block holds all, they stay for later.
 const float* unit_rows(const Args& args, const Worker& worker, Unit unit) {
   const SoftmaxLayout& at = args.layout;
-  float* rows = at.blocks > 1 ? worker.scratch : worker.shared + at.rows + unit.begin * at.width_pitch;
+  float* rows =
+      at.blocks > 1 ? worker.scratch : worker.shared + at.rows + unit.begin * at.width_pitch;
   float* factors = worker.shared + at.row_factors + (at.blocks > 1 ? 0 : unit.begin);
   return gather_rows(args, unit.begin, unit.count, rows, at.blocks > 1 ? nullptr : factors);
 }
@@ -301,10 +302,9 @@ void make_row_gradients(const Args& args, const Worker& worker, Index begin, Ind
   for (Index tile = share.begin; tile < share.end; ++tile) {
     const Index j = row_tile_begin(count, tile), rows = row_tile_begin(count, tile + 1) - j;
     for (Index k = 0; k < args.width; k += kTileColumns) {
-      tile_rows<kPanelVectors>(rows, g + j * at.batch_pitch, at.batch_pitch,
-                               StridedTaps{1, kTileColumns}, args.batch,
-                               worker.shared + at.by_example + k * args.batch, sums + k,
-                               at.width_pitch);
+      tile_rows<kPanelVectors>(
+          rows, g + j * at.batch_pitch, at.batch_pitch, StridedTaps{1, kTileColumns}, args.batch,
+          worker.shared + at.by_example + k * args.batch, sums + k, at.width_pitch);
     }
     for (Index r = 0; r < rows; ++r) {
       float* sum = sums + r * at.width_pitch;

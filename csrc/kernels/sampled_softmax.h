@@ -45,12 +45,12 @@ struct SoftmaxLayout {
   bool keep = false;            // logits stay
   Index own_floats = 0, shared_floats = 0, phases = 0;
   // In the shared part:
-  Index by_width = 0;     // features as [panel][D][columns]
-  Index by_example = 0;   // features as [panel][B][columns]
-  Index d_features = 0;   // (batch_pitch, width_pitch)
-  Index logits = 0;       // (S or block, batch_pitch)
-  Index rows = 0;         // (block, width_pitch)
-  Index row_factors = 0;  // (block): s / |w_j|, cosine only
+  Index by_width = 0;                     // features as [panel][D][columns]
+  Index by_example = 0;                   // features as [panel][B][columns]
+  Index d_features = 0;                   // (batch_pitch, width_pitch)
+  Index logits = 0;                       // (S or block, batch_pitch)
+  Index rows = 0;                         // (block, width_pitch)
+  Index row_factors = 0;                  // (block): s / |w_j|, cosine only
   Index group_peaks = 0, group_sums = 0;  // (groups, batch_pitch)
   Index peaks = 0, factors = 0, targets = 0, losses = 0, lengths = 0, labels = 0;  // (batch_pitch)
 };

@@ -67,8 +67,8 @@ EDGE_INLINE void finish_row(const SampledSoftmaxArgs& args, Index j, const float
     float* to = args.d_rows + j * args.width;
     for (Index k = 0; k < args.width; ++k) to[k] = gradient[k];
   }
-  const bool out = j >= args.positives && args.correction != nullptr &&
-                   args.correction[j] == -__builtin_inff();
+  const bool out =
+      j >= args.positives && args.correction != nullptr && args.correction[j] == -__builtin_inff();
   if (args.updated != nullptr && !out) {
     float* to = args.updated + (row_of(args, j) - args.rows);
     EDGE_INDEPENDENT

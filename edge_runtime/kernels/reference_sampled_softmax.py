@@ -74,4 +74,4 @@ def _directions(v: Array) -> tuple[Array, Array]:
 
 
 def _across(d: Array, unit: Array, inverse: Array) -> Array:
-    return inverse * (d - unit * np.sum(unit * d, axis=1, keepdims=True))
+    return np.multiply(inverse, d - unit * np.sum(unit * d, axis=1, keepdims=True))

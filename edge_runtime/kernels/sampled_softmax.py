@@ -38,8 +38,8 @@ def sampled_softmax(  # noqa: PLR0913 - the operands and settings of one loss
 ) -> tuple[float, Floats, Floats]:
     """Compute the mean sampled-softmax loss and its gradients, never with more than a tile of the logits.
 
-        o[b, j] = f_b . w_j, or scale * cosine(f_b, w_j);   w_j = rows[classes[j]]
-        loss = mean over labelled b of  log(sum_{j < P} e^o[b, j] + sum_{j >= P} e^(o[b, j] + correction[j])) - o[b, y_b]
+        o[b, j] = f_b . w_j, or scale * cosine(f_b, w_j), + correction[j] where j >= P;   w_j = rows[classes[j]]
+        loss = mean over labelled b of  log(sum_j e^o[b, j]) - o[b, y_b]
 
     The denominator is that of the full softmax on average over the negatives drawn when correction is -log q, with q
     the probability that the class is among them; samplers give it. Positives are there with certainty: none for them.
@@ -77,13 +77,13 @@ def sampled_softmax(  # noqa: PLR0913 - the operands and settings of one loss
         rows,
         labels,
         classes,
-        positives,
-        correction,
-        _scale(scale),
-        own_positives,
-        None,
-        d_features,
-        d_rows,
+        positives=positives,
+        correction=correction,
+        scale=_scale(scale),
+        own_positives=own_positives,
+        lr=None,
+        d_features=d_features,
+        d_rows=d_rows,
     )
     return loss, d_features, d_rows
 
@@ -117,18 +117,18 @@ def sampled_softmax_update(  # noqa: PLR0913 - as above
         rows,
         labels,
         classes,
-        positives,
-        correction,
-        _scale(scale),
-        own_positives,
-        lr,
-        d_features,
-        None,
+        positives=positives,
+        correction=correction,
+        scale=_scale(scale),
+        own_positives=own_positives,
+        lr=lr,
+        d_features=d_features,
+        d_rows=None,
     )
     return loss, d_features
 
 
-def linear_cross_entropy(
+def linear_cross_entropy(  # noqa: PLR0913 - the operands and settings of one loss
     features: Floats,
     rows: Floats,
     labels: Numbers,
@@ -161,14 +161,24 @@ def linear_cross_entropy(
     """
     d_features = np.empty_like(features) if d_features is None else d_features
     d_rows = np.empty_like(rows) if d_rows is None else d_rows
-    at = workspace or _core.Workspace()
     loss = _core.sampled_softmax(
-        at, features, rows, labels, None, 0, 0.0, _scale(scale), False, None, d_features, d_rows
+        workspace or _core.Workspace(),
+        features,
+        rows,
+        labels,
+        classes=None,
+        positives=0,
+        correction=0.0,
+        scale=_scale(scale),
+        own_positives=False,
+        lr=None,
+        d_features=d_features,
+        d_rows=d_rows,
     )
     return loss, d_features, d_rows
 
 
-def linear_cross_entropy_update(
+def linear_cross_entropy_update(  # noqa: PLR0913 - as above
     features: Floats,
     rows: Floats,
     labels: Numbers,
@@ -184,9 +194,19 @@ def linear_cross_entropy_update(
         The loss and d loss / d features, both of the rows as they were.
     """
     d_features = np.empty_like(features) if d_features is None else d_features
-    at = workspace or _core.Workspace()
     loss = _core.sampled_softmax(
-        at, features, rows, labels, None, 0, 0.0, _scale(scale), False, lr, d_features, None
+        workspace or _core.Workspace(),
+        features,
+        rows,
+        labels,
+        classes=None,
+        positives=0,
+        correction=0.0,
+        scale=_scale(scale),
+        own_positives=False,
+        lr=lr,
+        d_features=d_features,
+        d_rows=None,
     )
     return loss, d_features
 

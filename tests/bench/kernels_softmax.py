@@ -139,7 +139,9 @@ def _error(it: Problem) -> dict[str, float]:
     """How far the loss and the largest gradients are from float64."""
     settings: dict[str, Any] = {"positives": POSITIVES, "correction": it.correction}
     operands = (it.features, it.rows, it.labels, it.classes)
-    made, truth = (f(*operands, **settings) for f in (kernels.sampled_softmax, reference_sampled_softmax.sampled_softmax))
+    made, truth = (
+        f(*operands, **settings) for f in (kernels.sampled_softmax, reference_sampled_softmax.sampled_softmax)
+    )
     return {
         name: float(np.abs(a - b).max() / np.abs(b).max())
         for name, a, b in zip(("loss", "d_features", "d_rows"), made, truth, strict=True)

@@ -70,11 +70,11 @@ def test_loss_and_gradients_are_the_twins(shape: tuple[int, ...], scale: float |
     assert close(made[2], truth[2])
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_corrections_are_one_for_each_negative_and_none_for_positives(own: bool, workspace: Workspace) -> None:
+@pytest.mark.parametrize("own", [0, 1])
+def test_corrections_are_one_for_each_negative_and_none_for_positives(own: int, workspace: Workspace) -> None:
     it = problem(19, 24, 130, 200)
     correction = np.random.default_rng(1).standard_normal(130).astype(F32)
-    settings = it.settings(correction=correction, own_positives=own)
+    settings = it.settings(correction=correction, own_positives=bool(own))
     made = kernels.sampled_softmax(*it, **settings, workspace=workspace)
     truth = reference.sampled_softmax(*it, **settings)
     assert all(close(a, b) for a, b in zip(made, truth, strict=True))
@@ -239,11 +239,11 @@ def test_any_number_of_threads_makes_the_same_bits(shape: tuple[int, ...], isa: 
 
 
 @pytest.mark.parametrize("scale", [None, 5.0])
-@pytest.mark.parametrize("own", [False, True])
-def test_the_twins_gradients_are_central_differences(scale: float | None, own: bool) -> None:
+@pytest.mark.parametrize("own", [0, 1])
+def test_the_twins_gradients_are_central_differences(scale: float | None, own: int) -> None:
     it = problem(4, 5, 9, 12)
     f, w = it.features.astype(np.float64), it.rows.astype(np.float64)
-    settings: dict[str, Any] = {"positives": 3, "correction": 0.7, "scale": scale, "own_positives": own}
+    settings: dict[str, Any] = {"positives": 3, "correction": 0.7, "scale": scale, "own_positives": bool(own)}
     labels = np.array([0, 2, -1, 1], I32)
     _, d_f, d_w = reference.sampled_softmax(f, w, labels, it.classes, **settings)
     for array, gradient, places in ((f, d_f, np.arange(4)), (w, d_w, it.classes)):
