@@ -8,6 +8,7 @@
 #include <limits>
 #include <memory>
 
+#include "bindings/bind.h"
 #include "core/cpu.h"
 #include "engine/engine.h"
 
@@ -229,7 +230,7 @@ py::array_t<double> timings(PyEngine& engine, int steps) {
   }
   engine.stepping.clear();
   return py::array_t<double>(
-      {static_cast<py::ssize_t>(steps), static_cast<py::ssize_t>(engine.plan().ops.size())},
+      {static_cast<py::ssize_t>(steps), static_cast<py::ssize_t>(engine.operations())},
       times_s.data());
 }
 
@@ -286,4 +287,8 @@ PYBIND11_MODULE(_core, m) {
                              [](const PyEngine& e) { return e.plan().workspace_bytes; })
       .def_property_readonly("isa", &PyEngine::isa)
       .def_property_readonly("threads", &PyEngine::threads);
+
+  edge::bind_workspace(m);
+  edge::bind_sampled_softmax(m);
+  edge::bind_coders(m);
 }

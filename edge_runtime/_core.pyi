@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 # A plan broke a rule of docs/plan-format.md; `args` are (rule, message).
 class PlanError(ValueError): ...
 
+# A coded stream broke a rule of its format; `args` are (rule, message).
+class StreamError(ValueError): ...
+
 # One tensor of a plan.
 class TensorInfo(TypedDict):
     name: str
@@ -77,3 +80,38 @@ class Engine:
     def isa(self) -> str: ...
     @property
     def threads(self) -> int: ...
+
+# Instruction set, threads and memory of kernels outside plans; one caller at a time (RuntimeError otherwise).
+class Workspace:
+    def __init__(self, threads: int = 1, isa: str = "auto") -> None: ...
+    # Give the memory back to the system.
+    def release(self) -> None: ...
+    @property
+    def held_bytes(self) -> int: ...
+    @property
+    def peak_bytes(self) -> int: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def isa(self) -> str: ...
+
+# Loss of linear logits over `classes` (all rows where None); see edge_runtime.kernels.sampled_softmax. `scale` 0 is the
+# dot product. Writes the gradients that have an array; with `lr` moves the rows themselves.
+def sampled_softmax(
+    workspace: Workspace,
+    features: NDArray[np.float32],
+    rows: NDArray[np.float32],
+    labels: NDArray[np.int32],
+    classes: NDArray[np.int32] | None,
+    positives: int,
+    correction: float | NDArray[np.float32],
+    scale: float,
+    own_positives: bool,
+    lr: float | None,
+    d_features: NDArray[np.float32] | None,
+    d_rows: NDArray[np.float32] | None,
+) -> float: ...
+
+# What edge_runtime.kernels.coders documents.
+def encode_indices(indices: NDArray[np.int32], n: int) -> bytes: ...
+def decode_indices(data: bytes | bytearray | memoryview, n: int, max_count: int) -> NDArray[np.int32]: ...
