@@ -6,6 +6,7 @@
 namespace edge {
 
 void bind_coders(pybind11::module_& m);
+void bind_quantizers(pybind11::module_& m);
 void bind_workspace(pybind11::module_& m);
 
 }  // namespace edge

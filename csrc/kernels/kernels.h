@@ -15,6 +15,7 @@
 #include "kernels/matmul.h"
 #include "kernels/minmax.h"
 #include "kernels/pool.h"
+#include "kernels/quantize.h"
 #include "kernels/random.h"
 #include "kernels/reduce.h"
 #include "kernels/sgd.h"
@@ -61,7 +62,10 @@ namespace edge {
   X(blend, BlendArgs)                   \
   X(map, MapProgram)                    \
   X(random, RandomArgs)                 \
-  X(gemm_sgd, GemmSgdArgs)
+  X(gemm_sgd, GemmSgdArgs)              \
+  X(convert_half, ConvertArgs)          \
+  X(quantize, QuantizeArgs)             \
+  X(dequantize, DequantizeArgs)
 
 struct Kernels {
   const char* isa;
