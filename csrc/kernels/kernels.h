@@ -18,6 +18,7 @@
 #include "kernels/quantize.h"
 #include "kernels/random.h"
 #include "kernels/reduce.h"
+#include "kernels/sampled_softmax.h"
 #include "kernels/sgd.h"
 #include "kernels/softmax_xent.h"
 #include "kernels/transpose.h"
@@ -63,9 +64,13 @@ namespace edge {
   X(map, MapProgram)                    \
   X(random, RandomArgs)                 \
   X(gemm_sgd, GemmSgdArgs)              \
+<<<<<<< HEAD
   X(convert_half, ConvertArgs)          \
   X(quantize, QuantizeArgs)             \
   X(dequantize, DequantizeArgs)
+=======
+  X(sampled_softmax, SampledSoftmaxArgs)
+>>>>>>> f800085858ca643ec9829e309b88a2a267d6e9ed
 
 struct Kernels {
   const char* isa;

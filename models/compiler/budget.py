@@ -1,8 +1,8 @@
 """Choosing a plan for a board: what is trained, in how many slices, and what is computed twice, within a budget.
 
-Memory is counted to the byte: everything the engine allocates for the plan (arena, constants, workspace of every
-thread), nothing of the process around it. A step's time is an estimate: multiply-adds over the rate at which products
-and convolutions run, plus the bytes that all other operations read and write over the rate at which they do.
+Memory is what the engine takes: arena, constants and the workspace of every thread, to the byte, and the records of a
+long plan; nothing of the process around it. A step's time is an estimate: multiply-adds over the rate at which products
+and convolutions run, plus the bytes that all other operations and updates move over the rate at which they do.
 
 Training more of the model comes first, a shorter step second. Layers are frozen from the input on, as few as fit.
 """
@@ -194,7 +194,7 @@ def search(
     def tried(choice: Choice) -> Option:
         made = compiled(choice)
         speed.extend([] if speed else [rate(made)])
-        option = Option(choice, made, made.report.memory_bytes(budget.threads), speed[0].step_s(made))
+        option = Option(choice, made, made.report.engine_bytes(budget.threads), speed[0].step_s(made))
         options.append(option)
         return option
 
