@@ -64,13 +64,10 @@ namespace edge {
   X(map, MapProgram)                    \
   X(random, RandomArgs)                 \
   X(gemm_sgd, GemmSgdArgs)              \
-<<<<<<< HEAD
   X(convert_half, ConvertArgs)          \
   X(quantize, QuantizeArgs)             \
-  X(dequantize, DequantizeArgs)
-=======
+  X(dequantize, DequantizeArgs)         \
   X(sampled_softmax, SampledSoftmaxArgs)
->>>>>>> f800085858ca643ec9829e309b88a2a267d6e9ed
 
 struct Kernels {
   const char* isa;
