@@ -26,19 +26,23 @@ from edge_runtime.kernels.sampled_softmax import (
     sampled_softmax,
     sampled_softmax_update,
 )
+from edge_runtime.kernels.samplers import Negatives, frequent_negatives, log_uniform_negatives, uniform_negatives
 
 __all__ = [
+    "Negatives",
     "StreamError",
     "Workspace",
     "decode_indices",
     "dequantize_int8",
     "dequantize_sign",
     "encode_indices",
+    "frequent_negatives",
     "from_bfloat16",
     "from_float16",
     "info",
     "linear_cross_entropy",
     "linear_cross_entropy_update",
+    "log_uniform_negatives",
     "quantize_int8",
     "quantize_qsgd",
     "quantize_sign",
@@ -46,4 +50,5 @@ __all__ = [
     "sampled_softmax_update",
     "to_bfloat16",
     "to_float16",
+    "uniform_negatives",
 ]
