@@ -21,7 +21,8 @@
 // test.
 //
 // An algorithm of several launches is a function over a launcher, which has
-//   launcher.launch<Kernel>(blocks, args), launcher.fill(pointer, byte, bytes), launcher.processors()
+//   launcher.launch<Kernel>(blocks, args), launcher.fill(pointer, byte, bytes),
+//   launcher.processors()
 // and neither allocates nor waits. It fills a device with a few blocks for each of its processors.
 #pragma once
 

@@ -1,12 +1,13 @@
-// Values in fewer bits, and back, on a device: the contract of quantize.h, bit for bit, every array in device
-// memory and of any alignment of its elements. n <= 2^31 - 1.
+// Values in fewer bits, and back, on a device: the contract of quantize.h, bit for bit, every array
+// in device memory and of any alignment of its elements. n <= 2^31 - 1.
 //
-// What cannot be raised is left in memory: `first_bad` receives the place of the first value that is not
-// finite, or -1; its block becomes zeros with a scale of NaN.
+// What cannot be raised is left in memory: `first_bad` receives the place of the first value that
+// is not finite, or -1; its block becomes zeros with a scale of NaN.
 //
-// Up to kSmallBlock values to a scale, 16 threads share one and 16 scales fill a thread block; larger ones have a
-// thread block each, so a scale over a whole tensor leaves the rest of the device idle, and its sum, whose
-// order is fixed, to 16 threads. Bytes moved: as quantize.h. No workspace.
+// Up to kSmallBlock values to a scale, 16 threads share one and 16 scales fill a thread block;
+// larger ones have a thread block each, so a scale over a whole tensor leaves the rest of the
+// device idle, and its sum, whose order is fixed, to 16 threads. Bytes moved: as quantize.h. No
+// workspace.
 #pragma once
 
 #include "cuda/execution.h"
@@ -27,7 +28,8 @@ enum class Half { to_float16, from_float16, to_bfloat16, from_bfloat16 };
 enum class Rounding { nearest, stochastic, sign };
 enum class Norm { max, l2 };
 
-// Exponents are 112 apart; below 2^-14, adding 1/2 rounds to multiples of 2^-24, float16's subnormals.
+// Exponents are 112 apart; below 2^-14, adding 1/2 rounds to multiples of 2^-24, float16's
+// subnormals.
 EDGE_DEVICE u16 to_float16(float x) {
   const u32 all = bits_of(x);
   const u32 u = all & ~kSign;
@@ -78,7 +80,8 @@ struct Convert {
         if (kNarrow) {
           float from[4];
           u16 to[4];
-          const int count = load_four(args.wide_in, at, args.n, aligned_for_four(args.wide_in), from);
+          const int count =
+              load_four(args.wide_in, at, args.n, aligned_for_four(args.wide_in), from);
           for (int j = 0; j < count; ++j) {
             to[j] = kHalf == Half::to_float16 ? to_float16(from[j]) : to_bfloat16(from[j]);
           }
@@ -86,7 +89,8 @@ struct Convert {
         } else {
           u16 from[4];
           float to[4];
-          const int count = load_four(args.narrow_in, at, args.n, aligned_for_four(args.narrow_in), from);
+          const int count =
+              load_four(args.narrow_in, at, args.n, aligned_for_four(args.narrow_in), from);
           for (int j = 0; j < count; ++j) {
             to[j] = kHalf == Half::from_float16 ? from_float16(from[j]) : from_bfloat16(from[j]);
           }
@@ -145,7 +149,9 @@ struct Quantize {
     const u64 groups = static_cast<u64>(kThreads / lanes);
     const u64 scales = ceil_div(args.n, args.block);
     for (u64 unit = block.index(); unit * groups < scales; unit += block.blocks()) {
-      const auto number = [&](int thread) { return unit * groups + static_cast<u64>(thread / lanes); };
+      const auto number = [&](int thread) {
+        return unit * groups + static_cast<u64>(thread / lanes);
+      };
       block.each([&](int thread) { measure(block, shared, args, number(thread), thread, lanes); });
       for (int half = lanes / 2; half > 0; half /= 2) {
         block.each([&](int thread) {
@@ -170,7 +176,8 @@ struct Quantize {
     }
   }
 
-  // A thread's share of the largest magnitude, and for the first 16 of a scale one of its partial sums.
+  // A thread's share of the largest magnitude, and for the first 16 of a scale one of its partial
+  // sums.
   template <class Block>
   EDGE_DEVICE static void measure(Block& block, Shared& shared, const Args& args, u64 number,
                                   int thread, int lanes) {
@@ -196,7 +203,8 @@ struct Quantize {
 
   EDGE_DEVICE static float scale_of(const Args& args, u32 peak, double sum, u64 count) {
     if (peak >= kInfinity) return float_of(kNan);
-    if (args.rounding == Rounding::sign) return static_cast<float>(sum / static_cast<double>(count));
+    if (args.rounding == Rounding::sign)
+      return static_cast<float>(sum / static_cast<double>(count));
     float scale = float_of(peak) / args.levels;
     if (args.norm == Norm::l2) {
       const double wide = root(sum) / static_cast<double>(args.levels);
@@ -212,7 +220,8 @@ struct Quantize {
     const bool usable = scale > 0.0F;  // neither 0 nor NaN
     if (args.rounding == Rounding::sign) {
       auto* const bytes = static_cast<unsigned char*>(args.q);
-      for (u64 at = begin + 8 * static_cast<u64>(lane); at < end; at += 8 * static_cast<u64>(lanes)) {
+      for (u64 at = begin + 8 * static_cast<u64>(lane); at < end;
+           at += 8 * static_cast<u64>(lanes)) {
         u32 byte = 0;
         for (u64 j = 0; j < 8 && at + j < end; ++j) byte |= bits_of(args.x[at + j]) >> 31U << j;
         bytes[at / 8] = static_cast<unsigned char>(scale == scale ? byte : 0U);
@@ -221,7 +230,7 @@ struct Quantize {
     }
     auto* const q = static_cast<signed char*>(args.q);
     for (u64 i = begin + static_cast<u64>(lane); i < end; i += static_cast<u64>(lanes)) {
-      const int level = !usable                               ? 0
+      const int level = !usable                              ? 0
                         : args.rounding == Rounding::nearest ? nearest(args.x[i] / scale)
                                                              : stochastic(args, i, scale);
       q[i] = static_cast<signed char>(level);
@@ -239,7 +248,8 @@ struct Quantize {
     const float r = float_of(bits_of(x) & ~kSign) / scale;
     const float level = static_cast<float>(static_cast<int>(r));
     const float rounded = level + (uniform(args.prefix, place) < r - level ? 1.0F : 0.0F);
-    const float kept = rounded < args.levels ? rounded : args.levels;  // r may be `levels` and a rounding
+    const float kept =
+        rounded < args.levels ? rounded : args.levels;  // r may be `levels` and a rounding
     return static_cast<int>(x < 0.0F ? -kept : kept);
   }
 };

@@ -169,7 +169,8 @@ struct Count {
                                      : load_four(it.x, at, n, aligned_for_four(it.x), bits);
         for (int j = 0; j < count; ++j) {
           const u32 key = magnitude(bits[j]);
-          if (kPass == 0 && key > it.infinity) block.min(it.first_nan, static_cast<u32>(at) + static_cast<u32>(j));
+          if (kPass == 0 && key > it.infinity)
+            block.min(it.first_nan, static_cast<u32>(at) + static_cast<u32>(j));
           if (kPass == 0 || (key ^ threshold) >> (kShift + 10) == 0) {
             block.add(&shared.bins[(key >> kShift) & (kDigits - 1)], 1U);
           }
@@ -419,14 +420,14 @@ void select(Launcher& launcher, const Bits* x, u64 n, u32 k, Infinity infinity, 
   carve(workspace, it);
   // State, histograms and words of tiles lie in front and together.
   launcher.fill(it.first_nan, 0xFF, sizeof(u32));
-  launcher.fill(it.state, 0, static_cast<u64>(reinterpret_cast<unsigned char*>(it.candidate_indices) -
-                                           reinterpret_cast<unsigned char*>(it.state)));
+  launcher.fill(it.state, 0,
+                static_cast<u64>(reinterpret_cast<unsigned char*>(it.candidate_indices) -
+                                 reinterpret_cast<unsigned char*>(it.state)));
   const u64 tiles = ceil_div(n, kTile);
   const u64 most = launcher.processors() * kBlocksPerProcessor;
   const u64 blocks = tiles < most ? tiles : most;
   launcher.template launch<Count<Bits, Feed, 0>>(blocks, {it, feed});
-  launcher.template launch<Compact<Bits, true>>(
-      blocks, {it, nullptr, nullptr, {nullptr, nullptr}});
+  launcher.template launch<Compact<Bits, true>>(blocks, {it, nullptr, nullptr, {nullptr, nullptr}});
   launcher.template launch<Count<Bits, Plain, 1>>(blocks, {it, {}});
   if (passes<Bits>() == 3) launcher.template launch<Count<Bits, Plain, 2>>(blocks, {it, {}});
   launcher.template launch<Compact<Bits, false>>(

@@ -94,8 +94,9 @@ void sorted_inputs_and_odd_values_are_ordered() {
   Numbers numbers(3);
   every_size<u32>(selection::kFloat32,
                   [](u64 i) { return edge::cuda::bits_of(static_cast<float>(i)); });
-  every_size<u32>(selection::kFloat32,
-                  [](u64 i) { return edge::cuda::bits_of(-1.0F / (1.0F + static_cast<float>(i))); });
+  every_size<u32>(selection::kFloat32, [](u64 i) {
+    return edge::cuda::bits_of(-1.0F / (1.0F + static_cast<float>(i)));
+  });
   every_size<u32>(selection::kFloat32,
                   [&](u64) { return edge::cuda::bits_of(odd[numbers.bits() % 9]); });
 }
