@@ -91,3 +91,20 @@ class Workspace:
     def threads(self) -> int: ...
     @property
     def isa(self) -> str: ...
+
+# (u, s, vt, error, passes) of a float32 matrix; see edge_runtime.kernels.low_rank. `energy` 0: exactly `rank`.
+def truncated_svd(
+    workspace: Workspace,
+    a: NDArray[np.float32],
+    rank: int,
+    energy: float,
+    warm: NDArray[np.float32] | None,
+    seed: int,
+    tolerance: float,
+    iterations: int,
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], float, int]: ...
+
+# (p, q) of a warm-started step of subspace iteration.
+def power_step(
+    workspace: Workspace, a: NDArray[np.float32], q: NDArray[np.float32], seed: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...

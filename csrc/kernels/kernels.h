@@ -10,15 +10,18 @@
 #include "kernels/elementwise.h"
 #include "kernels/gemm.h"
 #include "kernels/gemm_sgd.h"
+#include "kernels/gram.h"
 #include "kernels/indexing.h"
 #include "kernels/map.h"
 #include "kernels/matmul.h"
 #include "kernels/minmax.h"
+#include "kernels/narrow.h"
 #include "kernels/pool.h"
 #include "kernels/random.h"
 #include "kernels/reduce.h"
 #include "kernels/sgd.h"
 #include "kernels/softmax_xent.h"
+#include "kernels/symmetric.h"
 #include "kernels/transpose.h"
 #include "kernels/unary.h"
 
@@ -61,7 +64,12 @@ namespace edge {
   X(blend, BlendArgs)                   \
   X(map, MapProgram)                    \
   X(random, RandomArgs)                 \
-  X(gemm_sgd, GemmSgdArgs)
+  X(gemm_sgd, GemmSgdArgs)              \
+  X(narrow, NarrowArgs)                 \
+  X(gram, GramArgs)                     \
+  X(square_sums, SquareSumsArgs)        \
+  X(cholesky, CholeskyArgs)             \
+  X(eigen, EigenArgs)
 
 struct Kernels {
   const char* isa;

@@ -7,5 +7,22 @@ Nothing here is imported when a client starts.
 
 from edge_runtime._core import Workspace
 from edge_runtime.kernels.dispatch import info
+from edge_runtime.kernels.low_rank import (
+    LowRank,
+    as_matrix,
+    power_step,
+    saving_rank,
+    truncated_svd,
+    truncated_svd_tree,
+)
 
-__all__ = ["Workspace", "info"]
+__all__ = [
+    "LowRank",
+    "Workspace",
+    "as_matrix",
+    "info",
+    "power_step",
+    "saving_rank",
+    "truncated_svd",
+    "truncated_svd_tree",
+]
