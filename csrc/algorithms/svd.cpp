@@ -258,7 +258,8 @@ Bases decompose_small(Workspace& ws, const SvdArgs& args, const Matrix& a, Small
 Bases decompose(Workspace& ws, const SvdArgs& args, Matrix& a, SmallRoom& room) {
   const Index least = std::min(a.m, a.n), widest = narrow_width(args.rank + kOversampling);
   Index passes = 0;
-  for (Index width = first_width(args); least > kSmallSide && 2 * width <= least; width = std::min(2 * width, widest)) {
+  for (Index width = first_width(args); least > kSmallSide && 2 * width <= least;
+       width = std::min(2 * width, widest)) {
     room = small_room(ws, width);
     Bases it = bases_of(ws, a, width);
     draw(ws, it.v, args.seed);

@@ -6,12 +6,12 @@
 // After two iterations (one from a warm start) Y = A V and its Gram matrix give s and what is
 // missing:
 // ||A||^2 - sum s^2. Iterations go on until one lowers that by less than `tolerance` of it.
-// Where min(m, n) <= 64 or < 2 p: V from the eigenvectors of A^T A in float64 (of A A^T where m < n,
-// by a transposed copy), then the same Y. Sums of squares are float64 everywhere; products of A are
-// float32. A is read passes / 2 times or so; p m n multiply-adds a pass.
-// Memory beside A and the result, in bytes: 8 p (m + n) + 28 p^2 + 256 p a thread + 4096, w^2
-// instead of p^2 in the small route with w = min(m, n); 4 m n more where a copy is transposed or
-// scaled (max |a| outside 2^-40 .. 2^40).
+// Where min(m, n) <= 64 or < 2 p: V from the eigenvectors of A^T A in float64 (of A A^T where m <
+// n, by a transposed copy), then the same Y. Sums of squares are float64 everywhere; products of A
+// are float32. A is read passes / 2 times or so; p m n multiply-adds a pass. Memory beside A and
+// the result, in bytes: 8 p (m + n) + 28 p^2 + 256 p a thread + 4096, w^2 instead of p^2 in the
+// small route with w = min(m, n); 4 m n more where a copy is transposed or scaled (max |a| outside
+// 2^-40 .. 2^40).
 #pragma once
 
 #include "algorithms/orthogonal.h"

@@ -17,8 +17,10 @@
 #include "kernels/minmax.h"
 #include "kernels/narrow.h"
 #include "kernels/pool.h"
+#include "kernels/quantize.h"
 #include "kernels/random.h"
 #include "kernels/reduce.h"
+#include "kernels/sampled_softmax.h"
 #include "kernels/sgd.h"
 #include "kernels/softmax_xent.h"
 #include "kernels/symmetric.h"
@@ -69,7 +71,11 @@ namespace edge {
   X(gram, GramArgs)                     \
   X(square_sums, SquareSumsArgs)        \
   X(cholesky, CholeskyArgs)             \
-  X(eigen, EigenArgs)
+  X(eigen, EigenArgs)                   \
+  X(convert_half, ConvertArgs)          \
+  X(quantize, QuantizeArgs)             \
+  X(dequantize, DequantizeArgs)         \
+  X(sampled_softmax, SampledSoftmaxArgs)
 
 struct Kernels {
   const char* isa;
