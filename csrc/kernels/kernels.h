@@ -10,10 +10,12 @@
 #include "kernels/elementwise.h"
 #include "kernels/gemm.h"
 #include "kernels/gemm_sgd.h"
+#include "kernels/gram.h"
 #include "kernels/indexing.h"
 #include "kernels/map.h"
 #include "kernels/matmul.h"
 #include "kernels/minmax.h"
+#include "kernels/narrow.h"
 #include "kernels/pool.h"
 #include "kernels/quantize.h"
 #include "kernels/random.h"
@@ -21,6 +23,7 @@
 #include "kernels/sampled_softmax.h"
 #include "kernels/sgd.h"
 #include "kernels/softmax_xent.h"
+#include "kernels/symmetric.h"
 #include "kernels/transpose.h"
 #include "kernels/unary.h"
 
@@ -64,6 +67,11 @@ namespace edge {
   X(map, MapProgram)                    \
   X(random, RandomArgs)                 \
   X(gemm_sgd, GemmSgdArgs)              \
+  X(narrow, NarrowArgs)                 \
+  X(gram, GramArgs)                     \
+  X(square_sums, SquareSumsArgs)        \
+  X(cholesky, CholeskyArgs)             \
+  X(eigen, EigenArgs)                   \
   X(convert_half, ConvertArgs)          \
   X(quantize, QuantizeArgs)             \
   X(dequantize, DequantizeArgs)         \
