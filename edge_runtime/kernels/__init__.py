@@ -7,7 +7,15 @@ Nothing here is imported when a client starts.
 """
 
 from edge_runtime._core import Workspace
-from edge_runtime.kernels.coders import StreamError, decode_indices, encode_indices
+from edge_runtime.kernels.coders import (
+    RansTables,
+    StreamError,
+    decode_indices,
+    encode_indices,
+    quantized_cdf,
+    rans_decode,
+    rans_encode,
+)
 from edge_runtime.kernels.dispatch import info
 from edge_runtime.kernels.quantizers import (
     dequantize_int8,
@@ -28,6 +36,7 @@ from edge_runtime.kernels.sampled_softmax import (
 )
 
 __all__ = [
+    "RansTables",
     "StreamError",
     "Workspace",
     "decode_indices",
@@ -42,6 +51,9 @@ __all__ = [
     "quantize_int8",
     "quantize_qsgd",
     "quantize_sign",
+    "quantized_cdf",
+    "rans_decode",
+    "rans_encode",
     "sampled_softmax",
     "sampled_softmax_update",
     "to_bfloat16",
