@@ -1,5 +1,5 @@
-// edge_runtime._cuda: the device kernels on arrays of torch, CuPy and others. Every argument is checked
-// here; the GIL is held, since nothing waits.
+// edge_runtime._cuda: the device kernels on arrays of torch, CuPy and others. Every argument is
+// checked here; the GIL is held, since nothing waits.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -31,7 +31,8 @@ std::uint64_t size_of(const DeviceArray& array) {
   return size;
 }
 
-// The arrays of one call: checked as they are named, all on one device, which is current until the end.
+// The arrays of one call: checked as they are named, all on one device, which is current until the
+// end.
 class Call {
  public:
   explicit Call(std::uintptr_t stream) : stream_(stream) {}
@@ -44,8 +45,9 @@ class Call {
   cudaStream_t stream() const { return reinterpret_cast<cudaStream_t>(stream_); }
 
   // Of one of the types `wanted` and of this shape; -1: any extent.
-  DeviceArray array(const py::object& object, const char* name, const std::vector<std::string>& wanted,
-                    const std::vector<std::int64_t>& shape, bool written) {
+  DeviceArray array(const py::object& object, const char* name,
+                    const std::vector<std::string>& wanted, const std::vector<std::int64_t>& shape,
+                    bool written) {
     DeviceArray it = device_array(object, name, stream_);
     bool fits = it.shape.size() == shape.size();
     for (std::size_t axis = 0; fits && axis < shape.size(); ++axis) {
@@ -58,8 +60,9 @@ class Call {
       types += (types.empty() ? "" : " or ") + type;
     }
     if (!fits || !typed) {
-      throw py::type_error(std::string(name) + " must be " + described({0, shape, types, false, {}}) +
-                           " (-1: any), got " + described(it));
+      throw py::type_error(std::string(name) + " must be " +
+                           described({0, shape, types, false, {}}) + " (-1: any), got " +
+                           described(it));
     }
     if (written && it.read_only) throw py::value_error(std::string(name) + " is read-only");
     if (size_of(it) > 0) place(it, name);
@@ -76,17 +79,19 @@ class Call {
     held_.push_back(array(object, "workspace", {"uint8"}, {-1}, true));
     const DeviceArray& it = held_.back();
     if (size_of(it) < bytes) {
-      throw py::value_error("workspace must hold at least " + std::to_string(bytes) + " bytes, got " +
-                            std::to_string(size_of(it)));
+      throw py::value_error("workspace must hold at least " + std::to_string(bytes) +
+                            " bytes, got " + std::to_string(size_of(it)));
     }
-    if (it.address % kAligned != 0) throw py::value_error("workspace must start at a multiple of 256 bytes");
+    if (it.address % kAligned != 0)
+      throw py::value_error("workspace must start at a multiple of 256 bytes");
     return reinterpret_cast<void*>(it.address);
   }
 
  private:
   void place(const DeviceArray& it, const char* name) {
     cudaPointerAttributes where{};
-    must(cudaPointerGetAttributes(&where, reinterpret_cast<const void*>(it.address)), "cudaPointerGetAttributes");
+    must(cudaPointerGetAttributes(&where, reinterpret_cast<const void*>(it.address)),
+         "cudaPointerGetAttributes");
     if (where.type != cudaMemoryTypeDevice && where.type != cudaMemoryTypeManaged) {
       throw py::value_error(std::string(name) + " does not point to device memory");
     }
@@ -126,7 +131,8 @@ void check_count(std::uint64_t n, std::int64_t k) {
 std::uint64_t top_k_bytes(std::int64_t n, std::int64_t k, const std::string& dtype) {
   if (n < 1) throw py::value_error("n must be positive, got " + std::to_string(n));
   check_count(static_cast<std::uint64_t>(n), k);
-  return top_k_workspace_bytes(static_cast<std::uint64_t>(n), static_cast<std::uint64_t>(k), element_of(dtype));
+  return top_k_workspace_bytes(static_cast<std::uint64_t>(n), static_cast<std::uint64_t>(k),
+                               element_of(dtype));
 }
 
 void top_k(const py::object& x, std::int64_t k, const py::object& indices, const py::object& values,
@@ -141,14 +147,15 @@ void top_k(const py::object& x, std::int64_t k, const py::object& indices, const
   auto* const nan = call.pointer<std::int32_t>(first_nan, "first_nan", "int32", {1}, true);
   void* const work =
       call.workspace(workspace, top_k_workspace_bytes(n, static_cast<std::uint64_t>(k), element));
-  must(top_k_cuda(reinterpret_cast<const void*>(from.address), element, n, static_cast<std::uint32_t>(k),
-                  places, to, nan, work, call.stream()),
+  must(top_k_cuda(reinterpret_cast<const void*>(from.address), element, n,
+                  static_cast<std::uint32_t>(k), places, to, nan, work, call.stream()),
        "top_k");
 }
 
-void top_k_feedback(const py::object& gradient, const py::object& residual, const py::object& momentum,
-                    float factor, bool nesterov, bool masked, std::int64_t k, const py::object& indices,
-                    const py::object& values, const py::object& first_nan, const py::object& workspace,
+void top_k_feedback(const py::object& gradient, const py::object& residual,
+                    const py::object& momentum, float factor, bool nesterov, bool masked,
+                    std::int64_t k, const py::object& indices, const py::object& values,
+                    const py::object& first_nan, const py::object& workspace,
                     std::uintptr_t stream) {
   Call call(stream);
   const DeviceArray from = call.array(gradient, "gradient", {"float32"}, {-1}, false);
@@ -156,14 +163,16 @@ void top_k_feedback(const py::object& gradient, const py::object& residual, cons
   check_count(n, k);
   auto* const carried = call.pointer<float>(residual, "residual", "float32", from.shape, true);
   auto* const velocity =
-      momentum.is_none() ? nullptr : call.pointer<float>(momentum, "momentum", "float32", from.shape, true);
+      momentum.is_none() ? nullptr
+                         : call.pointer<float>(momentum, "momentum", "float32", from.shape, true);
   auto* const places = call.pointer<std::int32_t>(indices, "indices", "int32", {k}, true);
   auto* const to = call.pointer<float>(values, "values", "float32", {k}, true);
   auto* const nan = call.pointer<std::int32_t>(first_nan, "first_nan", "int32", {1}, true);
   void* const work = call.workspace(
       workspace, top_k_workspace_bytes(n, static_cast<std::uint64_t>(k), Element::float32));
-  must(top_k_feedback_cuda(reinterpret_cast<const float*>(from.address), carried, velocity, factor, nesterov, masked,
-                           n, static_cast<std::uint32_t>(k), places, to, nan, work, call.stream()),
+  must(top_k_feedback_cuda(reinterpret_cast<const float*>(from.address), carried, velocity, factor,
+                           nesterov, masked, n, static_cast<std::uint32_t>(k), places, to, nan,
+                           work, call.stream()),
        "top_k_feedback");
 }
 
@@ -192,10 +201,12 @@ PYBIND11_MODULE(_cuda, m) {
   m.doc() = "Device kernels on arrays that offer DLPack or __cuda_array_interface__.";
   m.attr("compiled_for") = EDGE_CUDA_ARCHITECTURES;
   m.def("devices", &devices);
-  m.def("top_k_workspace_bytes", &top_k_bytes, py::arg("n").noconvert(), py::arg("k").noconvert(), py::arg("dtype"));
-  m.def("top_k", &top_k, py::arg("x"), py::arg("k").noconvert(), py::arg("indices"), py::arg("values"),
-        py::arg("first_nan"), py::arg("workspace"), py::arg("stream"));
-  m.def("top_k_feedback", &top_k_feedback, py::arg("gradient"), py::arg("residual"), py::arg("momentum"),
-        py::arg("factor"), py::arg("nesterov"), py::arg("masked"), py::arg("k").noconvert(), py::arg("indices"), py::arg("values"),
-        py::arg("first_nan"), py::arg("workspace"), py::arg("stream"));
+  m.def("top_k_workspace_bytes", &top_k_bytes, py::arg("n").noconvert(), py::arg("k").noconvert(),
+        py::arg("dtype"));
+  m.def("top_k", &top_k, py::arg("x"), py::arg("k").noconvert(), py::arg("indices"),
+        py::arg("values"), py::arg("first_nan"), py::arg("workspace"), py::arg("stream"));
+  m.def("top_k_feedback", &top_k_feedback, py::arg("gradient"), py::arg("residual"),
+        py::arg("momentum"), py::arg("factor"), py::arg("nesterov"), py::arg("masked"),
+        py::arg("k").noconvert(), py::arg("indices"), py::arg("values"), py::arg("first_nan"),
+        py::arg("workspace"), py::arg("stream"));
 }
