@@ -176,6 +176,81 @@ void top_k_feedback(const py::object& gradient, const py::object& residual,
        "top_k_feedback");
 }
 
+std::uint64_t extent(const DeviceArray& array, std::size_t axis) {
+  return static_cast<std::uint64_t>(array.shape[axis]);
+}
+
+std::uint64_t softmax_bytes(std::int64_t batch, std::int64_t width, std::int64_t classes,
+                            bool update) {
+  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+  for (const std::int64_t size : {batch, width, classes}) {
+    if (size < 1 || size > kMost)
+      throw py::value_error("a size must be in 1..2^31-1, got " + std::to_string(size));
+  }
+  SoftmaxCall call{};
+  call.batch = static_cast<std::uint64_t>(batch);
+  call.width = static_cast<std::uint64_t>(width);
+  call.count = static_cast<std::uint64_t>(classes);
+  float step = 0.0F;
+  call.updated = update ? &step : nullptr;
+  std::uint64_t bytes = 0;
+  must(softmax_workspace_bytes(call, bytes), "softmax_workspace_bytes");
+  return bytes;
+}
+
+void sampled_softmax(const py::object& features, const py::object& labels, const py::object& rows,
+                     const py::object& classes, std::int64_t positives,
+                     const py::object& correction, float correction_of_all, float scale,
+                     bool own_positives, const py::object& loss, const py::object& d_features,
+                     const py::object& d_rows, float lr, const py::object& workspace,
+                     std::uintptr_t stream) {
+  Call call(stream);
+  SoftmaxCall it{};
+  const DeviceArray batch = call.array(features, "features", {"float32"}, {-1, -1}, false);
+  it.features = reinterpret_cast<const float*>(batch.address);
+  const std::int64_t width = batch.shape[1];
+  const bool update = d_rows.is_none();
+  const DeviceArray table = call.array(rows, "rows", {"float32"}, {-1, width}, update);
+  it.rows = reinterpret_cast<const float*>(table.address);
+  it.labels = call.pointer<const std::int32_t>(labels, "labels", "int32", {batch.shape[0]}, false);
+  std::int64_t count = table.shape[0];
+  if (!classes.is_none()) {
+    const DeviceArray numbers = call.array(classes, "classes", {"int32"}, {-1}, false);
+    it.classes = reinterpret_cast<const std::int32_t*>(numbers.address);
+    count = numbers.shape[0];
+  }
+  if (batch.shape[0] < 1 || width < 1 || count < 1 || table.shape[0] < 1) {
+    throw py::value_error("features, rows and classes must not be empty");
+  }
+  if (positives < 0 || positives > count) {
+    throw py::value_error("positives must be in 0.." + std::to_string(count) + ", got " +
+                          std::to_string(positives));
+  }
+  if (!correction.is_none()) {
+    it.correction = call.pointer<const float>(correction, "correction", "float32", {count}, false);
+  }
+  it.batch = extent(batch, 0);
+  it.width = extent(batch, 1);
+  it.row_count = extent(table, 0);
+  it.count = static_cast<std::uint64_t>(count);
+  it.positives = classes.is_none() ? it.count : static_cast<std::uint64_t>(positives);
+  it.correction_of_all = correction_of_all;
+  it.scale = scale;
+  it.own_positives = own_positives;
+  it.loss = call.pointer<float>(loss, "loss", "float32", {1}, true);
+  it.d_features = call.pointer<float>(d_features, "d_features", "float32", batch.shape, true);
+  if (update) {
+    it.updated = reinterpret_cast<float*>(table.address);
+    it.lr = lr;
+  } else {
+    it.d_rows = call.pointer<float>(d_rows, "d_rows", "float32", {count, width}, true);
+  }
+  std::uint64_t bytes = 0;
+  must(softmax_workspace_bytes(it, bytes), "softmax_workspace_bytes");
+  void* const work = call.workspace(workspace, bytes);
+  must(softmax_cuda(it, work, call.stream()), "sampled_softmax");
+}
+
 // Each device that can be used: name, compute capability, bytes of memory.
 py::list devices() {
   int count = 0;
@@ -209,4 +284,11 @@ PYBIND11_MODULE(_cuda, m) {
         py::arg("momentum"), py::arg("factor"), py::arg("nesterov"), py::arg("masked"),
         py::arg("k").noconvert(), py::arg("indices"), py::arg("values"), py::arg("first_nan"),
         py::arg("workspace"), py::arg("stream"));
+  m.def("softmax_workspace_bytes", &softmax_bytes, py::arg("batch").noconvert(),
+        py::arg("width").noconvert(), py::arg("classes").noconvert(), py::arg("update"));
+  m.def("sampled_softmax", &sampled_softmax, py::arg("features"), py::arg("labels"),
+        py::arg("rows"), py::arg("classes"), py::arg("positives").noconvert(),
+        py::arg("correction"), py::arg("correction_of_all"), py::arg("scale"),
+        py::arg("own_positives"), py::arg("loss"), py::arg("d_features"), py::arg("d_rows"),
+        py::arg("lr"), py::arg("workspace"), py::arg("stream"));
 }

@@ -15,8 +15,10 @@
 #include "kernels/matmul.h"
 #include "kernels/minmax.h"
 #include "kernels/pool.h"
+#include "kernels/quantize.h"
 #include "kernels/random.h"
 #include "kernels/reduce.h"
+#include "kernels/sampled_softmax.h"
 #include "kernels/sgd.h"
 #include "kernels/softmax_xent.h"
 #include "kernels/transpose.h"
@@ -25,8 +27,8 @@
 namespace edge {
 
 // Name and arguments of every kernel: the one list that declarations and tables are made of. The
-// common ones do no better with 512 bits than with 256: they are not compiled for AVX-512, whose
-// table takes AVX2's.
+// common ones make no training step faster with 512 bits than with 256: they are not compiled for
+// AVX-512, whose table takes AVX2's.
 #define EDGE_COMMON_KERNELS(X)          \
   X(softmax_xent, SoftmaxXentArgs)      \
   X(softmax_xent_grad, SoftmaxXentArgs) \
@@ -40,31 +42,35 @@ namespace edge {
   X(cast, CastArgs)                     \
   X(cumsum, CumsumArgs)                 \
   X(topk, TopkArgs)
-#define EDGE_OWN_KERNELS(X)   \
-  X(gemm, GemmArgs)           \
-  X(conv, ConvArgs)           \
-  X(conv_grad_x, ConvArgs)    \
-  X(conv_grad_w, ConvArgs)    \
-  X(relu, UnaryArgs)          \
-  X(relu_grad, UnaryArgs)     \
-  X(maxpool, PoolArgs)        \
-  X(maxpool_grad, PoolArgs)   \
-  X(avgpool, PoolArgs)        \
-  X(avgpool_grad, PoolArgs)   \
-  X(add, BinaryArgs)          \
-  X(sub, BinaryArgs)          \
-  X(mul, BinaryArgs)          \
-  X(reduce_sum, ReduceArgs)   \
-  X(transpose, TransposeArgs) \
-  X(sgd, SgdArgs)             \
-  X(copy, CopyArgs)           \
-  X(unary, MapArgs)           \
-  X(matmul, MatmulArgs)       \
-  X(adamw, AdamwArgs)         \
-  X(blend, BlendArgs)         \
-  X(map, MapProgram)          \
-  X(random, RandomArgs)       \
-  X(gemm_sgd, GemmSgdArgs)
+#define EDGE_OWN_KERNELS(X)     \
+  X(gemm, GemmArgs)             \
+  X(conv, ConvArgs)             \
+  X(conv_grad_x, ConvArgs)      \
+  X(conv_grad_w, ConvArgs)      \
+  X(relu, UnaryArgs)            \
+  X(relu_grad, UnaryArgs)       \
+  X(maxpool, PoolArgs)          \
+  X(maxpool_grad, PoolArgs)     \
+  X(avgpool, PoolArgs)          \
+  X(avgpool_grad, PoolArgs)     \
+  X(add, BinaryArgs)            \
+  X(sub, BinaryArgs)            \
+  X(mul, BinaryArgs)            \
+  X(reduce_sum, ReduceArgs)     \
+  X(transpose, TransposeArgs)   \
+  X(sgd, SgdArgs)               \
+  X(copy, CopyArgs)             \
+  X(unary, MapArgs)             \
+  X(matmul, MatmulArgs)         \
+  X(adamw, AdamwArgs)           \
+  X(blend, BlendArgs)           \
+  X(map, MapProgram)            \
+  X(random, RandomArgs)         \
+  X(gemm_sgd, GemmSgdArgs)      \
+  X(convert_half, ConvertArgs)  \
+  X(quantize, QuantizeArgs)     \
+  X(dequantize, DequantizeArgs) \
+  X(sampled_softmax, SampledSoftmaxArgs)
 #define EDGE_KERNELS(X) EDGE_OWN_KERNELS(X) EDGE_COMMON_KERNELS(X)
 
 struct Kernels {
