@@ -10,10 +10,12 @@
 #include "kernels/elementwise.h"
 #include "kernels/gemm.h"
 #include "kernels/gemm_sgd.h"
+#include "kernels/gram.h"
 #include "kernels/indexing.h"
 #include "kernels/map.h"
 #include "kernels/matmul.h"
 #include "kernels/minmax.h"
+#include "kernels/narrow.h"
 #include "kernels/pool.h"
 #include "kernels/quantize.h"
 #include "kernels/random.h"
@@ -21,6 +23,7 @@
 #include "kernels/sampled_softmax.h"
 #include "kernels/sgd.h"
 #include "kernels/softmax_xent.h"
+#include "kernels/symmetric.h"
 #include "kernels/transpose.h"
 #include "kernels/unary.h"
 
@@ -42,34 +45,39 @@ namespace edge {
   X(cast, CastArgs)                     \
   X(cumsum, CumsumArgs)                 \
   X(topk, TopkArgs)
-#define EDGE_OWN_KERNELS(X)     \
-  X(gemm, GemmArgs)             \
-  X(conv, ConvArgs)             \
-  X(conv_grad_x, ConvArgs)      \
-  X(conv_grad_w, ConvArgs)      \
-  X(relu, UnaryArgs)            \
-  X(relu_grad, UnaryArgs)       \
-  X(maxpool, PoolArgs)          \
-  X(maxpool_grad, PoolArgs)     \
-  X(avgpool, PoolArgs)          \
-  X(avgpool_grad, PoolArgs)     \
-  X(add, BinaryArgs)            \
-  X(sub, BinaryArgs)            \
-  X(mul, BinaryArgs)            \
-  X(reduce_sum, ReduceArgs)     \
-  X(transpose, TransposeArgs)   \
-  X(sgd, SgdArgs)               \
-  X(copy, CopyArgs)             \
-  X(unary, MapArgs)             \
-  X(matmul, MatmulArgs)         \
-  X(adamw, AdamwArgs)           \
-  X(blend, BlendArgs)           \
-  X(map, MapProgram)            \
-  X(random, RandomArgs)         \
-  X(gemm_sgd, GemmSgdArgs)      \
-  X(convert_half, ConvertArgs)  \
-  X(quantize, QuantizeArgs)     \
-  X(dequantize, DequantizeArgs) \
+#define EDGE_OWN_KERNELS(X)      \
+  X(gemm, GemmArgs)              \
+  X(conv, ConvArgs)              \
+  X(conv_grad_x, ConvArgs)       \
+  X(conv_grad_w, ConvArgs)       \
+  X(relu, UnaryArgs)             \
+  X(relu_grad, UnaryArgs)        \
+  X(maxpool, PoolArgs)           \
+  X(maxpool_grad, PoolArgs)      \
+  X(avgpool, PoolArgs)           \
+  X(avgpool_grad, PoolArgs)      \
+  X(add, BinaryArgs)             \
+  X(sub, BinaryArgs)             \
+  X(mul, BinaryArgs)             \
+  X(reduce_sum, ReduceArgs)      \
+  X(transpose, TransposeArgs)    \
+  X(sgd, SgdArgs)                \
+  X(copy, CopyArgs)              \
+  X(unary, MapArgs)              \
+  X(matmul, MatmulArgs)          \
+  X(adamw, AdamwArgs)            \
+  X(blend, BlendArgs)            \
+  X(map, MapProgram)             \
+  X(random, RandomArgs)          \
+  X(gemm_sgd, GemmSgdArgs)       \
+  X(convert_half, ConvertArgs)   \
+  X(quantize, QuantizeArgs)      \
+  X(dequantize, DequantizeArgs)  \
+  X(narrow, NarrowArgs)          \
+  X(gram, GramArgs)              \
+  X(square_sums, SquareSumsArgs) \
+  X(cholesky, CholeskyArgs)      \
+  X(eigen, EigenArgs)            \
   X(sampled_softmax, SampledSoftmaxArgs)
 #define EDGE_KERNELS(X) EDGE_OWN_KERNELS(X) EDGE_COMMON_KERNELS(X)
 
