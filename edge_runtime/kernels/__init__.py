@@ -17,6 +17,7 @@ from edge_runtime.kernels.coders import (
     rans_encode,
 )
 from edge_runtime.kernels.dispatch import info
+from edge_runtime.kernels.low_rank import LowRank, as_matrix, power_step, saving_rank, truncated_svd, truncated_svd_tree
 from edge_runtime.kernels.quantizers import (
     dequantize_int8,
     dequantize_sign,
@@ -36,9 +37,11 @@ from edge_runtime.kernels.sampled_softmax import (
 )
 
 __all__ = [
+    "LowRank",
     "RansTables",
     "StreamError",
     "Workspace",
+    "as_matrix",
     "decode_indices",
     "dequantize_int8",
     "dequantize_sign",
@@ -48,6 +51,7 @@ __all__ = [
     "info",
     "linear_cross_entropy",
     "linear_cross_entropy_update",
+    "power_step",
     "quantize_int8",
     "quantize_qsgd",
     "quantize_sign",
@@ -56,6 +60,9 @@ __all__ = [
     "rans_encode",
     "sampled_softmax",
     "sampled_softmax_update",
+    "saving_rank",
     "to_bfloat16",
     "to_float16",
+    "truncated_svd",
+    "truncated_svd_tree",
 ]
