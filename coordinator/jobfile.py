@@ -46,6 +46,9 @@ deadline_s = 60.0        # (0, 604800] seconds
 grace_s = 10.0           # optional, [0, 86400]: a device lost for less still counts as coming back
 fraction = 1.0           # optional, (0, 1]: the share of the online devices that a round asks
 
+[upload]                 # optional
+codec = ["dense"]        # or stages such as ["topk 0.01 ef", "fp16", "rice"]; docs/job-file.md
+
 [evaluate]
 data = "held-out"        # directory with test.npz (x, y) or t10k-*-ubyte idx files
 ```
@@ -62,6 +65,7 @@ from typing import Any
 
 from coordinator.fields import (
     Field,
+    codec,
     did_you_mean,
     integer,
     number,
@@ -119,6 +123,7 @@ class Job:
     training: Training
     round: Round
     evaluate_data: Path
+    codec: tuple[str, ...] | None = None  # the stages of devices' uploads; None: as the method has it
 
 
 @dataclass(frozen=True)
@@ -170,8 +175,10 @@ SCHEMA: Mapping[str, Mapping[str, Field]] = {
         "grace_s": Field(number(0, 86_400), required=False, default=10.0),
         "fraction": Field(number(0, 1, above_low=True), required=False, default=1.0),
     },
+    "upload": {"codec": Field(codec, required=False)},
     "evaluate": {"data": Field(_PATH)},
 }
+OPTIONAL = frozenset({"upload"})  # sections that may be left out
 
 
 def load_job(path: Path) -> Job:
@@ -240,6 +247,8 @@ def _misfits(document: Mapping[str, Any], schema: Mapping[str, Mapping[str, Fiel
         yield section, f"is not a section of a job file{did_you_mean(section, schema)}"
     for section, fields in schema.items():
         table = document.get(section)
+        if table is None and section in OPTIONAL:
+            continue
         if table is None:
             yield section, "is missing; add a section " + f"[{section}]"
         elif not isinstance(table, dict):
@@ -293,7 +302,7 @@ def _table(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _job(document: Mapping[str, Any], schema: Mapping[str, Mapping[str, Field]], home: Path) -> Job:
-    tables = {name: with_defaults(fields, document[name]) for name, fields in schema.items()}
+    tables = {name: with_defaults(fields, document.get(name, {})) for name, fields in schema.items()}
     job, method = tables["job"], dict(tables["method"])
     target = job["target_accuracy"]
     return Job(
@@ -307,6 +316,7 @@ def _job(document: Mapping[str, Any], schema: Mapping[str, Mapping[str, Field]],
         training=make_training(tables["training"], job["rounds"]),
         round=_round(tables["round"]),
         evaluate_data=home / tables["evaluate"]["data"],
+        codec=None if tables["upload"]["codec"] is None else tuple(tables["upload"]["codec"]),
     )
 
 

@@ -19,7 +19,7 @@ from coordinator.training_keys import Board, Stage, Training
 from edge_runtime.plan import ROLE_TRAINED, read_plan
 from edge_runtime.rng import derive_seed
 from edge_runtime.tensors import decode_tensors, encode_tensors
-from edge_runtime.wire.tasks import Cache, Phase, Task, Upload
+from edge_runtime.wire.tasks import Cache, Carry, Phase, Task, Upload
 from models.compiler import weights_of, with_weights
 from models.compiler.budget import Budget, Found, Rate, compile_within
 from models.compiler.prefix import Split, compile_split
@@ -117,6 +117,11 @@ class Program:
     stages: tuple[StagePlans, ...]
     weights: Mapping[str, NDArray[np.float32]]
     classes: int
+
+    @property
+    def upload(self) -> Upload:
+        """What devices send back: the method's form through the job file's codec, or else the method's."""
+        return Upload(self.method.upload.form, self.job.codec or self.method.upload.codec)
 
     @property
     def plans(self) -> dict[str, PlanFile]:
@@ -241,6 +246,7 @@ def definition(program: Program) -> dict[str, str]:
         **{f"method.{key}": value for key, value in job.method_options.items()},
         **{f"training.{key}": value for key, value in asdict(job.training).items()},
         **{f"round.{key}": value for key, value in asdict(job.round).items()},
+        "upload.codec": program.upload.codec,
         "model": hashlib.sha256(program.model).hexdigest(),
         **{f"plan.{name}": plan.sha256 for name, plan in program.plans.items()},
     }
@@ -269,8 +275,8 @@ def make_version(
     return Version(number, hashlib.sha256(data).hexdigest(), data, encode_tensors(state))
 
 
-def make_task(program: Program, version: Version, device: str, attempt: int) -> Task:
-    """The task of one device in the round that starts from `version`.
+def make_task(program: Program, version: Version, device: str, attempt: int, carry: Carry | None = None) -> Task:
+    """The task of one device in the round that starts from `version`; `carry` where the codec carries something over.
 
     The seed depends on (job seed, round, device) only, so that every attempt trains on the same batches. A later
     attempt has a name of its own: a device repeats its answer, were it a failure, to a task it has answered.
@@ -289,8 +295,9 @@ def make_task(program: Program, version: Version, device: str, attempt: int) -> 
         blobs={version.sha256: len(version.weights)} | {plan.sha256: len(plan.data) for plan in stage.files},
         classes=program.classes,
         seed=derive_seed("task", job.seed, number, device),
-        upload=Upload(method.upload.form, method.upload.codec),
+        upload=program.upload,
         deadline_s=job.round.deadline_s,
+        carry=carry,
     )
 
 
