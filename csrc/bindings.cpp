@@ -230,7 +230,7 @@ py::array_t<double> timings(PyEngine& engine, int steps) {
   }
   engine.stepping.clear();
   return py::array_t<double>(
-      {static_cast<py::ssize_t>(steps), static_cast<py::ssize_t>(engine.plan().ops.size())},
+      {static_cast<py::ssize_t>(steps), static_cast<py::ssize_t>(engine.operations())},
       times_s.data());
 }
 
@@ -289,4 +289,5 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("threads", &PyEngine::threads);
 
   edge::bind_workspace(m);
+  edge::bind_coders(m);
 }
