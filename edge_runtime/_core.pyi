@@ -95,6 +95,23 @@ class Workspace:
     @property
     def isa(self) -> str: ...
 
+# Loss of linear logits over `classes` (all rows where None); see edge_runtime.kernels.sampled_softmax. `scale` 0 is the
+# dot product. Writes the gradients that have an array; with `lr` moves the rows themselves.
+def sampled_softmax(
+    workspace: Workspace,
+    features: NDArray[np.float32],
+    rows: NDArray[np.float32],
+    labels: NDArray[np.int32],
+    classes: NDArray[np.int32] | None,
+    positives: int,
+    correction: float | NDArray[np.float32],
+    scale: float,
+    own_positives: bool,
+    lr: float | None,
+    d_features: NDArray[np.float32] | None,
+    d_rows: NDArray[np.float32] | None,
+) -> float: ...
+
 # What edge_runtime.kernels.coders documents.
 def encode_indices(indices: NDArray[np.int32], n: int) -> bytes: ...
 def decode_indices(data: bytes | bytearray | memoryview, n: int, max_count: int) -> NDArray[np.int32]: ...

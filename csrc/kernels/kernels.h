@@ -17,6 +17,7 @@
 #include "kernels/pool.h"
 #include "kernels/random.h"
 #include "kernels/reduce.h"
+#include "kernels/sampled_softmax.h"
 #include "kernels/sgd.h"
 #include "kernels/softmax_xent.h"
 #include "kernels/transpose.h"
@@ -61,7 +62,8 @@ namespace edge {
   X(blend, BlendArgs)                   \
   X(map, MapProgram)                    \
   X(random, RandomArgs)                 \
-  X(gemm_sgd, GemmSgdArgs)
+  X(gemm_sgd, GemmSgdArgs)              \
+  X(sampled_softmax, SampledSoftmaxArgs)
 
 struct Kernels {
   const char* isa;

@@ -1,12 +1,29 @@
 """The kernels on their own, outside plans, and `reference*`: a slow, readable NumPy twin of every one of them.
 
-Every function but the lossless coders takes `workspace`, a `Workspace` that holds its instruction set, its threads and the memory it works in;
-made once and handed to every call, it saves the page faults of fresh memory. None makes one for the call.
+Every function but the lossless coders takes `workspace`, a `Workspace` that holds its instruction set, its threads and
+the memory it works in; made once and handed to every call, it saves the page faults of fresh memory. None makes one
+for the call.
 Nothing here is imported when a client starts.
 """
 
 from edge_runtime._core import Workspace
 from edge_runtime.kernels.coders import StreamError, decode_indices, encode_indices
 from edge_runtime.kernels.dispatch import info
+from edge_runtime.kernels.sampled_softmax import (
+    linear_cross_entropy,
+    linear_cross_entropy_update,
+    sampled_softmax,
+    sampled_softmax_update,
+)
 
-__all__ = ["StreamError", "Workspace", "decode_indices", "encode_indices", "info"]
+__all__ = [
+    "StreamError",
+    "Workspace",
+    "decode_indices",
+    "encode_indices",
+    "info",
+    "linear_cross_entropy",
+    "linear_cross_entropy_update",
+    "sampled_softmax",
+    "sampled_softmax_update",
+]
