@@ -15,7 +15,7 @@ onnx = "model.onnx"      # relative to the job file
 
 [method]
 name = "fedavg"          # a row of coordinator.methods; its own options stand beside the name
-server_lr = 1.0          # optional, fedavg
+server_lr = 1.0          # optional
 
 [training]
 epochs = 1               # 1 .. 10,000 passes over the device's data a round
@@ -273,7 +273,15 @@ def _contradictions(document: Mapping[str, Any], home: Path) -> Iterator[tuple[s
     """What no single key shows: keys that need or exclude each other, and files that are not there."""
     model, rounds, evaluate = (_table(document, name) for name in ("model", "round", "evaluate"))
     yield from _model_contradictions(model, home)
-    yield from contradictions(_table(document, "training"), _table(document, "job").get("rounds"))
+    training = _table(document, "training")
+    yield from contradictions(training, _table(document, "job").get("rounds"))
+    name = _table(document, "method").get("name")
+    optimizers = METHODS[name].optimizers if isinstance(name, str) and name in METHODS else ()
+    if optimizers and training.get("optimizer", "sgd") not in optimizers:
+        yield (
+            "training.optimizer",
+            f"is {shown(training['optimizer'])}; {name} is told with {', '.join(optimizers)} alone",
+        )
     least, devices = rounds.get("min_updates"), rounds.get("devices")
     if type(least) is int and type(devices) is int and least > devices:
         yield "round.min_updates", f"is {least}, more than round.devices = {devices}"

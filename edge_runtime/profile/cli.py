@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         "--codec",
         nargs="+",
         metavar="STAGE",
-        help="also what an update takes through a job's codec, as in \"topk 0.01 ef\" fp16 rice (default: the device's)",
+        help="also what an update takes through a job's codec, as in 'topk 0.01 ef' fp16 rice (default: the device's)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object; its keys are in docs/engine.md")
     return parser

@@ -61,7 +61,11 @@ def measure_upload(plan: Plan, stages: Sequence[str]) -> UploadCost:
     for number in range(ROUNDS):
         update = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
         begun = time.perf_counter()
-        data = profiler.runcall(codec.encode, update, {}, state) if number == ROUNDS - 1 else codec.encode(update, {}, state)
+        data = (
+            profiler.runcall(codec.encode, update, {}, state)
+            if number == ROUNDS - 1
+            else codec.encode(update, {}, state)
+        )
         encoded = time.perf_counter()
         codec.decode(data, shapes)
         decode_s.append(time.perf_counter() - encoded)
@@ -93,9 +97,9 @@ def upload_json(cost: UploadCost) -> dict[str, Any]:
 
 def upload_text(cost: UploadCost) -> str:
     """The cost as lines for people."""
+    less = f"{cost.dense_bytes / cost.nbytes:.1f} times less than float32"
     lines = [
-        f"upload through {', '.join(cost.stages)}: {cost.nbytes} bytes for {cost.values} values, "
-        f"{cost.dense_bytes / cost.nbytes:.1f} times less than float32",
+        f"upload through {', '.join(cost.stages)}: {cost.nbytes} bytes for {cost.values} values, {less}",
         f"{'encoding':<24}{'':6}{1e3 * cost.median_s:>11.3f}",
         f"{'decoding':<24}{'':6}{1e3 * cost.decode_s:>11.3f}",
     ]

@@ -172,7 +172,7 @@ def test_bytes_that_no_encoder_wrote_are_refused_or_decoded_to_the_right_shapes(
 )
 def test_places_out_of_order_or_range_are_refused(places: NDArray[np.int32]) -> None:
     data = encode_tensors({"value": np.ones(2, np.float32), "place": places}, {})
-    with pytest.raises(BadUpdate, match="ascend within 0 .. 90"):
+    with pytest.raises(BadUpdate, match=r"ascend within 0 \.\. 90"):
         find_codec(("topk 0.1",)).decode(data, shapes_of(tree(2)))
 
 

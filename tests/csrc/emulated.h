@@ -1,5 +1,5 @@
-// What the tests of device kernels share: memory that ends where AddressSanitizer looks, every order of
-// threads and blocks, numbers that repeat.
+// What the tests of device kernels share: memory that ends where AddressSanitizer looks, every
+// order of threads and blocks, numbers that repeat.
 #pragma once
 
 #include <cstdlib>
@@ -21,7 +21,8 @@ using edge::cuda::u64;
 class Workspace {
  public:
   explicit Workspace(u64 bytes)
-      : memory_(std::aligned_alloc(edge::cuda::kAlignment, edge::cuda::aligned(bytes)), &std::free) {
+      : memory_(std::aligned_alloc(edge::cuda::kAlignment, edge::cuda::aligned(bytes)),
+                &std::free) {
     std::memset(memory_.get(), 0xA5, bytes);
   }
   void* get() { return memory_.get(); }

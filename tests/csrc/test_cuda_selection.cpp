@@ -16,8 +16,9 @@ template <class Bits>
 std::vector<u32> sorted_twin(const Bits* x, u64 n, u32 k) {
   std::vector<u32> order(n);
   std::iota(order.begin(), order.end(), 0U);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](u32 a, u32 b) { return selection::magnitude(x[a]) > selection::magnitude(x[b]); });
+  std::stable_sort(order.begin(), order.end(), [&](u32 a, u32 b) {
+    return selection::magnitude(x[a]) > selection::magnitude(x[b]);
+  });
   order.resize(k);
   std::sort(order.begin(), order.end());
   return order;
@@ -70,31 +71,41 @@ void every_size(selection::Infinity infinity, const Make& make) {
 void random_values_are_selected_exactly() {
   Numbers numbers(1);
   every_size<u32>(selection::kFloat32, [&](u64) { return selection::bits_of(numbers.value()); });
-  every_size<u16>(selection::kBfloat16, [&](u64) { return static_cast<u16>(selection::bits_of(numbers.value()) >> 16U); });
-  every_size<u16>(selection::kFloat16, [&](u64) { return static_cast<u16>(numbers.bits() % 0x7c01U | (numbers.bits() << 15U)); });
+  every_size<u16>(selection::kBfloat16, [&](u64) {
+    return static_cast<u16>(selection::bits_of(numbers.value()) >> 16U);
+  });
+  every_size<u16>(selection::kFloat16, [&](u64) {
+    return static_cast<u16>(numbers.bits() % 0x7c01U | (numbers.bits() << 15U));
+  });
 }
 
 void ties_go_to_the_lower_index() {
   Numbers numbers(2);
   every_size<u32>(selection::kFloat32, [](u64) { return selection::bits_of(-1.5F); });
   every_size<u32>(selection::kFloat32, [](u64 i) { return i % 2 == 0 ? 0U : 0x80000000U; });
-  every_size<u32>(selection::kFloat32, [&](u64) { return selection::bits_of(numbers.bits() % 2 == 0 ? 0.5F : -2.0F); });
+  every_size<u32>(selection::kFloat32,
+                  [&](u64) { return selection::bits_of(numbers.bits() % 2 == 0 ? 0.5F : -2.0F); });
 }
 
 void sorted_inputs_and_odd_values_are_ordered() {
   const float infinity = std::numeric_limits<float>::infinity();
-  const float odd[] = {0.0F, -0.0F, 1e-45F, -1e-40F, 1.17549435e-38F, -infinity, infinity, 3.4e38F, 1.0F};
+  const float odd[] = {0.0F,      -0.0F,    1e-45F,  -1e-40F, 1.17549435e-38F,
+                       -infinity, infinity, 3.4e38F, 1.0F};
   Numbers numbers(3);
-  every_size<u32>(selection::kFloat32, [](u64 i) { return selection::bits_of(static_cast<float>(i)); });
-  every_size<u32>(selection::kFloat32, [](u64 i) { return selection::bits_of(-1.0F / (1.0F + static_cast<float>(i))); });
-  every_size<u32>(selection::kFloat32, [&](u64) { return selection::bits_of(odd[numbers.bits() % 9]); });
+  every_size<u32>(selection::kFloat32,
+                  [](u64 i) { return selection::bits_of(static_cast<float>(i)); });
+  every_size<u32>(selection::kFloat32,
+                  [](u64 i) { return selection::bits_of(-1.0F / (1.0F + static_cast<float>(i))); });
+  every_size<u32>(selection::kFloat32,
+                  [&](u64) { return selection::bits_of(odd[numbers.bits() % 9]); });
 }
 
 void the_first_nan_is_reported_and_counts_as_largest() {
   const u32 nan = selection::bits_of(std::numeric_limits<float>::quiet_NaN());
   Numbers numbers(4);
-  every_size<u32>(selection::kFloat32,
-                  [&](u64 i) { return i > 40 && i % 97 == 0 ? nan : selection::bits_of(numbers.value()); });
+  every_size<u32>(selection::kFloat32, [&](u64 i) {
+    return i > 40 && i % 97 == 0 ? nan : selection::bits_of(numbers.value());
+  });
 }
 
 // More elements in the bucket of rank k than the candidates hold: the input itself is read again.
@@ -108,7 +119,8 @@ void a_full_bucket_reads_the_input_again() {
   matches(x.data(), kSize, 40000, selection::kFloat32);
 }
 
-// Many tiles under way at once: the counts before a tile come from more words than one window holds.
+// Many tiles under way at once: the counts before a tile come from more words than one window
+// holds.
 void blocks_at_once_agree_on_the_order() {
   constexpr u64 kSize = 100 * selection::kTile - 3;
   Numbers numbers(7);
@@ -118,7 +130,8 @@ void blocks_at_once_agree_on_the_order() {
     EmulatedLauncher launcher(70, Order::concurrent);
     Output<u32> out(k);
     Workspace workspace(selection::workspace_bytes<u32>(kSize, k));
-    selection::top_k(launcher, x.data(), kSize, k, selection::kFloat32, out.result(), workspace.get());
+    selection::top_k(launcher, x.data(), kSize, k, selection::kFloat32, out.result(),
+                     workspace.get());
     CHECK(out.indices == sorted_twin(x.data(), kSize, k));
   }
 }
@@ -158,8 +171,9 @@ void feedback_is_carried_and_sent_entries_are_cleared(const Form& form) {
       for (u64 i = 0; i < kSize; ++i) accumulated[i] = selection::bits_of(v[i]);
       Output<u32> out(k);
       Workspace workspace(selection::workspace_bytes<u32>(kSize, k));
-      const selection::Feedback feedback{gradient.data(), residual.data(), form.momentum ? momentum.data() : nullptr,
-                                         kFactor,         form.nesterov,   form.masked};
+      const selection::Feedback feedback{
+          gradient.data(), residual.data(), form.momentum ? momentum.data() : nullptr,
+          kFactor,         form.nesterov,   form.masked};
       selection::top_k_feedback(launcher, feedback, kSize, k, out.result(), workspace.get());
       CHECK(out.indices == sorted_twin(accumulated.data(), kSize, k));
       CHECK(out.first_nan == (form.nan ? 77U : selection::kNone));

@@ -56,9 +56,7 @@ def test_a_twentieth_of_the_values_and_what_is_carried_learn_as_well(
     assert {"top_k_residual_tree", "to_float16", "encode_indices"} <= upload["kernels_s"].keys()
 
 
-def test_a_byte_a_value_learns_as_well(
-    dense: tuple[dict[str, Any], list[int], Federation], tmp_path: Path
-) -> None:
+def test_a_byte_a_value_learns_as_well(dense: tuple[dict[str, Any], list[int], Federation], tmp_path: Path) -> None:
     done, sizes, _ = run_job(tmp_path, ["int8"])
     assert max(sizes) <= min(dense[1]) / 3.5
     assert done["accuracy"] >= dense[0]["accuracy"] - 0.01
