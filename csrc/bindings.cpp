@@ -291,4 +291,5 @@ PYBIND11_MODULE(_core, m) {
   edge::bind_workspace(m);
   edge::bind_sampled_softmax(m);
   edge::bind_coders(m);
+  edge::bind_quantizers(m);
 }

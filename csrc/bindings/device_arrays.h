@@ -52,16 +52,22 @@ inline std::string described(const DeviceArray& array) {
 inline std::string type_name(char kind, int bits) {
   const std::string size = std::to_string(bits);
   switch (kind) {
-    case 'i': return "int" + size;
-    case 'u': return "uint" + size;
-    case 'f': return "float" + size;
-    case 'b': return "bfloat" + size;
-    default: return std::string("a type of kind ") + kind + size;
+    case 'i':
+      return "int" + size;
+    case 'u':
+      return "uint" + size;
+    case 'f':
+      return "float" + size;
+    case 'b':
+      return "bfloat" + size;
+    default:
+      return std::string("a type of kind ") + kind + size;
   }
 }
 
 [[noreturn]] inline void not_contiguous(const char* name) {
-  throw pybind11::type_error(std::string(name) + " must be C-contiguous; call contiguous() on it first");
+  throw pybind11::type_error(std::string(name) +
+                             " must be C-contiguous; call contiguous() on it first");
 }
 
 // Strides in units of `unit` bytes.
@@ -75,13 +81,15 @@ inline void require_contiguous(const char* name, const std::vector<std::int64_t>
 }
 
 // `stream` as DLPack counts: the producer orders its work before it, without the host waiting.
-inline DeviceArray from_dlpack(const pybind11::object& object, const char* name, std::uintptr_t stream) {
+inline DeviceArray from_dlpack(const pybind11::object& object, const char* name,
+                               std::uintptr_t stream) {
   namespace py = pybind11;
   constexpr std::int32_t kCuda = 2;
   constexpr std::int32_t kManaged = 13;
   const auto device = py::cast<std::pair<int, int>>(object.attr("__dlpack_device__")());
   if (device.first != kCuda && device.first != kManaged) {
-    throw py::type_error(std::string(name) + " must be in CUDA memory, but is on DLPack device type " +
+    throw py::type_error(std::string(name) +
+                         " must be in CUDA memory, but is on DLPack device type " +
                          std::to_string(device.first) + (device.first == 1 ? " (CPU)" : ""));
   }
   const py::object asked = stream == 0 ? py::object(py::int_(1)) : py::object(py::int_(stream));
@@ -125,16 +133,21 @@ inline DeviceArray from_interface(const pybind11::object& object, const char* na
   out.address = data.first;
   out.read_only = data.second;
   if (fields.contains("strides") && !fields["strides"].is_none()) {
-    require_contiguous(name, out.shape, py::cast<std::vector<std::int64_t>>(fields["strides"]), size);
+    require_contiguous(name, out.shape, py::cast<std::vector<std::int64_t>>(fields["strides"]),
+                       size);
   }
   return out;
 }
 
-inline DeviceArray device_array(const pybind11::object& object, const char* name, std::uintptr_t stream) {
+inline DeviceArray device_array(const pybind11::object& object, const char* name,
+                                std::uintptr_t stream) {
   if (pybind11::hasattr(object, "__dlpack__")) return from_dlpack(object, name, stream);
   if (pybind11::hasattr(object, "__cuda_array_interface__")) return from_interface(object, name);
-  throw pybind11::type_error(std::string(name) + " must offer __dlpack__ or __cuda_array_interface__ (a torch or CuPy "
-                             "array), got " + pybind11::cast<std::string>(pybind11::str(pybind11::type::of(object))));
+  throw pybind11::type_error(
+      std::string(name) +
+      " must offer __dlpack__ or __cuda_array_interface__ (a torch or CuPy "
+      "array), got " +
+      pybind11::cast<std::string>(pybind11::str(pybind11::type::of(object))));
 }
 
 }  // namespace edge::cuda

@@ -25,4 +25,24 @@ cudaError_t top_k_feedback_cuda(const float* gradient, float* residual, float* m
                                 std::uint32_t k, std::int32_t* indices, float* values,
                                 std::int32_t* first_nan, void* workspace, cudaStream_t stream);
 
+// See sampled_softmax.cuh. Null: classes (every row is one), correction (then correction_of_all),
+// and of d_rows and `updated` one.
+struct SoftmaxCall {
+  const float* features;
+  const std::int32_t* labels;
+  const float* rows;
+  const std::int32_t* classes;
+  const float* correction;
+  float* loss;
+  float* d_features;
+  float* d_rows;
+  float* updated;
+  std::uint64_t batch, width, count, row_count, positives;
+  float correction_of_all, scale, lr;
+  bool own_positives;
+};
+// Of the current device, whose number of processors it depends on.
+cudaError_t softmax_workspace_bytes(const SoftmaxCall& call, std::uint64_t& bytes);
+cudaError_t softmax_cuda(const SoftmaxCall& call, void* workspace, cudaStream_t stream);
+
 }  // namespace edge::cuda

@@ -126,11 +126,10 @@ class StreamLauncher {
     if (error_ == cudaSuccess) {
       error_ = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
     }
-    blocks_ = static_cast<u32>(processors) * 8;
+    processors_ = static_cast<u32>(processors);
   }
 
-  // A grid of 256-thread blocks that fills the device.
-  u32 blocks() const { return blocks_; }
+  u64 processors() const { return processors_; }
   cudaError_t error() const { return error_; }
   void zero(void* memory, u64 bytes) {
     if (error_ == cudaSuccess) error_ = cudaMemsetAsync(memory, 0, bytes, stream_);
@@ -148,7 +147,7 @@ class StreamLauncher {
 
  private:
   cudaStream_t stream_;
-  u32 blocks_ = 0;
+  u32 processors_ = 0;
   cudaError_t error_ = cudaSuccess;
 };
 

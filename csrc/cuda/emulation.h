@@ -49,12 +49,15 @@ class EmulatedBlock {
   class Private {
    public:
     Private() : values_(kThreads) {
-      for (T& value : values_) poison(value);
+      for (Slot& slot : values_) poison(slot);
     }
-    T& operator[](int thread) { return values_[static_cast<std::size_t>(thread)]; }
+    T& operator[](int thread) { return values_[static_cast<std::size_t>(thread)].value; }
 
    private:
-    std::vector<T> values_;
+    struct Slot {
+      T value;  // may be an array
+    };
+    std::vector<Slot> values_;
   };
 
   EmulatedBlock(u32 index, u32 blocks, const std::vector<int>& threads, bool concurrent)
@@ -131,9 +134,9 @@ class EmulatedBlock {
 
 class EmulatedLauncher {
  public:
-  EmulatedLauncher(u32 blocks, Order order) : blocks_(blocks), order_(order) {}
+  EmulatedLauncher(u32 processors, Order order) : processors_(processors), order_(order) {}
 
-  u32 blocks() const { return blocks_; }
+  u64 processors() const { return processors_; }
   void zero(void* memory, u64 bytes) { std::memset(memory, 0, bytes); }
   template <class Kernel>
   void launch(u64 blocks, const typename Kernel::Args& args) {
@@ -162,7 +165,7 @@ class EmulatedLauncher {
   }
 
  private:
-  u32 blocks_;
+  u32 processors_;
   Order order_;
 };
 

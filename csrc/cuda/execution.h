@@ -21,8 +21,8 @@
 // test.
 //
 // An algorithm of several launches is a function over a launcher, which has
-//   launcher.launch<Kernel>(blocks, args), launcher.zero(pointer, bytes), launcher.blocks()
-// and neither allocates nor waits.
+//   launcher.launch<Kernel>(blocks, args), launcher.zero(pointer, bytes), launcher.processors()
+// and neither allocates nor waits. It fills a device with a few blocks for each of its processors.
 #pragma once
 
 #include <cstddef>
@@ -31,9 +31,11 @@
 #if defined(__CUDACC__)
 #define EDGE_DEVICE __device__ __forceinline__
 #define EDGE_BOTH __host__ __device__ __forceinline__
+#define EDGE_UNROLL _Pragma("unroll")
 #else
 #define EDGE_DEVICE inline
 #define EDGE_BOTH inline
+#define EDGE_UNROLL
 #endif
 
 namespace edge::cuda {

@@ -15,6 +15,7 @@
 #include "kernels/matmul.h"
 #include "kernels/minmax.h"
 #include "kernels/pool.h"
+#include "kernels/quantize.h"
 #include "kernels/random.h"
 #include "kernels/reduce.h"
 #include "kernels/sampled_softmax.h"
@@ -63,6 +64,9 @@ namespace edge {
   X(map, MapProgram)                    \
   X(random, RandomArgs)                 \
   X(gemm_sgd, GemmSgdArgs)              \
+  X(convert_half, ConvertArgs)          \
+  X(quantize, QuantizeArgs)             \
+  X(dequantize, DequantizeArgs)         \
   X(sampled_softmax, SampledSoftmaxArgs)
 
 struct Kernels {

@@ -30,6 +30,7 @@ constexpr int kBins = 1 << kDigitBits;
 constexpr int kPasses = 3;
 constexpr int kRows = 4;  // of a tile: loads of Four by every thread
 constexpr int kThreads = 256;
+constexpr u64 kBlocksPerProcessor = 4;
 constexpr u32 kTile = kRows * kThreads * 4;
 constexpr u32 kNone = 0xffffffffU;
 
@@ -471,7 +472,8 @@ void select(Launcher& launcher, const Bits* x, u64 n, u32 k, Infinity infinity, 
   launcher.zero(it.state, static_cast<u64>(reinterpret_cast<unsigned char*>(it.candidate_indices) -
                                            reinterpret_cast<unsigned char*>(it.state)));
   const u64 tiles = ceil_div(n, kTile);
-  const u64 blocks = tiles < launcher.blocks() ? tiles : launcher.blocks();
+  const u64 most = launcher.processors() * kBlocksPerProcessor;
+  const u64 blocks = tiles < most ? tiles : most;
   launcher.template launch<Count<Bits, Feed, 0>>(blocks, {it, feed});
   launcher.template launch<Compact<Bits, true>>(
       blocks, {it, nullptr, nullptr, {nullptr, nullptr}, nullptr});

@@ -9,6 +9,17 @@ Nothing here is imported when a client starts.
 from edge_runtime._core import Workspace
 from edge_runtime.kernels.coders import StreamError, decode_indices, encode_indices
 from edge_runtime.kernels.dispatch import info
+from edge_runtime.kernels.quantizers import (
+    dequantize_int8,
+    dequantize_sign,
+    from_bfloat16,
+    from_float16,
+    quantize_int8,
+    quantize_qsgd,
+    quantize_sign,
+    to_bfloat16,
+    to_float16,
+)
 from edge_runtime.kernels.sampled_softmax import (
     linear_cross_entropy,
     linear_cross_entropy_update,
@@ -20,10 +31,19 @@ __all__ = [
     "StreamError",
     "Workspace",
     "decode_indices",
+    "dequantize_int8",
+    "dequantize_sign",
     "encode_indices",
+    "from_bfloat16",
+    "from_float16",
     "info",
     "linear_cross_entropy",
     "linear_cross_entropy_update",
+    "quantize_int8",
+    "quantize_qsgd",
+    "quantize_sign",
     "sampled_softmax",
     "sampled_softmax_update",
+    "to_bfloat16",
+    "to_float16",
 ]

@@ -52,8 +52,8 @@ class Numbers {
 template <class Body>
 void for_every_order(const Body& body) {
   for (const Order order : {Order::forward, Order::reverse, Order::shuffled}) {
-    for (const u32 blocks : {1U, 5U}) {
-      EmulatedLauncher launcher(blocks, order);
+    for (const u32 processors : {1U, 3U}) {
+      EmulatedLauncher launcher(processors, order);
       body(launcher);
     }
   }

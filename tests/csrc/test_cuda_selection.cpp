@@ -127,7 +127,7 @@ void blocks_at_once_agree_on_the_order() {
   std::vector<u32> x(kSize);
   for (u32& bits : x) bits = selection::bits_of(static_cast<float>(numbers.bits() % 1000));
   for (const u32 k : {1U, 40000U, static_cast<u32>(kSize / 2)}) {
-    EmulatedLauncher launcher(70, Order::concurrent);
+    EmulatedLauncher launcher(18, Order::concurrent);
     Output<u32> out(k);
     Workspace workspace(selection::workspace_bytes<u32>(kSize, k));
     selection::top_k(launcher, x.data(), kSize, k, selection::kFloat32, out.result(),

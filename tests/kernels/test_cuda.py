@@ -142,3 +142,33 @@ def test_residual_on_a_device_conserves_what_was_put_in() -> None:
     assert not left[places].any()
     left[places] = out.values.cpu().numpy()
     np.testing.assert_array_equal(left, total)
+
+
+@pytest.mark.gpu
+@on_device
+@pytest.mark.parametrize(("batch", "width", "classes"), [(1, 1, 1), (32, 64, 1000), (70, 100, 500), (300, 512, 130)])
+@pytest.mark.parametrize("scale", [None, 10.0])
+def test_linear_cross_entropy_on_a_device_agrees_with_torch(
+    batch: int, width: int, classes: int, scale: float | None
+) -> None:
+    torch = pytest.importorskip("torch")
+    generator = torch.Generator().manual_seed(3)
+    features = torch.randn(batch, width, generator=generator).cuda().double().requires_grad_()
+    rows = torch.randn(classes, width, generator=generator).cuda().double().requires_grad_()
+    labels = torch.randint(classes, (batch,), generator=generator).cuda()
+    normal = torch.nn.functional.normalize
+    logits = features @ rows.T if scale is None else scale * normal(features) @ normal(rows).T
+    wanted = torch.nn.functional.cross_entropy(logits, labels)
+    wanted.backward()
+    out = cuda.Gradients(
+        loss=torch.empty(1, device="cuda"),
+        d_features=torch.empty(batch, width, device="cuda"),
+        d_rows=torch.empty(classes, width, device="cuda"),
+    )
+    size = cuda.sampled_softmax_workspace_bytes(batch, width, classes, step=False)
+    queue = cuda.Queue(torch.empty(size, dtype=torch.uint8, device="cuda"), torch.cuda.current_stream().cuda_stream)
+    head = cuda.Head(rows.detach().float(), scale=scale)
+    cuda.sampled_softmax(features.detach().float(), labels.int(), head, out, queue)
+    torch.testing.assert_close(out.loss[0].double(), wanted, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(out.d_features.double(), features.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(out.d_rows.double(), rows.grad, rtol=1e-4, atol=1e-6)
