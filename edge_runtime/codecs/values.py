@@ -46,11 +46,15 @@ def entry(entries: Entries, name: str, dtype: str, count: int) -> NDArray[Any]:
     return array
 
 
-def _of_type(dtype: str, narrow: Callable[[Any], Any], widen: Callable[[Any], Any]) -> Callable[[Sequence[str]], Any]:
+def _of_type(
+    dtype: str, largest: float, narrow: Callable[[Any], Any], widen: Callable[[Any], Any]
+) -> Callable[[Sequence[str]], Any]:
+    """A type of its own for every value; those beyond the type's largest are cut to it."""
+
     def encode(parts: Parts) -> dict[str, NDArray[Any]]:
         values = np.empty(sum(part.size for part in parts), dtype)
         for part, (begin, end) in zip(parts, _ranges([part.size for part in parts]), strict=True):
-            values[begin:end] = narrow(part)
+            values[begin:end] = narrow(np.clip(part, -largest, largest))
         return {VALUE: values}
 
     def decode(entries: Entries, counts: Sequence[int]) -> list[NDArray[np.float32]]:
@@ -102,8 +106,8 @@ def _ranges(counts: Sequence[int]) -> list[tuple[int, int]]:
 
 # Name of the stage -> what builds the format from the stage's arguments.
 FORMATS: Mapping[str, Callable[[Sequence[str]], ValueFormat]] = {
-    "fp32": _of_type("<f4", lambda part: part, lambda values: values),
-    "fp16": _of_type("<f2", kernels.to_float16, kernels.from_float16),
-    "bf16": _of_type("<u2", kernels.to_bfloat16, kernels.from_bfloat16),
+    "fp32": _of_type("<f4", float(np.finfo(np.float32).max), lambda part: part, lambda values: values),
+    "fp16": _of_type("<f2", 65504.0, kernels.to_float16, kernels.from_float16),
+    "bf16": _of_type("<u2", 255 * 2.0**120, kernels.to_bfloat16, kernels.from_bfloat16),
     "int8": _int8,
 }

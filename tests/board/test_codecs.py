@@ -181,3 +181,10 @@ def test_an_update_of_other_tensors_is_refused() -> None:
     data = codec.encode(tree(2), {}, {})
     with pytest.raises(BadUpdate, match="'value' is float16"):
         codec.decode(data, {"w": (7,)})
+
+
+def test_values_beyond_float16_are_cut_and_what_is_cut_is_carried() -> None:
+    codec, state = find_codec(("topk 1 ef", "fp16")), State()
+    sent, _ = codec.decode(codec.encode({"w": np.array([1e6, -1e5, 2.0], np.float32)}, {}, state), {"w": (3,)})
+    assert sent["w"].tolist() == [65504.0, -65504.0, 2.0]
+    assert state[RESIDUAL]["w"].tolist() == [1e6 - 65504, 65504 - 1e5, 0.0]
