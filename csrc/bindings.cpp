@@ -289,4 +289,5 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("threads", &PyEngine::threads);
 
   edge::bind_workspace(m);
+  edge::bind_selection(m);
 }

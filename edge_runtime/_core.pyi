@@ -1,5 +1,6 @@
 # The compiled core: plan reader, interpreter, kernels.
 
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -91,3 +92,34 @@ class Workspace:
     def threads(self) -> int: ...
     @property
     def isa(self) -> str: ...
+
+# Selection by magnitude (edge_runtime/kernels/selection.py): (indices, values, least key selected), None where there is
+# a NaN. `infinity` is the bits of infinity; 16-bit arrays are uint16 and their keys the upper half of 32 bits.
+Selected = tuple[NDArray[np.int32], NDArray[Any], int]
+
+def top_k(workspace: Workspace, xs: Sequence[NDArray[Any]], infinity: int, k: int) -> Selected | None: ...
+def top_k_residual(
+    workspace: Workspace, gradients: Sequence[NDArray[Any]], residuals: Sequence[NDArray[Any]], k: int
+) -> Selected | None: ...
+def dgc(
+    workspace: Workspace,
+    gradients: Sequence[NDArray[Any]],
+    momenta: Sequence[NDArray[Any]],
+    residuals: Sequence[NDArray[Any]],
+    k: int,
+    momentum_factor: float,
+    nesterov: bool,
+    masking: bool,
+) -> Selected | None: ...
+def above(workspace: Workspace, x: NDArray[Any], infinity: int, key: int) -> Selected | None: ...
+def sampled(
+    workspace: Workspace,
+    x: NDArray[Any],
+    infinity: int,
+    k: int,
+    seed: int,
+    sample: int,
+    least: int,
+    most: int,
+    attempts: int,
+) -> Selected | None: ...

@@ -5,6 +5,7 @@
 
 namespace edge {
 
+void bind_selection(pybind11::module_& m);
 void bind_workspace(pybind11::module_& m);
 
 }  // namespace edge

@@ -17,6 +17,7 @@
 #include "kernels/pool.h"
 #include "kernels/random.h"
 #include "kernels/reduce.h"
+#include "kernels/select.h"
 #include "kernels/sgd.h"
 #include "kernels/softmax_xent.h"
 #include "kernels/transpose.h"
@@ -61,7 +62,12 @@ namespace edge {
   X(blend, BlendArgs)                   \
   X(map, MapProgram)                    \
   X(random, RandomArgs)                 \
-  X(gemm_sgd, GemmSgdArgs)
+  X(gemm_sgd, GemmSgdArgs)              \
+  X(select_sample, SelectSampleArgs)    \
+  X(select_filter, SelectFilterArgs)    \
+  X(select_below, SelectBelowArgs)      \
+  X(select_count, SelectCountArgs)      \
+  X(select_histogram, SelectHistogramArgs)
 
 struct Kernels {
   const char* isa;

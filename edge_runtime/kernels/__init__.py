@@ -7,5 +7,32 @@ Nothing here is imported when a client starts.
 
 from edge_runtime._core import Workspace
 from edge_runtime.kernels.dispatch import info
+from edge_runtime.kernels.selection import (
+    NotANumber,
+    SampledSelection,
+    Selection,
+    above,
+    dgc,
+    dgc_tree,
+    sampled_threshold,
+    top_k,
+    top_k_residual,
+    top_k_residual_tree,
+    top_k_tree,
+)
 
-__all__ = ["Workspace", "info"]
+__all__ = [
+    "NotANumber",
+    "SampledSelection",
+    "Selection",
+    "Workspace",
+    "above",
+    "dgc",
+    "dgc_tree",
+    "info",
+    "sampled_threshold",
+    "top_k",
+    "top_k_residual",
+    "top_k_residual_tree",
+    "top_k_tree",
+]
