@@ -230,7 +230,7 @@ py::array_t<double> timings(PyEngine& engine, int steps) {
   }
   engine.stepping.clear();
   return py::array_t<double>(
-      {static_cast<py::ssize_t>(steps), static_cast<py::ssize_t>(engine.plan().ops.size())},
+      {static_cast<py::ssize_t>(steps), static_cast<py::ssize_t>(engine.operations())},
       times_s.data());
 }
 
@@ -290,4 +290,7 @@ PYBIND11_MODULE(_core, m) {
 
   edge::bind_workspace(m);
   edge::bind_selection(m);
+  edge::bind_sampled_softmax(m);
+  edge::bind_coders(m);
+  edge::bind_quantizers(m);
 }

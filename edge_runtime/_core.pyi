@@ -1,13 +1,16 @@
 # The compiled core: plan reader, interpreter, kernels.
 
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 # A plan broke a rule of docs/plan-format.md; `args` are (rule, message).
 class PlanError(ValueError): ...
+
+# A coded stream broke a rule of its format; `args` are (rule, message).
+class StreamError(ValueError): ...
 
 # One tensor of a plan.
 class TensorInfo(TypedDict):
@@ -95,7 +98,7 @@ class Workspace:
 
 # Selection by magnitude (edge_runtime/kernels/selection.py): (indices, values, least key selected), None where there is
 # a NaN. `infinity` is the bits of infinity; 16-bit arrays are uint16 and their keys the upper half of 32 bits.
-Selected = tuple[NDArray[np.int32], NDArray[Any], int]
+Selected: TypeAlias = tuple[NDArray[np.int32], NDArray[Any], int]
 
 def top_k(workspace: Workspace, xs: Sequence[NDArray[Any]], infinity: int, k: int) -> Selected | None: ...
 def top_k_residual(
@@ -123,3 +126,45 @@ def sampled(
     most: int,
     attempts: int,
 ) -> Selected | None: ...
+
+# Loss of linear logits over `classes` (all rows where None); see edge_runtime.kernels.sampled_softmax. `scale` 0 is the
+# dot product. Writes the gradients that have an array; with `lr` moves the rows themselves.
+def sampled_softmax(
+    workspace: Workspace,
+    features: NDArray[np.float32],
+    rows: NDArray[np.float32],
+    labels: NDArray[np.int32],
+    classes: NDArray[np.int32] | None,
+    positives: int,
+    correction: float | NDArray[np.float32],
+    scale: float,
+    own_positives: bool,
+    lr: float | None,
+    d_features: NDArray[np.float32] | None,
+    d_rows: NDArray[np.float32] | None,
+) -> float: ...
+
+# What edge_runtime.kernels.coders documents.
+def encode_indices(indices: NDArray[np.int32], n: int) -> bytes: ...
+def decode_indices(data: bytes | bytearray | memoryview, n: int, max_count: int) -> NDArray[np.int32]: ...
+
+# What edge_runtime.kernels.quantizers documents; float16 arrives and leaves as its bits.
+def to_float16(workspace: Workspace, x: NDArray[np.float32]) -> NDArray[np.uint16]: ...
+def from_float16(workspace: Workspace, h: NDArray[np.uint16]) -> NDArray[np.float32]: ...
+def to_bfloat16(workspace: Workspace, x: NDArray[np.float32]) -> NDArray[np.uint16]: ...
+def from_bfloat16(workspace: Workspace, h: NDArray[np.uint16]) -> NDArray[np.float32]: ...
+def quantize_int8(
+    workspace: Workspace, x: NDArray[np.float32], block: int
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]: ...
+def quantize_qsgd(
+    workspace: Workspace, x: NDArray[np.float32], levels: int, block: int, seed: int, l2: bool
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]: ...
+def quantize_sign(
+    workspace: Workspace, x: NDArray[np.float32], block: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]: ...
+def dequantize_int8(
+    workspace: Workspace, q: NDArray[np.int8], scales: NDArray[np.float32], block: int
+) -> NDArray[np.float32]: ...
+def dequantize_sign(
+    workspace: Workspace, bits: NDArray[np.uint8], scales: NDArray[np.float32], n: int, block: int
+) -> NDArray[np.float32]: ...

@@ -15,9 +15,7 @@ constexpr Index kOften = 128;  // more than one in so many: packing beats branch
 constexpr Index kVector = 64;  // the most that a filter packs at once, and may write past its count
 constexpr std::uint32_t kNone = kKeyMask + 1;  // above every key
 
-Index sample_of(Index total) {
-  return std::clamp<Index>(total / 512, 2048, 65536);
-}
+Index sample_of(Index total) { return std::clamp<Index>(total / 512, 2048, 65536); }
 
 // Of a sample whose r-th largest estimates the k-th of all: ranks that lie beyond it on either
 // side but once in some thousand times. A rank's standard deviation is about sqrt(r).
@@ -26,7 +24,8 @@ double margin_of(double r) { return 3.5 * std::sqrt(r) + 3.0; }
 // Elements that a worker with `hits` of its sample above the lower bound may have there.
 Index room_of(Index hits, Index elements, Index sampled) {
   const double r = static_cast<double>(hits);
-  const double scale = static_cast<double>(elements) / static_cast<double>(std::max<Index>(sampled, 1));
+  const double scale =
+      static_cast<double>(elements) / static_cast<double>(std::max<Index>(sampled, 1));
   const double room = std::ceil((r + 4.0 * std::sqrt(r) + 8.0) * scale);
   return std::min(elements, static_cast<Index>(room)) + kVector;
 }
@@ -59,7 +58,8 @@ Selection::Selection(Workspace& workspace, SelectProblem problem)
 template <class Work>
 void Selection::each(const Work& work) {
   if (parts_.size() == 1) return work(parts_[0]);
-  workspace_.run([&](const Worker& worker) { work(parts_[static_cast<std::size_t>(worker.index)]); });
+  workspace_.run(
+      [&](const Worker& worker) { work(parts_[static_cast<std::size_t>(worker.index)]); });
 }
 
 // Calls work(run) for every tensor's part of [first, last), by the kind that fits its state.
@@ -133,14 +133,17 @@ void Selection::sample(std::uint32_t start, Index size) {
   each([&](const Part& part) {
     each_run(part.first, part.last, [&](const SelectRun& run) {
       const Index from = size * run.index / total, to = size * (run.index + run.count) / total;
-      workspace_.kernels().select_sample({run, start + static_cast<std::uint32_t>(from) * 0x9E3779B9U, to - from, keys + from}, {});
+      workspace_.kernels().select_sample(
+          {run, start + static_cast<std::uint32_t>(from) * 0x9E3779B9U, to - from, keys + from},
+          {});
     });
   });
 }
 
 // The key of that rank, from 1, among the sample's, largest first.
 std::uint32_t Selection::sampled_key(Index rank) const {
-  const std::uint32_t* keys = workspace_.block<std::uint32_t>(kSample, static_cast<std::uint64_t>(sample_));
+  const std::uint32_t* keys =
+      workspace_.block<std::uint32_t>(kSample, static_cast<std::uint64_t>(sample_));
   std::uint32_t low = 0, high = kKeyMask;
   while (low < high) {
     const std::uint32_t middle = low + (high - low + 1) / 2;
@@ -155,7 +158,8 @@ std::uint32_t Selection::sampled_key(Index rank) const {
 // are more than the sample promised, or ties make them too many to start.
 bool Selection::pick(Index rank, std::uint32_t low) {
   const Index total = offsets_.back();
-  const std::uint32_t* keys = workspace_.block<std::uint32_t>(kSample, static_cast<std::uint64_t>(sample_));
+  const std::uint32_t* keys =
+      workspace_.block<std::uint32_t>(kSample, static_cast<std::uint64_t>(sample_));
   Index room = 0, passing = 0;
   for (Part& part : parts_) {
     const Index from = sample_ * part.first / total, to = sample_ * part.last / total;
@@ -183,7 +187,8 @@ bool Selection::pick(Index rank, std::uint32_t low) {
     });
   });
   accumulated_ = true;
-  return std::none_of(parts_.begin(), parts_.end(), [](const Part& part) { return part.picked.overflow; });
+  return std::none_of(parts_.begin(), parts_.end(),
+                      [](const Part& part) { return part.picked.overflow; });
 }
 
 // The k-th largest among the picked, which are all that reach `low`. Most of them are above `high`
@@ -260,20 +265,23 @@ bool Selection::bracketed(Index k) {
 }
 
 void Selection::bisected(Index k) {
-  rank([&](const Part& part, std::uint32_t t) { return counted(part.first, part.last, t); }, k, 0, kKeyMask);
+  rank([&](const Part& part, std::uint32_t t) { return counted(part.first, part.last, t); }, k, 0,
+       kKeyMask);
 }
 
 // One digit more of the k-th largest key, whose upper digits are threshold_ >> (shift + bits).
 // Returns k less what is greater by this digit.
 Index Selection::radix_step(Index k, std::int32_t shift, std::int32_t bits) {
   const Index digits = Index{1} << bits, size = kSelectTables * digits;
-  std::uint32_t* tables = workspace_.block<std::uint32_t>(kTables, static_cast<std::uint64_t>(size) * parts_.size());
+  std::uint32_t* tables =
+      workspace_.block<std::uint32_t>(kTables, static_cast<std::uint64_t>(size) * parts_.size());
   const auto table_of = [&](const Part& part) { return tables + (&part - parts_.data()) * size; };
   each([&](const Part& part) {
     std::uint32_t* table = table_of(part);
     std::fill_n(table, size, 0U);
     each_run(part.first, part.last, [&](const SelectRun& run) {
-      workspace_.kernels().select_histogram({run, threshold_ >> (shift + bits), shift + bits, shift, digits, table}, {});
+      workspace_.kernels().select_histogram(
+          {run, threshold_ >> (shift + bits), shift + bits, shift, digits, table}, {});
     });
     for (Index i = digits; i < size; ++i) table[i % digits] += table[i];
   });
@@ -338,7 +346,8 @@ void Selection::sampled(Index k, const SampledLaw& law) {
     h = (h ^ h >> 30) * 0xBF58476D1CE4E5B9U;
     h = (h ^ h >> 27) * 0x94D049BB133111EBU;
     sample(static_cast<std::uint32_t>(h >> 32), law.sample);
-    const double r = static_cast<double>(law.sample) * static_cast<double>(k) / static_cast<double>(total);
+    const double r =
+        static_cast<double>(law.sample) * static_cast<double>(k) / static_cast<double>(total);
     const Index rank = std::max<Index>(1, static_cast<Index>(std::lround(r)));
     threshold_ = sampled_key(rank);
     if (!pick(rank, threshold_)) break;
@@ -369,7 +378,8 @@ void Selection::clear(const std::int32_t* index, Index count) const {
 
 bool Selection::emit(std::int32_t* index, void* values) {
   const bool narrow = problem_.kind == SelectKind::bits16;
-  auto* wide = narrow ? workspace_.block<std::uint32_t>(kWide, static_cast<std::uint64_t>(count_)) : static_cast<std::uint32_t*>(values);
+  auto* wide = narrow ? workspace_.block<std::uint32_t>(kWide, static_cast<std::uint64_t>(count_))
+                      : static_cast<std::uint32_t*>(values);
   std::vector<SelectOut> outs(parts_.size());
   Index at = 0, ties = count_;
   for (const Part& part : parts_) ties -= part.greater;
@@ -385,7 +395,8 @@ bool Selection::emit(std::int32_t* index, void* values) {
   each([&](const Part& part) {
     SelectOut& out = outs[static_cast<std::size_t>(&part - parts_.data())];
     const auto filter = [&](const SelectRun& run) {
-      workspace_.kernels().select_filter({run, threshold_, from_picked_ || count_ > offsets_.back() / kOften, &out}, {});
+      workspace_.kernels().select_filter(
+          {run, threshold_, from_picked_ || count_ > offsets_.back() / kOften, &out}, {});
     };
     if (!from_picked_) return each_run(part.first, part.last, filter);
     SelectRun run = run_of(part.picked.bits, part.picked.count);

@@ -29,8 +29,8 @@ struct SelectTensor {
 struct SelectProblem {
   SelectKind kind = SelectKind::float32;
   std::vector<SelectTensor> tensors;
-  float factor = 0.0F;               // m of dgc and nesterov
-  bool clear_momentum = true;        // factor masking
+  float factor = 0.0F;                   // m of dgc and nesterov
+  bool clear_momentum = true;            // factor masking
   std::uint32_t infinity = 0x7F800000U;  // the key of it: what is above is NaN
 };
 

@@ -1,9 +1,9 @@
+#include <pybind11/stl.h>
+
 #include <algorithm>
 #include <optional>
 #include <utility>
 #include <vector>
-
-#include <pybind11/stl.h>
 
 #include "algorithms/select.h"
 #include "bindings/arrays.h"
@@ -70,7 +70,8 @@ SelectProblem reading(const std::vector<py::array>& xs, std::uint32_t infinity) 
   problem.infinity = infinity;
   const bool halves = !xs.empty() && xs[0].itemsize() == 2;
   problem.kind = halves ? SelectKind::bits16 : SelectKind::float32;
-  for (const py::array& x : xs) halves ? add_read<std::uint16_t>(x, problem) : add_read<float>(x, problem);
+  for (const py::array& x : xs)
+    halves ? add_read<std::uint16_t>(x, problem) : add_read<float>(x, problem);
   return problem;
 }
 
@@ -107,8 +108,7 @@ SelectProblem accumulating(const std::vector<py::array>& gradients,
     bytes.push_back({g.begin(), g.end(), false});
     SelectTensor tensor{g.data(), nullptr, nullptr, static_cast<Index>(g.size())};
     tensor.residual = state_of(residuals, t, gradients[t], "residual", bytes);
-    if (!momenta.empty())
-      tensor.momentum = state_of(momenta, t, gradients[t], "momentum", bytes);
+    if (!momenta.empty()) tensor.momentum = state_of(momenta, t, gradients[t], "momentum", bytes);
     problem.tensors.push_back(tensor);
   }
   refuse_overlap(std::move(bytes));
@@ -179,8 +179,9 @@ py::object sampled(PyWorkspace& workspace, const py::array& x, std::uint32_t inf
   const SelectProblem problem = reading({x}, infinity);
   check_k(k, problem);
   if (sample < 1 || sample > x.size() || least > k || most < k || attempts < 1) {
-    throw std::invalid_argument("the sample must be in 1..the number of elements, k in least..most, "
-                                "attempts at least 1");
+    throw std::invalid_argument(
+        "the sample must be in 1..the number of elements, k in least..most, "
+        "attempts at least 1");
   }
   const SampledLaw law{seed, sample, least, most, attempts};
   return found(workspace, problem, [&](Selection& selection) { selection.sampled(k, law); });
@@ -197,8 +198,7 @@ void bind_selection(py::module_& m) {
         py::arg("masking"));
   m.def("above", &above, py::arg("workspace"), py::arg("x"), py::arg("infinity"), py::arg("key"));
   m.def("sampled", &sampled, py::arg("workspace"), py::arg("x"), py::arg("infinity"), py::arg("k"),
-        py::arg("seed"), py::arg("sample"), py::arg("least"), py::arg("most"),
-        py::arg("attempts"));
+        py::arg("seed"), py::arg("sample"), py::arg("least"), py::arg("most"), py::arg("attempts"));
 }
 
 }  // namespace edge

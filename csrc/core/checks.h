@@ -10,16 +10,25 @@
 
 namespace edge {
 
-// A plan broke a rule of docs/plan-format.md. `rule` is stable and meant for programs, what() for
-// people.
-class PlanError : public std::runtime_error {
+// Bytes from outside broke a rule. `rule` is stable and meant for programs, what() for people.
+class RuleError : public std::runtime_error {
  public:
-  PlanError(std::string rule, const std::string& message)
+  RuleError(std::string rule, const std::string& message)
       : std::runtime_error(message), rule_(std::move(rule)) {}
   const std::string& rule() const { return rule_; }
 
  private:
   std::string rule_;
+};
+
+// A rule of docs/plan-format.md.
+class PlanError : public RuleError {
+  using RuleError::RuleError;
+};
+
+// A rule of a coded stream (csrc/algorithms/gaps.h, rans.h).
+class StreamError : public RuleError {
+  using RuleError::RuleError;
 };
 
 [[noreturn]] inline void refuse(const char* rule, const std::string& message) {

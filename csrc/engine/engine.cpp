@@ -86,7 +86,12 @@ Engine::Engine(Span<const std::uint8_t> plan_bytes, int threads, const std::stri
       by_name_.emplace(tensor.name, &tensor);
   }
   calls_.reserve(plan_.ops.size());
-  for (const Op& op : plan_.ops) bind(op);
+  // A call holds all it needs: the memory of what was read of an operation serves the next calls.
+  for (Op& op : plan_.ops) {
+    bind(op);
+    op = Op{};
+  }
+  std::vector<Op>().swap(plan_.ops);
 }
 
 void Engine::bind(const Op& op) {

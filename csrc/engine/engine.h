@@ -65,7 +65,9 @@ class Engine {
   // step takes new ones. Not to be called during a step.
   void release();
 
+  // Without its operations, which calls have taken the place of.
   const Plan& plan() const { return plan_; }
+  std::size_t operations() const { return calls_.size(); }
   int threads() const { return pool_.threads(); }
   const char* isa() const { return kernels_.isa; }
 

@@ -49,12 +49,11 @@ EDGE_INLINE unsigned sign_bits(__m256i v) {
   return static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(v)));
 }
 EDGE_INLINE unsigned at_least(WordVec a, WordVec b) {
-  return 0xFFU ^ sign_bits(_mm256_cmpgt_epi32(reinterpret_cast<__m256i>(b),
-                                              reinterpret_cast<__m256i>(a)));
+  return 0xFFU ^
+         sign_bits(_mm256_cmpgt_epi32(reinterpret_cast<__m256i>(b), reinterpret_cast<__m256i>(a)));
 }
 EDGE_INLINE unsigned equal_to(WordVec a, WordVec b) {
-  return sign_bits(
-      _mm256_cmpeq_epi32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
+  return sign_bits(_mm256_cmpeq_epi32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
 }
 
 #else
@@ -133,12 +132,12 @@ constexpr LaneOrders kLaneOrders = lane_orders();
 EDGE_INLINE void store_packed(std::uint32_t* p, WordVec v, unsigned mask) {
 #if defined(__AVX512F__)
   // In a register first: compressing into memory takes a microcoded path on AMD's Zen 4.
-  const __m512i packed = _mm512_maskz_compress_epi32(static_cast<__mmask16>(mask),
-                                                     reinterpret_cast<__m512i>(v));
+  const __m512i packed =
+      _mm512_maskz_compress_epi32(static_cast<__mmask16>(mask), reinterpret_cast<__m512i>(v));
   store_words(p, reinterpret_cast<WordVec>(packed));
 #elif defined(__AVX2__)
-  const __m256i order = _mm256_cvtepu8_epi32(
-      _mm_cvtsi64_si128(static_cast<long long>(kLaneOrders.order[mask])));
+  const __m256i order =
+      _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<long long>(kLaneOrders.order[mask])));
   store_words(p, reinterpret_cast<WordVec>(
                      _mm256_permutevar8x32_epi32(reinterpret_cast<__m256i>(v), order)));
 #elif defined(__aarch64__)

@@ -15,8 +15,10 @@
 #include "kernels/matmul.h"
 #include "kernels/minmax.h"
 #include "kernels/pool.h"
+#include "kernels/quantize.h"
 #include "kernels/random.h"
 #include "kernels/reduce.h"
+#include "kernels/sampled_softmax.h"
 #include "kernels/select.h"
 #include "kernels/sgd.h"
 #include "kernels/softmax_xent.h"
@@ -26,47 +28,51 @@
 namespace edge {
 
 // Name and arguments of every kernel: the one list that declarations and tables are made of.
-#define EDGE_KERNELS(X)                 \
-  X(gemm, GemmArgs)                     \
-  X(conv, ConvArgs)                     \
-  X(conv_grad_x, ConvArgs)              \
-  X(conv_grad_w, ConvArgs)              \
-  X(relu, UnaryArgs)                    \
-  X(relu_grad, UnaryArgs)               \
-  X(maxpool, PoolArgs)                  \
-  X(maxpool_grad, PoolArgs)             \
-  X(avgpool, PoolArgs)                  \
-  X(avgpool_grad, PoolArgs)             \
-  X(add, BinaryArgs)                    \
-  X(sub, BinaryArgs)                    \
-  X(mul, BinaryArgs)                    \
-  X(reduce_sum, ReduceArgs)             \
-  X(transpose, TransposeArgs)           \
-  X(softmax_xent, SoftmaxXentArgs)      \
-  X(softmax_xent_grad, SoftmaxXentArgs) \
-  X(sgd, SgdArgs)                       \
-  X(copy, CopyArgs)                     \
-  X(unary, MapArgs)                     \
-  X(binary, BroadcastArgs)              \
-  X(where, BroadcastArgs)               \
-  X(minmax, MinmaxArgs)                 \
-  X(argminmax, ArgminmaxArgs)           \
-  X(strided_copy, StridedCopyArgs)      \
-  X(gather, GatherArgs)                 \
-  X(scatter_add, GatherArgs)            \
-  X(cast, CastArgs)                     \
-  X(matmul, MatmulArgs)                 \
-  X(cumsum, CumsumArgs)                 \
-  X(topk, TopkArgs)                     \
-  X(adamw, AdamwArgs)                   \
-  X(blend, BlendArgs)                   \
-  X(map, MapProgram)                    \
-  X(random, RandomArgs)                 \
-  X(gemm_sgd, GemmSgdArgs)              \
-  X(select_sample, SelectSampleArgs)    \
-  X(select_filter, SelectFilterArgs)    \
-  X(select_below, SelectBelowArgs)      \
-  X(select_count, SelectCountArgs)      \
+#define EDGE_KERNELS(X)                  \
+  X(gemm, GemmArgs)                      \
+  X(conv, ConvArgs)                      \
+  X(conv_grad_x, ConvArgs)               \
+  X(conv_grad_w, ConvArgs)               \
+  X(relu, UnaryArgs)                     \
+  X(relu_grad, UnaryArgs)                \
+  X(maxpool, PoolArgs)                   \
+  X(maxpool_grad, PoolArgs)              \
+  X(avgpool, PoolArgs)                   \
+  X(avgpool_grad, PoolArgs)              \
+  X(add, BinaryArgs)                     \
+  X(sub, BinaryArgs)                     \
+  X(mul, BinaryArgs)                     \
+  X(reduce_sum, ReduceArgs)              \
+  X(transpose, TransposeArgs)            \
+  X(softmax_xent, SoftmaxXentArgs)       \
+  X(softmax_xent_grad, SoftmaxXentArgs)  \
+  X(sgd, SgdArgs)                        \
+  X(copy, CopyArgs)                      \
+  X(unary, MapArgs)                      \
+  X(binary, BroadcastArgs)               \
+  X(where, BroadcastArgs)                \
+  X(minmax, MinmaxArgs)                  \
+  X(argminmax, ArgminmaxArgs)            \
+  X(strided_copy, StridedCopyArgs)       \
+  X(gather, GatherArgs)                  \
+  X(scatter_add, GatherArgs)             \
+  X(cast, CastArgs)                      \
+  X(matmul, MatmulArgs)                  \
+  X(cumsum, CumsumArgs)                  \
+  X(topk, TopkArgs)                      \
+  X(adamw, AdamwArgs)                    \
+  X(blend, BlendArgs)                    \
+  X(map, MapProgram)                     \
+  X(random, RandomArgs)                  \
+  X(gemm_sgd, GemmSgdArgs)               \
+  X(convert_half, ConvertArgs)           \
+  X(quantize, QuantizeArgs)              \
+  X(dequantize, DequantizeArgs)          \
+  X(sampled_softmax, SampledSoftmaxArgs) \
+  X(select_sample, SelectSampleArgs)     \
+  X(select_filter, SelectFilterArgs)     \
+  X(select_below, SelectBelowArgs)       \
+  X(select_count, SelectCountArgs)       \
   X(select_histogram, SelectHistogramArgs)
 
 struct Kernels {

@@ -160,7 +160,8 @@ EDGE_INLINE void emit(WordVec index, WordVec bits, WordVec thresholds, bool all_
 }
 
 // The same where the output ends.
-__attribute__((noinline)) void emit_last(WordVec index, WordVec bits, std::uint32_t threshold, SelectOut& out) {
+__attribute__((noinline)) void emit_last(WordVec index, WordVec bits, std::uint32_t threshold,
+                                         SelectOut& out) {
   for (Index lane = 0; lane < kLanes; ++lane) emit_one(index[lane], bits[lane], threshold, out);
 }
 
@@ -198,8 +199,7 @@ void filter(const Source& source, const Indices& indices, const SelectFilterArgs
     EDGE_UNROLL for (Index j = 0; j < kVectors; ++j)
         emit(indices.vector(i + j * kLanes), bits[j], thresholds, all_ties, out);
   }
-  for (; i < args.run.count; ++i)
-    emit_one(indices.one(i), source.take(i), args.threshold, out);
+  for (; i < args.run.count; ++i) emit_one(indices.one(i), source.take(i), args.threshold, out);
   const std::uint32_t most = greatest_lane(greatest);
   if (most > out.greatest) out.greatest = most;
   if (all_ties) out.ties = args.out->ties;
@@ -244,9 +244,8 @@ void select_sample(const SelectSampleArgs& args, const Worker&) {
 }
 
 void select_filter(const SelectFilterArgs& args, const Worker&) {
-  with_source(args.run, [&](const auto& source, const auto& indices) {
-    filter(source, indices, args);
-  });
+  with_source(args.run,
+              [&](const auto& source, const auto& indices) { filter(source, indices, args); });
 }
 
 void select_below(const SelectBelowArgs& args, const Worker&) {

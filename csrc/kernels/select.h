@@ -1,9 +1,9 @@
 // The passes that selection by magnitude is made of; csrc/algorithms/select.h puts them together.
 //
-// An element's *key* is its bits without the sign, as an unsigned number: for finite floats it grows
-// with |x|, zeros of both signs have key 0, infinity comes next and every NaN above it. float16 and
-// bfloat16 take the upper half of a float's 32 bits (the lower are 0), which keeps their order too,
-// so everything after loading sees one kind of bits.
+// An element's *key* is its bits without the sign, as an unsigned number: for finite floats it
+// grows with |x|, zeros of both signs have key 0, infinity comes next and every NaN above it.
+// float16 and bfloat16 take the upper half of a float's 32 bits (the lower are 0), which keeps
+// their order too, so everything after loading sees one kind of bits.
 //
 //   select_sample:    keys of `count` elements at positions floor(n frac(p)), p from `start` in
 //                     steps of the golden ratio: even over the range for every prefix, and no row
@@ -64,8 +64,8 @@ struct SelectOut {
   std::uint32_t* index = nullptr;
   std::uint32_t* bits = nullptr;
   Index count = 0, capacity = 0;
-  Index ties = 0;  // still to be taken at the threshold; as many as elements: no limit
-  std::uint32_t greatest = 0;   // key that was seen
+  Index ties = 0;              // still to be taken at the threshold; as many as elements: no limit
+  std::uint32_t greatest = 0;  // key that was seen
   bool overflow = false;
 };
 
@@ -95,9 +95,9 @@ constexpr Index kSelectTables = 4;
 struct SelectHistogramArgs {
   SelectRun run;  // float32 or bits16
   std::uint32_t prefix = 0;
-  std::int32_t prefix_shift = 31;  // key >> prefix_shift == prefix; 31: every key
-  std::int32_t shift = 0;          // digit = key >> shift & (digits - 1)
-  Index digits = 0;                // a power of two
+  std::int32_t prefix_shift = 31;   // key >> prefix_shift == prefix; 31: every key
+  std::int32_t shift = 0;           // digit = key >> shift & (digits - 1)
+  Index digits = 0;                 // a power of two
   std::uint32_t* counts = nullptr;  // (kSelectTables, digits), added to
 };
 

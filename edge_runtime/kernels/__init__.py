@@ -1,12 +1,31 @@
 """The kernels on their own, outside plans, and `reference*`: a slow, readable NumPy twin of every one of them.
 
-Every function takes `workspace`, a `Workspace` that holds its instruction set, its threads and the memory it works in;
-made once and handed to every call, it saves the page faults of fresh memory. None makes one for the call.
+Every function but the lossless coders takes `workspace`, a `Workspace` that holds its instruction set, its threads and
+the memory it works in; made once and handed to every call, it saves the page faults of fresh memory. None makes one
+for the call.
 Nothing here is imported when a client starts.
 """
 
 from edge_runtime._core import Workspace
+from edge_runtime.kernels.coders import StreamError, decode_indices, encode_indices
 from edge_runtime.kernels.dispatch import info
+from edge_runtime.kernels.quantizers import (
+    dequantize_int8,
+    dequantize_sign,
+    from_bfloat16,
+    from_float16,
+    quantize_int8,
+    quantize_qsgd,
+    quantize_sign,
+    to_bfloat16,
+    to_float16,
+)
+from edge_runtime.kernels.sampled_softmax import (
+    linear_cross_entropy,
+    linear_cross_entropy_update,
+    sampled_softmax,
+    sampled_softmax_update,
+)
 from edge_runtime.kernels.selection import (
     NotANumber,
     SampledSelection,
@@ -25,12 +44,28 @@ __all__ = [
     "NotANumber",
     "SampledSelection",
     "Selection",
+    "StreamError",
     "Workspace",
     "above",
+    "decode_indices",
+    "dequantize_int8",
+    "dequantize_sign",
     "dgc",
     "dgc_tree",
+    "encode_indices",
+    "from_bfloat16",
+    "from_float16",
     "info",
+    "linear_cross_entropy",
+    "linear_cross_entropy_update",
+    "quantize_int8",
+    "quantize_qsgd",
+    "quantize_sign",
+    "sampled_softmax",
+    "sampled_softmax_update",
     "sampled_threshold",
+    "to_bfloat16",
+    "to_float16",
     "top_k",
     "top_k_residual",
     "top_k_residual_tree",

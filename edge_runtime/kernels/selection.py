@@ -221,8 +221,8 @@ def dgc(  # noqa: PLR0913 - the method's own parameters, by keyword where they a
 
     u = m u + g; v = v + u; select top k of |v|; v = 0 there, and u = 0 there too (momentum factor masking). The
     Nesterov form is u = m (u + g); v = v + u + g. One pass reads g, u, v and writes u, v; zeroing touches the selected
-    elements. The server applies plain SGD to what arrives: the momentum is in u. Clip the gradient before, to N**-0.5 of the
-    global norm.
+    elements. The server applies plain SGD to what arrives: the momentum is in u. Clip the gradient before, to N**-0.5
+    of the global norm.
 
     Args:
         gradient: float32.

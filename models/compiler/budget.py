@@ -1,8 +1,8 @@
 """Choosing a plan for a board: what is trained, in how many slices, and what is computed twice, within a budget.
 
-Memory is counted to the byte: everything the engine allocates for the plan (arena, constants, workspace of every
-thread), nothing of the process around it. A step's time is an estimate: multiply-adds over the rate at which products
-and convolutions run, plus the bytes that all other operations read and write over the rate at which they do.
+Memory is what the engine takes: arena, constants and the workspace of every thread, to the byte, and the records of a
+long plan; nothing of the process around it. A step's time is an estimate: multiply-adds over the rate at which products
+and convolutions run, plus the bytes that all other operations and updates move over the rate at which they do.
 
 Training more of the model comes first, a shorter step second. Layers are frozen from the input on, as few as fit.
 """
@@ -194,7 +194,7 @@ def search(
     def tried(choice: Choice) -> Option:
         made = compiled(choice)
         speed.extend([] if speed else [rate(made)])
-        option = Option(choice, made, made.report.memory_bytes(budget.threads), speed[0].step_s(made))
+        option = Option(choice, made, made.report.engine_bytes(budget.threads), speed[0].step_s(made))
         options.append(option)
         return option
 
@@ -265,10 +265,11 @@ def measured_rate(compiled: Compiled, threads: int = 1) -> Rate:
     times_s = np.median(np.asarray(engine.timings(CALIBRATION_STEPS)).reshape(CALIBRATION_STEPS, -1), axis=0)
     product = np.array([OPS[op["op"]].multiply_adds is not no_products for op in operations])
     report = compiled.report
-    return Rate(
-        _per_second(sum(report.multiply_adds), float(times_s[product].sum())),
-        _per_second(report.moved_bytes, float(times_s[~product].sum())),
-    )
+    bytes_moved = _per_second(report.moved_bytes - report.updated_bytes, float(times_s[~product].sum()))
+    multiplying_s = float(times_s[product].sum())
+    # Part of a product with an update in it is the update's; a guess at that, and never most of all products.
+    updating_s = min(report.updated_bytes / bytes_moved, multiplying_s / 2)
+    return Rate(_per_second(sum(report.multiply_adds), multiplying_s - updating_s), bytes_moved)
 
 
 def _per_second(amount: int, seconds: float) -> float:

@@ -142,6 +142,7 @@ def report_table(compiled: Compiled) -> str:
         ("  activations, gradients", f"{r.temporaries_bytes:,} bytes"),
         ("workspace a thread", f"{r.workspace_bytes:,} bytes"),
         ("constants", f"{r.constants_bytes:,} bytes"),
+        ("process", f"about {r.process_bytes():,} bytes above an idle client's, with one thread"),
         ("multiply-adds forward", f"{r.forward_multiply_adds:,}"),
         ("multiply-adds backward", f"{r.backward_multiply_adds:,}"),
         ("kept for backward", "what nothing cheap leads to" if r.recompute else "everything that it reads"),

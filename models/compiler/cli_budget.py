@@ -17,8 +17,8 @@ def add_options(build: argparse.ArgumentParser) -> None:
         "--memory",
         type=size_bytes,
         metavar="SIZE",
-        help="the most that the engine may allocate: arena, constants and workspaces, as 48MB or 512KiB; what is "
-        "trained, and in how many micro-batches, is chosen to fit",
+        help="the most that the engine may take: arena, constants, workspaces and records of operations, as 48MB "
+        "or 512KiB; what is trained, and in how many micro-batches, is chosen to fit",
     )
     build.add_argument(
         "--step-latency", type=duration_s, metavar="TIME", help="the longest that a step may take, as 150ms (estimate)"

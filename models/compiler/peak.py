@@ -96,7 +96,7 @@ def _alternatives(given: Program, *, repeat: bool) -> Iterator[Program]:
     waiting = [v for v, steps in given.reads.items() if v.type.nbytes >= peak * WORTH and _waits(given, v, steps, at)]
     waiting.sort(key=lambda v: -v.type.nbytes)
     for value in waiting:
-        if _may_wait(given, value.node, reader := given.reads[value][0]):
+        if _lasts(given, value.node) and _may_wait(given, value.node, reader := given.reads[value][0]):
             yield _moved(given, given.place[value.node], reader - 1)
     for step in range(at + 1, len(given.order)):
         if _frees_early(given, step, at) >= peak * WORTH:
@@ -111,6 +111,12 @@ def _waits(given: Program, value: Value, steps: Sequence[int], at: int) -> bool:
     """Whether a value made before step `at` is read after it, but not there."""
     made = value not in given.owners and value.node in given.place and given.place[value.node] < at
     return made and steps[-1] > at and at not in steps
+
+
+def _lasts(given: Program, node: Node) -> bool:
+    """Whether a kernel makes more than dies there: otherwise what it waits for would take as much until it runs."""
+    dying = {v for v in read_by(node) if v.node in given.place and given.reads[v][-1] == given.place[node]}
+    return sum(t.nbytes for t in node.types) > sum(v.type.nbytes for v in dying - given.owners.keys())
 
 
 def _may_wait(given: Program, node: Node, reader: int) -> bool:

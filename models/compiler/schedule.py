@@ -7,10 +7,12 @@ both an update runs as soon as it may, so that a gradient is consumed as soon as
 
 import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 
 from models.compiler.ir import Node, Value, topological
-from models.compiler.ops import OPS
+from models.compiler.ops import OPS, overwritable
 
+CACHED = 8192  # answers kept of what is asked again for every order that is tried
 Order = tuple[Node, ...]
 
 
@@ -21,15 +23,24 @@ def base(value: Value) -> Value:
     return value
 
 
-def read_by(node: Node) -> list[Value]:
+@lru_cache(CACHED)
+def read_by(node: Node) -> tuple[Value, ...]:
     """The values whose bytes a kernel reads."""
-    return [base(v) for v in node.inputs if v is not None]
+    return tuple(base(v) for v in node.inputs if v is not None)
 
 
-def overwritten(node: Node) -> list[Value]:
+@lru_cache(CACHED)
+def overwritten(node: Node) -> tuple[Value, ...]:
     """The slots that an update writes in place, one for each of its outputs; none for any other kernel."""
     slots = [node.inputs[j] for j in OPS[node.op].overwrites[: len(node.types)]]
-    return [base(v) for v in slots if v is not None]
+    return tuple(base(v) for v in slots if v is not None)
+
+
+@lru_cache(CACHED)
+def replaceable(node: Node) -> tuple[tuple[Value, ...], ...]:
+    """For each output of a kernel the values whose bytes it may take where nobody reads them later."""
+    found = ([node.inputs[j] for j in overwritable(node, k)] for k in range(len(node.types)))
+    return tuple(tuple(base(v) for v in values if v is not None) for values in found)
 
 
 def is_kernel(node: Node) -> bool:

@@ -24,7 +24,7 @@ from models.compiler.fuse_maps import fuse_maps
 from models.compiler.fuse_updates import fuse_updates
 from models.compiler.ir import Graph, Node, Role, Value, substitute, topological
 from models.compiler.lower import lower, own
-from models.compiler.micro_batch import Slices, unroll
+from models.compiler.micro_batch import Slices, Total, unroll
 from models.compiler.randomness import SEED, STEP, draws
 from models.compiler.recompute import recompute as recomputed
 from models.compiler.report import Report, report
@@ -305,12 +305,18 @@ def kernels(outputs: Sequence[Value], *, recompute: bool = False) -> tuple[Value
     return fuse_updates(lower(fuse_maps(recomputed(simple) if recompute else simple)))
 
 
-def _updated(parameters: Sequence[Value], sums: Sequence[Value], rule: Rule) -> tuple[Updates, list[Value]]:
-    """The update by gradients that kernels have made already: its program is rewritten without theirs."""
-    given = {p: g.leaf(f"gradient/{p.name}", "float32", p.shape) for p in parameters}
-    step = rule.updates(tuple(given.items()))
-    outputs = substitute(kernels(step.outputs), dict(zip(given.values(), sums, strict=True)))
-    return step, list(outputs)
+def _updated(parameters: Sequence[Value], totals: Sequence[Total], rule: Rule) -> tuple[Updates, list[Value]]:
+    """The update by gradients of which the slices have made what they are made of: their program stays as it is."""
+    given = [
+        tuple(g.leaf(f"gradient/{p.name}/{i}", v.type.dtype, v.shape) for i, v in enumerate(total.made_of))
+        for p, total in zip(parameters, totals, strict=True)
+    ]
+    found = [total.of(leaves) for total, leaves in zip(totals, given, strict=True)]
+    step = rule.updates(tuple(zip(parameters, found, strict=True)))
+    made = {
+        u: v for total, leaves in zip(totals, given, strict=True) for u, v in zip(leaves, total.made_of, strict=True)
+    }
+    return step, list(substitute(kernels(step.outputs), made))
 
 
 def _check_names(owners: Owners) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+import models.compiler.graph as g
 from edge_runtime import _core
-from models.compiler import compile_training, import_onnx
+from models.compiler import Graph, compile_training, import_onnx
 from models.compiler.budget import Budget, BudgetError, Found, Rate, compile_within, layers, measured_rate
 from models.compiler.cli import main
 from models.compiler.cli_budget import duration_s, size_bytes
@@ -93,6 +94,13 @@ def test_the_rate_of_this_machine_reproduces_its_own_step() -> None:
     assert rate.multiply_adds > 0
     assert rate.bytes_moved > 0
     assert rate.step_s(compiled) > 0
+
+
+def test_an_update_within_a_product_costs_what_it_moves() -> None:
+    x, weight = g.leaf("x", "float32", (BATCH, 512)), g.leaf("weight", "float32", (512, 300))
+    report = compile_training(Graph((x,), (weight,), (x @ weight,)), momentum=0.9).report
+    assert report.updated_bytes == 2 * 2 * weight.type.nbytes  # tensor and velocity, read and written
+    assert report.moved_bytes > report.updated_bytes
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,37 @@ def test_slices_train_as_the_whole_batch(name: str, shape: tuple[int, ...], rule
         np.testing.assert_allclose(sliced[key], value, rtol=2e-4, atol=2e-6, err_msg=key)
 
 
+def wide_model(rows: int) -> Graph:
+    x = g.leaf("x", "float32", (rows, 40))
+    inward, wide, narrow = (g.leaf(*tensor) for tensor in WIDE)
+    hidden = g.relu(g.relu(x @ inward) @ wide)
+    return Graph((x,), (inward, wide, narrow), (hidden @ narrow,))
+
+
+WIDE = (("inward", "float32", (40, 200)), ("wide", "float32", (200, 300)), ("narrow", "float32", (300, 5)))
+
+
+@pytest.mark.parametrize("rule", [Sgd(), Sgd(max_norm=0.1), AdamW(epsilon=0.1)])
+def test_a_gradient_larger_than_its_rows_is_one_product_of_all_rows(rule: Rule, rng: np.random.Generator) -> None:
+    results = []
+    start = {name: rng.normal(size=shape).astype(np.float32) * 0.1 for name, _, shape in WIDE}
+    x, y = rng.normal(size=(BATCH, 40)), rng.integers(0, 5, BATCH)
+    for slices in (1, 3):
+        engine = _core.Engine(compile_training(wide_model(BATCH // slices), rule=rule, micro_batches=slices).plan)
+        for name, value in {**start, "x": x, "y": y, "lr": 0.05}.items():
+            engine.view(name)[...] = value
+        for _ in range(2):
+            engine.poison()
+            engine.step()
+        results.append({name: engine.view(name).copy() for name in start})
+    for name, value in results[0].items():
+        np.testing.assert_allclose(results[1][name], value, rtol=2e-4, atol=2e-6, err_msg=name)
+    plan = compile_training(wide_model(BATCH // 3), rule=Sgd(), micro_batches=3)
+    products = [op for op in _core.describe(plan.plan)["ops"] if op["op"] in {"gemm", "gemm_sgd"} and op["attrs"][0]]
+    assert len(products) == 1 + 1 + 3  # the narrow one, smaller than its rows, is summed
+    assert plan.report.temporaries_bytes < 4 * 200 * 300 * 2
+
+
 def test_a_slice_without_labels_adds_nothing() -> None:
     data = build("mlp", (9,), 5, 7)
     labels = np.full(BATCH, -1, np.int32)

@@ -25,7 +25,7 @@ classes = 3
 name = "fedavg"
 [training]
 epochs = 1
-batch = 32
+batch = 64
 lr = 0.05
 momentum = 0.9
 boards = [{devices = ["small-*"], memory_mb = 1}]

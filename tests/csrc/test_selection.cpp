@@ -58,7 +58,8 @@ void plain_case(edge::Workspace& workspace, Index n, Index k, unsigned values) {
   Tight<std::int32_t> index(k);
   for (Index i = 0; i < n; ++i) x[i] = number(i, 1, values);
   edge::SelectProblem problem;
-  problem.tensors = {{x.data(), nullptr, nullptr, n / 3}, {x.data() + n / 3, nullptr, nullptr, n - n / 3}};
+  problem.tensors = {{x.data(), nullptr, nullptr, n / 3},
+                     {x.data() + n / 3, nullptr, nullptr, n - n / 3}};
   edge::Selection selection(workspace, problem);
   selection.top_k(k);
   CHECK(selection.emit(index.data(), found.data()));

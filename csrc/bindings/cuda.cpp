@@ -1,0 +1,294 @@
+// edge_runtime._cuda: the device kernels on arrays of torch, CuPy and others. Every argument is
+// checked here; the GIL is held, since nothing waits.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <limits>
+
+#include "bindings/device_arrays.h"
+#include "cuda/api.h"
+
+namespace py = pybind11;
+
+namespace edge::cuda {
+namespace {
+
+// A driver call that failed, by name.
+void must(cudaError_t code, const char* call) {
+  if (code == cudaSuccess) return;
+  cudaGetLastError();  // a later call must not report this one
+  throw std::runtime_error(std::string(call) + ": " + cudaGetErrorName(code) + ": " +
+                           cudaGetErrorString(code));
+}
+
+std::uint64_t size_of(const DeviceArray& array) {
+  std::uint64_t size = 1;
+  for (const std::int64_t extent : array.shape) {
+    if (extent < 0 || __builtin_mul_overflow(size, static_cast<std::uint64_t>(extent), &size)) {
+      throw py::value_error("a shape does not fit 64 bits: " + described(array));
+    }
+  }
+  return size;
+}
+
+// The arrays of one call: checked as they are named, all on one device, which is current until the
+// end.
+class Call {
+ public:
+  explicit Call(std::uintptr_t stream) : stream_(stream) {}
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+  ~Call() {
+    if (before_ >= 0) cudaSetDevice(before_);
+  }
+
+  cudaStream_t stream() const { return reinterpret_cast<cudaStream_t>(stream_); }
+
+  // Of one of the types `wanted` and of this shape; -1: any extent.
+  DeviceArray array(const py::object& object, const char* name,
+                    const std::vector<std::string>& wanted, const std::vector<std::int64_t>& shape,
+                    bool written) {
+    DeviceArray it = device_array(object, name, stream_);
+    bool fits = it.shape.size() == shape.size();
+    for (std::size_t axis = 0; fits && axis < shape.size(); ++axis) {
+      fits = shape[axis] < 0 || shape[axis] == it.shape[axis];
+    }
+    bool typed = false;
+    std::string types;
+    for (const std::string& type : wanted) {
+      typed = typed || type == it.dtype;
+      types += (types.empty() ? "" : " or ") + type;
+    }
+    if (!fits || !typed) {
+      throw py::type_error(std::string(name) + " must be " +
+                           described({0, shape, types, false, {}}) + " (-1: any), got " +
+                           described(it));
+    }
+    if (written && it.read_only) throw py::value_error(std::string(name) + " is read-only");
+    if (size_of(it) > 0) place(it, name);
+    return it;
+  }
+  template <class T>
+  T* pointer(const py::object& object, const char* name, const char* type,
+             const std::vector<std::int64_t>& shape, bool written) {
+    held_.push_back(array(object, name, {type}, shape, written));
+    return reinterpret_cast<T*>(held_.back().address);
+  }
+  void* workspace(const py::object& object, std::uint64_t bytes) {
+    constexpr std::uintptr_t kAligned = 256;
+    held_.push_back(array(object, "workspace", {"uint8"}, {-1}, true));
+    const DeviceArray& it = held_.back();
+    if (size_of(it) < bytes) {
+      throw py::value_error("workspace must hold at least " + std::to_string(bytes) +
+                            " bytes, got " + std::to_string(size_of(it)));
+    }
+    if (it.address % kAligned != 0)
+      throw py::value_error("workspace must start at a multiple of 256 bytes");
+    return reinterpret_cast<void*>(it.address);
+  }
+
+ private:
+  void place(const DeviceArray& it, const char* name) {
+    cudaPointerAttributes where{};
+    must(cudaPointerGetAttributes(&where, reinterpret_cast<const void*>(it.address)),
+         "cudaPointerGetAttributes");
+    if (where.type != cudaMemoryTypeDevice && where.type != cudaMemoryTypeManaged) {
+      throw py::value_error(std::string(name) + " does not point to device memory");
+    }
+    if (before_ < 0) {
+      must(cudaGetDevice(&before_), "cudaGetDevice");
+      must(cudaSetDevice(where.device), "cudaSetDevice");
+      device_ = where.device;
+    }
+    if (where.device != device_) {
+      throw py::value_error(std::string(name) + " is on device " + std::to_string(where.device) +
+                            ", the arrays before it on device " + std::to_string(device_));
+    }
+  }
+
+  std::uintptr_t stream_;
+  int before_ = -1;
+  int device_ = -1;
+  std::vector<DeviceArray> held_;
+};
+
+Element element_of(const std::string& dtype) {
+  if (dtype == "float32") return Element::float32;
+  if (dtype == "float16") return Element::float16;
+  if (dtype == "bfloat16") return Element::bfloat16;
+  throw py::value_error("dtype must be float32, float16 or bfloat16, got " + dtype);
+}
+
+void check_count(std::uint64_t n, std::int64_t k) {
+  if (n > static_cast<std::uint64_t>(std::numeric_limits<std::int32_t>::max())) {
+    throw py::value_error("at most 2^31 - 1 elements, got " + std::to_string(n));
+  }
+  if (k < 1 || static_cast<std::uint64_t>(k) > n) {
+    throw py::value_error("k must be in 1.." + std::to_string(n) + ", got " + std::to_string(k));
+  }
+}
+
+std::uint64_t top_k_bytes(std::int64_t n, std::int64_t k, const std::string& dtype) {
+  if (n < 1) throw py::value_error("n must be positive, got " + std::to_string(n));
+  check_count(static_cast<std::uint64_t>(n), k);
+  return top_k_workspace_bytes(static_cast<std::uint64_t>(n), static_cast<std::uint64_t>(k),
+                               element_of(dtype));
+}
+
+void top_k(const py::object& x, std::int64_t k, const py::object& indices, const py::object& values,
+           const py::object& first_nan, const py::object& workspace, std::uintptr_t stream) {
+  Call call(stream);
+  const DeviceArray from = call.array(x, "x", {"float32", "float16", "bfloat16"}, {-1}, false);
+  const std::uint64_t n = size_of(from);
+  check_count(n, k);
+  const Element element = element_of(from.dtype);
+  auto* const places = call.pointer<std::int32_t>(indices, "indices", "int32", {k}, true);
+  auto* const to = call.pointer<void>(values, "values", from.dtype.c_str(), {k}, true);
+  auto* const nan = call.pointer<std::int32_t>(first_nan, "first_nan", "int32", {1}, true);
+  void* const work =
+      call.workspace(workspace, top_k_workspace_bytes(n, static_cast<std::uint64_t>(k), element));
+  must(top_k_cuda(reinterpret_cast<const void*>(from.address), element, n,
+                  static_cast<std::uint32_t>(k), places, to, nan, work, call.stream()),
+       "top_k");
+}
+
+void top_k_feedback(const py::object& gradient, const py::object& residual,
+                    const py::object& momentum, float factor, bool nesterov, bool masked,
+                    std::int64_t k, const py::object& indices, const py::object& values,
+                    const py::object& first_nan, const py::object& workspace,
+                    std::uintptr_t stream) {
+  Call call(stream);
+  const DeviceArray from = call.array(gradient, "gradient", {"float32"}, {-1}, false);
+  const std::uint64_t n = size_of(from);
+  check_count(n, k);
+  auto* const carried = call.pointer<float>(residual, "residual", "float32", from.shape, true);
+  auto* const velocity =
+      momentum.is_none() ? nullptr
+                         : call.pointer<float>(momentum, "momentum", "float32", from.shape, true);
+  auto* const places = call.pointer<std::int32_t>(indices, "indices", "int32", {k}, true);
+  auto* const to = call.pointer<float>(values, "values", "float32", {k}, true);
+  auto* const nan = call.pointer<std::int32_t>(first_nan, "first_nan", "int32", {1}, true);
+  void* const work = call.workspace(
+      workspace, top_k_workspace_bytes(n, static_cast<std::uint64_t>(k), Element::float32));
+  must(top_k_feedback_cuda(reinterpret_cast<const float*>(from.address), carried, velocity, factor,
+                           nesterov, masked, n, static_cast<std::uint32_t>(k), places, to, nan,
+                           work, call.stream()),
+       "top_k_feedback");
+}
+
+std::uint64_t extent(const DeviceArray& array, std::size_t axis) {
+  return static_cast<std::uint64_t>(array.shape[axis]);
+}
+
+std::uint64_t softmax_bytes(std::int64_t batch, std::int64_t width, std::int64_t classes,
+                            bool update) {
+  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+  for (const std::int64_t size : {batch, width, classes}) {
+    if (size < 1 || size > kMost)
+      throw py::value_error("a size must be in 1..2^31-1, got " + std::to_string(size));
+  }
+  SoftmaxCall call{};
+  call.batch = static_cast<std::uint64_t>(batch);
+  call.width = static_cast<std::uint64_t>(width);
+  call.count = static_cast<std::uint64_t>(classes);
+  float step = 0.0F;
+  call.updated = update ? &step : nullptr;
+  std::uint64_t bytes = 0;
+  must(softmax_workspace_bytes(call, bytes), "softmax_workspace_bytes");
+  return bytes;
+}
+
+void sampled_softmax(const py::object& features, const py::object& labels, const py::object& rows,
+                     const py::object& classes, std::int64_t positives,
+                     const py::object& correction, float correction_of_all, float scale,
+                     bool own_positives, const py::object& loss, const py::object& d_features,
+                     const py::object& d_rows, float lr, const py::object& workspace,
+                     std::uintptr_t stream) {
+  Call call(stream);
+  SoftmaxCall it{};
+  const DeviceArray batch = call.array(features, "features", {"float32"}, {-1, -1}, false);
+  it.features = reinterpret_cast<const float*>(batch.address);
+  const std::int64_t width = batch.shape[1];
+  const bool update = d_rows.is_none();
+  const DeviceArray table = call.array(rows, "rows", {"float32"}, {-1, width}, update);
+  it.rows = reinterpret_cast<const float*>(table.address);
+  it.labels = call.pointer<const std::int32_t>(labels, "labels", "int32", {batch.shape[0]}, false);
+  std::int64_t count = table.shape[0];
+  if (!classes.is_none()) {
+    const DeviceArray numbers = call.array(classes, "classes", {"int32"}, {-1}, false);
+    it.classes = reinterpret_cast<const std::int32_t*>(numbers.address);
+    count = numbers.shape[0];
+  }
+  if (batch.shape[0] < 1 || width < 1 || count < 1 || table.shape[0] < 1) {
+    throw py::value_error("features, rows and classes must not be empty");
+  }
+  if (positives < 0 || positives > count) {
+    throw py::value_error("positives must be in 0.." + std::to_string(count) + ", got " +
+                          std::to_string(positives));
+  }
+  if (!correction.is_none()) {
+    it.correction = call.pointer<const float>(correction, "correction", "float32", {count}, false);
+  }
+  it.batch = extent(batch, 0);
+  it.width = extent(batch, 1);
+  it.row_count = extent(table, 0);
+  it.count = static_cast<std::uint64_t>(count);
+  it.positives = classes.is_none() ? it.count : static_cast<std::uint64_t>(positives);
+  it.correction_of_all = correction_of_all;
+  it.scale = scale;
+  it.own_positives = own_positives;
+  it.loss = call.pointer<float>(loss, "loss", "float32", {1}, true);
+  it.d_features = call.pointer<float>(d_features, "d_features", "float32", batch.shape, true);
+  if (update) {
+    it.updated = reinterpret_cast<float*>(table.address);
+    it.lr = lr;
+  } else {
+    it.d_rows = call.pointer<float>(d_rows, "d_rows", "float32", {count, width}, true);
+  }
+  std::uint64_t bytes = 0;
+  must(softmax_workspace_bytes(it, bytes), "softmax_workspace_bytes");
+  void* const work = call.workspace(workspace, bytes);
+  must(softmax_cuda(it, work, call.stream()), "sampled_softmax");
+}
+
+// Each device that can be used: name, compute capability, bytes of memory.
+py::list devices() {
+  int count = 0;
+  must(cudaGetDeviceCount(&count), "cudaGetDeviceCount");
+  py::list out;
+  for (int device = 0; device < count; ++device) {
+    cudaDeviceProp it{};
+    must(cudaGetDeviceProperties(&it, device), "cudaGetDeviceProperties");
+    py::dict row;
+    row["name"] = std::string(it.name);
+    row["capability"] = std::to_string(it.major) + "." + std::to_string(it.minor);
+    row["memory_bytes"] = static_cast<std::uint64_t>(it.totalGlobalMem);
+    out.append(row);
+  }
+  return out;
+}
+
+}  // namespace
+}  // namespace edge::cuda
+
+PYBIND11_MODULE(_cuda, m) {
+  using namespace edge::cuda;
+  m.doc() = "Device kernels on arrays that offer DLPack or __cuda_array_interface__.";
+  m.attr("compiled_for") = EDGE_CUDA_ARCHITECTURES;
+  m.def("devices", &devices);
+  m.def("top_k_workspace_bytes", &top_k_bytes, py::arg("n").noconvert(), py::arg("k").noconvert(),
+        py::arg("dtype"));
+  m.def("top_k", &top_k, py::arg("x"), py::arg("k").noconvert(), py::arg("indices"),
+        py::arg("values"), py::arg("first_nan"), py::arg("workspace"), py::arg("stream"));
+  m.def("top_k_feedback", &top_k_feedback, py::arg("gradient"), py::arg("residual"),
+        py::arg("momentum"), py::arg("factor"), py::arg("nesterov"), py::arg("masked"),
+        py::arg("k").noconvert(), py::arg("indices"), py::arg("values"), py::arg("first_nan"),
+        py::arg("workspace"), py::arg("stream"));
+  m.def("softmax_workspace_bytes", &softmax_bytes, py::arg("batch").noconvert(),
+        py::arg("width").noconvert(), py::arg("classes").noconvert(), py::arg("update"));
+  m.def("sampled_softmax", &sampled_softmax, py::arg("features"), py::arg("labels"),
+        py::arg("rows"), py::arg("classes"), py::arg("positives").noconvert(),
+        py::arg("correction"), py::arg("correction_of_all"), py::arg("scale"),
+        py::arg("own_positives"), py::arg("loss"), py::arg("d_features"), py::arg("d_rows"),
+        py::arg("lr"), py::arg("workspace"), py::arg("stream"));
+}
