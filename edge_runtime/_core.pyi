@@ -127,6 +127,23 @@ def sampled(
     attempts: int,
 ) -> Selected | None: ...
 
+# (u, s, vt, error, passes) of a float32 matrix; see edge_runtime.kernels.low_rank. `energy` 0: exactly `rank`.
+def truncated_svd(
+    workspace: Workspace,
+    a: NDArray[np.float32],
+    rank: int,
+    energy: float,
+    warm: NDArray[np.float32] | None,
+    seed: int,
+    tolerance: float,
+    iterations: int,
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], float, int]: ...
+
+# (p, q) of a warm-started step of subspace iteration.
+def power_step(
+    workspace: Workspace, a: NDArray[np.float32], q: NDArray[np.float32], seed: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
+
 # Loss of linear logits over `classes` (all rows where None); see edge_runtime.kernels.sampled_softmax. `scale` 0 is the
 # dot product. Writes the gradients that have an array; with `lr` moves the rows themselves.
 def sampled_softmax(

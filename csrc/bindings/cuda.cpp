@@ -251,6 +251,92 @@ void sampled_softmax(const py::object& features, const py::object& labels, const
   must(softmax_cuda(it, work, call.stream()), "sampled_softmax");
 }
 
+void convert(const py::object& x, const py::object& out, std::uintptr_t stream) {
+  const std::vector<std::string> types{"float32", "float16", "bfloat16"};
+  Call call(stream);
+  const DeviceArray from = call.array(x, "x", types, {-1}, false);
+  const DeviceArray to = call.array(out, "out", types, from.shape, true);
+  if ((from.dtype == "float32") == (to.dtype == "float32")) {
+    throw py::type_error(
+        "one of x and out must be float32 and the other float16 or bfloat16, got " + from.dtype +
+        " and " + to.dtype);
+  }
+  if (from.dtype == "float32") {
+    must(narrow_cuda(reinterpret_cast<const float*>(from.address), element_of(to.dtype),
+                     reinterpret_cast<void*>(to.address), size_of(from), call.stream()),
+         "convert");
+  } else {
+    must(widen_cuda(reinterpret_cast<const void*>(from.address), element_of(from.dtype),
+                    reinterpret_cast<float*>(to.address), size_of(from), call.stream()),
+         "convert");
+  }
+}
+
+Quantizer quantizer_of(const std::string& rounding, const std::string& norm) {
+  if (rounding == "nearest") return Quantizer::nearest;
+  if (rounding == "sign") return Quantizer::sign;
+  if (rounding != "stochastic") {
+    throw py::value_error("rounding must be nearest, stochastic or sign, got " + rounding);
+  }
+  if (norm != "l2" && norm != "max") throw py::value_error("norm must be l2 or max, got " + norm);
+  return norm == "l2" ? Quantizer::stochastic_l2 : Quantizer::stochastic_max;
+}
+
+// How many scales n values have.
+std::int64_t scales_of(std::uint64_t n, std::int64_t block, bool sign) {
+  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+  if (block < 1 || block > kMost || (sign && block % 8 != 0)) {
+    throw py::value_error("block must be in 1..2147483647, and for signs a multiple of 8, got " +
+                          std::to_string(block));
+  }
+  if (n > static_cast<std::uint64_t>(kMost)) {
+    throw py::value_error("at most 2^31 - 1 values, got " + std::to_string(n));
+  }
+  return (static_cast<std::int64_t>(n) + block - 1) / block;
+}
+
+void* codes_of(Call& call, const py::object& q, std::uint64_t n, bool sign, bool written) {
+  const std::int64_t count = static_cast<std::int64_t>(sign ? (n + 7) / 8 : n);
+  return call.pointer<void>(q, "q", sign ? "uint8" : "int8", {count}, written);
+}
+
+void quantize(const py::object& x, const std::string& rounding, const std::string& norm,
+              std::int64_t block, std::int64_t levels, std::uint64_t seed, const py::object& q,
+              const py::object& scales, const py::object& first_bad, std::uintptr_t stream) {
+  Call call(stream);
+  QuantizeCall it{};
+  it.quantizer = quantizer_of(rounding, norm);
+  const bool sign = it.quantizer == Quantizer::sign;
+  if (levels < 1 || levels > 127) {
+    throw py::value_error("levels must be in 1..127, got " + std::to_string(levels));
+  }
+  const DeviceArray from = call.array(x, "x", {"float32"}, {-1}, false);
+  it.x = reinterpret_cast<const float*>(from.address);
+  it.n = size_of(from);
+  const std::int64_t count = scales_of(it.n, block, sign);
+  it.block = static_cast<std::uint64_t>(block);
+  it.levels = static_cast<float>(levels);
+  it.seed = seed;
+  it.q = codes_of(call, q, it.n, sign, true);
+  it.scales = call.pointer<float>(scales, "scales", "float32", {count}, true);
+  it.first_bad = call.pointer<std::int32_t>(first_bad, "first_bad", "int32", {1}, true);
+  must(quantize_cuda(it, call.stream()), "quantize");
+}
+
+void dequantize(const py::object& q, const py::object& scales, bool sign, std::int64_t block,
+                const py::object& x, std::uintptr_t stream) {
+  Call call(stream);
+  const DeviceArray to = call.array(x, "x", {"float32"}, {-1}, true);
+  const std::uint64_t n = size_of(to);
+  const std::int64_t count = scales_of(n, block, sign);
+  const void* const codes = codes_of(call, q, n, sign, false);
+  const auto* const factors =
+      call.pointer<const float>(scales, "scales", "float32", {count}, false);
+  must(dequantize_cuda(codes, factors, reinterpret_cast<float*>(to.address), n,
+                       static_cast<std::uint64_t>(block), sign, call.stream()),
+       "dequantize");
+}
+
 // Each device that can be used: name, compute capability, bytes of memory.
 py::list devices() {
   int count = 0;
@@ -291,4 +377,10 @@ PYBIND11_MODULE(_cuda, m) {
         py::arg("correction"), py::arg("correction_of_all"), py::arg("scale"),
         py::arg("own_positives"), py::arg("loss"), py::arg("d_features"), py::arg("d_rows"),
         py::arg("lr"), py::arg("workspace"), py::arg("stream"));
+  m.def("convert", &convert, py::arg("x"), py::arg("out"), py::arg("stream"));
+  m.def("quantize", &quantize, py::arg("x"), py::arg("rounding"), py::arg("norm"),
+        py::arg("block").noconvert(), py::arg("levels").noconvert(), py::arg("seed").noconvert(),
+        py::arg("q"), py::arg("scales"), py::arg("first_bad"), py::arg("stream"));
+  m.def("dequantize", &dequantize, py::arg("q"), py::arg("scales"), py::arg("sign"),
+        py::arg("block").noconvert(), py::arg("x"), py::arg("stream"));
 }

@@ -45,4 +45,25 @@ struct SoftmaxCall {
 cudaError_t softmax_workspace_bytes(const SoftmaxCall& call, std::uint64_t& bytes);
 cudaError_t softmax_cuda(const SoftmaxCall& call, void* workspace, cudaStream_t stream);
 
+// See quantize.cuh.
+cudaError_t narrow_cuda(const float* x, Element to, void* out, std::uint64_t n,
+                        cudaStream_t stream);
+cudaError_t widen_cuda(const void* x, Element from, float* out, std::uint64_t n,
+                       cudaStream_t stream);
+
+enum class Quantizer { nearest, stochastic_max, stochastic_l2, sign };
+struct QuantizeCall {
+  const float* x;
+  void* q;
+  float* scales;
+  std::int32_t* first_bad;
+  std::uint64_t n, block;
+  Quantizer quantizer;
+  float levels;
+  std::uint64_t seed;
+};
+cudaError_t quantize_cuda(const QuantizeCall& call, cudaStream_t stream);
+cudaError_t dequantize_cuda(const void* q, const float* scales, float* x, std::uint64_t n,
+                            std::uint64_t block, bool sign, cudaStream_t stream);
+
 }  // namespace edge::cuda

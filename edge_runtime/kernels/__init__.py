@@ -9,6 +9,14 @@ Nothing here is imported when a client starts.
 from edge_runtime._core import Workspace
 from edge_runtime.kernels.coders import StreamError, decode_indices, encode_indices
 from edge_runtime.kernels.dispatch import info
+from edge_runtime.kernels.low_rank import (
+    LowRank,
+    as_matrix,
+    power_step,
+    saving_rank,
+    truncated_svd,
+    truncated_svd_tree,
+)
 from edge_runtime.kernels.quantizers import (
     dequantize_int8,
     dequantize_sign,
@@ -41,12 +49,14 @@ from edge_runtime.kernels.selection import (
 )
 
 __all__ = [
+    "LowRank",
     "NotANumber",
     "SampledSelection",
     "Selection",
     "StreamError",
     "Workspace",
     "above",
+    "as_matrix",
     "decode_indices",
     "dequantize_int8",
     "dequantize_sign",
@@ -58,16 +68,20 @@ __all__ = [
     "info",
     "linear_cross_entropy",
     "linear_cross_entropy_update",
+    "power_step",
     "quantize_int8",
     "quantize_qsgd",
     "quantize_sign",
     "sampled_softmax",
     "sampled_softmax_update",
     "sampled_threshold",
+    "saving_rank",
     "to_bfloat16",
     "to_float16",
     "top_k",
     "top_k_residual",
     "top_k_residual_tree",
     "top_k_tree",
+    "truncated_svd",
+    "truncated_svd_tree",
 ]

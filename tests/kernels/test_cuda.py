@@ -172,3 +172,33 @@ def test_linear_cross_entropy_on_a_device_agrees_with_torch(
     torch.testing.assert_close(out.loss[0].double(), wanted, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(out.d_features.double(), features.grad, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(out.d_rows.double(), rows.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.gpu
+@on_device
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic", "sign"])
+@pytest.mark.parametrize(("n", "block"), [(1, 8), (1000, 64), (100_003, 256), (100_003, 100_000)])
+def test_codes_on_a_device_are_those_of_the_processor(rounding: str, n: int, block: int) -> None:
+    torch = pytest.importorskip("torch")
+    x = np.random.default_rng(4).standard_normal(n).astype(np.float32)
+    wanted_q, wanted_scales = {
+        "nearest": lambda: kernels.quantize_int8(x, block),
+        "stochastic": lambda: kernels.quantize_qsgd(x, 15, 7, block),
+        "sign": lambda: kernels.quantize_sign(x, block),
+    }[rounding]()
+    quantizer = cuda.Quantizer(rounding, block=block, levels=15, seed=7)
+    out = cuda.Quantized(
+        q=torch.from_numpy(np.zeros_like(wanted_q)).cuda(),
+        scales=torch.empty(wanted_scales.shape, device="cuda"),
+        first_bad=torch.empty(1, dtype=torch.int32, device="cuda"),
+    )
+    stream = torch.cuda.current_stream().cuda_stream
+    cuda.quantize(torch.from_numpy(x).cuda(), quantizer, out, stream)
+    np.testing.assert_array_equal(out.q.cpu().numpy(), wanted_q)
+    np.testing.assert_array_equal(out.scales.cpu().numpy(), wanted_scales)
+    assert out.first_bad.item() == -1
+    back = torch.empty(n, device="cuda")
+    cuda.dequantize(out, quantizer, back, stream)
+    read = kernels.dequantize_sign(wanted_q, wanted_scales, n, block) if rounding == "sign" else None
+    expected = kernels.dequantize_int8(wanted_q, wanted_scales, block) if read is None else read
+    np.testing.assert_array_equal(back.cpu().numpy(), expected)
