@@ -7,16 +7,17 @@ Nothing here is imported when a client starts.
 """
 
 from edge_runtime._core import Workspace
-from edge_runtime.kernels.coders import StreamError, decode_indices, encode_indices
-from edge_runtime.kernels.dispatch import info
-from edge_runtime.kernels.low_rank import (
-    LowRank,
-    as_matrix,
-    power_step,
-    saving_rank,
-    truncated_svd,
-    truncated_svd_tree,
+from edge_runtime.kernels.coders import (
+    RansTables,
+    StreamError,
+    decode_indices,
+    encode_indices,
+    quantized_cdf,
+    rans_decode,
+    rans_encode,
 )
+from edge_runtime.kernels.dispatch import info
+from edge_runtime.kernels.low_rank import LowRank, as_matrix, power_step, saving_rank, truncated_svd, truncated_svd_tree
 from edge_runtime.kernels.quantizers import (
     dequantize_int8,
     dequantize_sign,
@@ -51,6 +52,7 @@ from edge_runtime.kernels.selection import (
 __all__ = [
     "LowRank",
     "NotANumber",
+    "RansTables",
     "SampledSelection",
     "Selection",
     "StreamError",
@@ -72,6 +74,9 @@ __all__ = [
     "quantize_int8",
     "quantize_qsgd",
     "quantize_sign",
+    "quantized_cdf",
+    "rans_decode",
+    "rans_encode",
     "sampled_softmax",
     "sampled_softmax_update",
     "sampled_threshold",
