@@ -35,6 +35,7 @@ from edge_runtime.kernels.sampled_softmax import (
     sampled_softmax,
     sampled_softmax_update,
 )
+from edge_runtime.kernels.samplers import Negatives, frequent_negatives, log_uniform_negatives, uniform_negatives
 from edge_runtime.kernels.selection import (
     NotANumber,
     SampledSelection,
@@ -51,6 +52,7 @@ from edge_runtime.kernels.selection import (
 
 __all__ = [
     "LowRank",
+    "Negatives",
     "NotANumber",
     "RansTables",
     "SampledSelection",
@@ -65,11 +67,13 @@ __all__ = [
     "dgc",
     "dgc_tree",
     "encode_indices",
+    "frequent_negatives",
     "from_bfloat16",
     "from_float16",
     "info",
     "linear_cross_entropy",
     "linear_cross_entropy_update",
+    "log_uniform_negatives",
     "power_step",
     "quantize_int8",
     "quantize_qsgd",
@@ -89,4 +93,5 @@ __all__ = [
     "top_k_tree",
     "truncated_svd",
     "truncated_svd_tree",
+    "uniform_negatives",
 ]
