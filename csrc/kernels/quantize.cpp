@@ -1,5 +1,6 @@
-// Compiled without fused multiply-adds (CMakeLists.txt), so that every instruction set rounds alike.
-// Plain loops, of which compilers make vectors, but for what instructions do better: float16, signs.
+// Compiled without fused multiply-adds (CMakeLists.txt), so that every instruction set rounds
+// alike. Plain loops, of which compilers make vectors, but for what instructions do better:
+// float16, signs.
 #include "kernels/quantize.h"
 
 #include "kernels/hash.h"
@@ -239,11 +240,13 @@ void convert_half(const ConvertArgs& args, const Worker& worker) {
   Index i = smaller(args.n, lines.begin * 64);
   switch (args.half) {
     case Half::to_float16:
-      EDGE_INDEPENDENT for (; i + kHalves <= end; i += kHalves) to_float16s(args.x + i, args.out + i);
+      EDGE_INDEPENDENT for (; i + kHalves <= end; i += kHalves)
+          to_float16s(args.x + i, args.out + i);
       for (; i < end; ++i) args.out[i] = to_float16(args.x[i]);
       break;
     case Half::from_float16:
-      EDGE_INDEPENDENT for (; i + kHalves <= end; i += kHalves) from_float16s(args.h + i, args.y + i);
+      EDGE_INDEPENDENT for (; i + kHalves <= end; i += kHalves)
+          from_float16s(args.h + i, args.y + i);
       for (; i < end; ++i) args.y[i] = from_float16(args.h[i]);
       break;
     case Half::to_bfloat16:
