@@ -95,6 +95,23 @@ class Workspace:
     @property
     def isa(self) -> str: ...
 
+# (u, s, vt, error, passes) of a float32 matrix; see edge_runtime.kernels.low_rank. `energy` 0: exactly `rank`.
+def truncated_svd(
+    workspace: Workspace,
+    a: NDArray[np.float32],
+    rank: int,
+    energy: float,
+    warm: NDArray[np.float32] | None,
+    seed: int,
+    tolerance: float,
+    iterations: int,
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], float, int]: ...
+
+# (p, q) of a warm-started step of subspace iteration.
+def power_step(
+    workspace: Workspace, a: NDArray[np.float32], q: NDArray[np.float32], seed: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
+
 # Loss of linear logits over `classes` (all rows where None); see edge_runtime.kernels.sampled_softmax. `scale` 0 is the
 # dot product. Writes the gradients that have an array; with `lr` moves the rows themselves.
 def sampled_softmax(
@@ -115,6 +132,19 @@ def sampled_softmax(
 # What edge_runtime.kernels.coders documents.
 def encode_indices(indices: NDArray[np.int32], n: int) -> bytes: ...
 def decode_indices(data: bytes | bytearray | memoryview, n: int, max_count: int) -> NDArray[np.int32]: ...
+
+# Distributions of integers in counts of 65536, checked; ValueError names the row that is none.
+class RansTables:
+    def __init__(self, cdfs: NDArray[np.int32], lengths: NDArray[np.int32], offsets: NDArray[np.int32]) -> None: ...
+    @property
+    def rows(self) -> int: ...
+
+def rans_encode(
+    symbols: NDArray[np.int32], tables: RansTables, indexes: NDArray[np.int32], state_bits: int, ways: int
+) -> bytes: ...
+def rans_decode(
+    data: bytes | bytearray | memoryview, tables: RansTables, indexes: NDArray[np.int32], state_bits: int, ways: int
+) -> NDArray[np.int32]: ...
 
 # What edge_runtime.kernels.quantizers documents; float16 arrives and leaves as its bits.
 def to_float16(workspace: Workspace, x: NDArray[np.float32]) -> NDArray[np.uint16]: ...

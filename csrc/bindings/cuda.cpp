@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <limits>
 
 #include "bindings/device_arrays.h"
@@ -251,6 +252,178 @@ void sampled_softmax(const py::object& features, const py::object& labels, const
   must(softmax_cuda(it, work, call.stream()), "sampled_softmax");
 }
 
+void convert(const py::object& x, const py::object& out, std::uintptr_t stream) {
+  const std::vector<std::string> types{"float32", "float16", "bfloat16"};
+  Call call(stream);
+  const DeviceArray from = call.array(x, "x", types, {-1}, false);
+  const DeviceArray to = call.array(out, "out", types, from.shape, true);
+  if ((from.dtype == "float32") == (to.dtype == "float32")) {
+    throw py::type_error(
+        "one of x and out must be float32 and the other float16 or bfloat16, got " + from.dtype +
+        " and " + to.dtype);
+  }
+  if (from.dtype == "float32") {
+    must(narrow_cuda(reinterpret_cast<const float*>(from.address), element_of(to.dtype),
+                     reinterpret_cast<void*>(to.address), size_of(from), call.stream()),
+         "convert");
+  } else {
+    must(widen_cuda(reinterpret_cast<const void*>(from.address), element_of(from.dtype),
+                    reinterpret_cast<float*>(to.address), size_of(from), call.stream()),
+         "convert");
+  }
+}
+
+Quantizer quantizer_of(const std::string& rounding, const std::string& norm) {
+  if (rounding == "nearest") return Quantizer::nearest;
+  if (rounding == "sign") return Quantizer::sign;
+  if (rounding != "stochastic") {
+    throw py::value_error("rounding must be nearest, stochastic or sign, got " + rounding);
+  }
+  if (norm != "l2" && norm != "max") throw py::value_error("norm must be l2 or max, got " + norm);
+  return norm == "l2" ? Quantizer::stochastic_l2 : Quantizer::stochastic_max;
+}
+
+// How many scales n values have.
+std::int64_t scales_of(std::uint64_t n, std::int64_t block, bool sign) {
+  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+  if (block < 1 || block > kMost || (sign && block % 8 != 0)) {
+    throw py::value_error("block must be in 1..2147483647, and for signs a multiple of 8, got " +
+                          std::to_string(block));
+  }
+  if (n > static_cast<std::uint64_t>(kMost)) {
+    throw py::value_error("at most 2^31 - 1 values, got " + std::to_string(n));
+  }
+  return (static_cast<std::int64_t>(n) + block - 1) / block;
+}
+
+void* codes_of(Call& call, const py::object& q, std::uint64_t n, bool sign, bool written) {
+  const std::int64_t count = static_cast<std::int64_t>(sign ? (n + 7) / 8 : n);
+  return call.pointer<void>(q, "q", sign ? "uint8" : "int8", {count}, written);
+}
+
+void quantize(const py::object& x, const std::string& rounding, const std::string& norm,
+              std::int64_t block, std::int64_t levels, std::uint64_t seed, const py::object& q,
+              const py::object& scales, const py::object& first_bad, std::uintptr_t stream) {
+  Call call(stream);
+  QuantizeCall it{};
+  it.quantizer = quantizer_of(rounding, norm);
+  const bool sign = it.quantizer == Quantizer::sign;
+  if (levels < 1 || levels > 127) {
+    throw py::value_error("levels must be in 1..127, got " + std::to_string(levels));
+  }
+  const DeviceArray from = call.array(x, "x", {"float32"}, {-1}, false);
+  it.x = reinterpret_cast<const float*>(from.address);
+  it.n = size_of(from);
+  const std::int64_t count = scales_of(it.n, block, sign);
+  it.block = static_cast<std::uint64_t>(block);
+  it.levels = static_cast<float>(levels);
+  it.seed = seed;
+  it.q = codes_of(call, q, it.n, sign, true);
+  it.scales = call.pointer<float>(scales, "scales", "float32", {count}, true);
+  it.first_bad = call.pointer<std::int32_t>(first_bad, "first_bad", "int32", {1}, true);
+  must(quantize_cuda(it, call.stream()), "quantize");
+}
+
+void dequantize(const py::object& q, const py::object& scales, bool sign, std::int64_t block,
+                const py::object& x, std::uintptr_t stream) {
+  Call call(stream);
+  const DeviceArray to = call.array(x, "x", {"float32"}, {-1}, true);
+  const std::uint64_t n = size_of(to);
+  const std::int64_t count = scales_of(n, block, sign);
+  const void* const codes = codes_of(call, q, n, sign, false);
+  const auto* const factors =
+      call.pointer<const float>(scales, "scales", "float32", {count}, false);
+  must(dequantize_cuda(codes, factors, reinterpret_cast<float*>(to.address), n,
+                       static_cast<std::uint64_t>(block), sign, call.stream()),
+       "dequantize");
+}
+
+// Rank and sides of a decomposition.
+void check_rank(std::int64_t m, std::int64_t n, std::int64_t rank, std::uint64_t most) {
+  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+  if (m < 1 || n < 1 || m > kMost || n > kMost) {
+    throw py::value_error("a must have 1..2^31-1 rows and columns, got " + std::to_string(m) +
+                          " x " + std::to_string(n));
+  }
+  const std::int64_t largest = std::min({m, n, static_cast<std::int64_t>(most)});
+  if (rank < 1 || rank > largest) {
+    throw py::value_error("rank must be in 1.." + std::to_string(largest) + ", got " +
+                          std::to_string(rank));
+  }
+}
+
+std::uint64_t svd_bytes(std::int64_t m, std::int64_t n, std::int64_t rank, bool step) {
+  check_rank(m, n, rank, step ? kMostPowerRank : kMostSvdRank);
+  std::uint64_t bytes = 0;
+  must(svd_workspace_bytes(static_cast<std::uint64_t>(m), static_cast<std::uint64_t>(n),
+                           static_cast<std::uint64_t>(rank), step, bytes),
+       "svd_workspace_bytes");
+  return bytes;
+}
+
+void truncated_svd(const py::object& a, std::int64_t rank, double energy, const py::object& warm,
+                   std::uint64_t seed, std::int64_t iterations, double tolerance,
+                   const py::object& u, const py::object& s, const py::object& vt,
+                   const py::object& error, const py::object& used, const py::object& first_bad,
+                   const py::object& workspace, std::uintptr_t stream) {
+  if (iterations < 0 || iterations > 1000) {
+    throw py::value_error("iterations must be in 0..1000, got " + std::to_string(iterations));
+  }
+  if (!(energy > 0.0 && energy <= 1.0)) {
+    throw py::value_error("energy must be in (0, 1], got " + std::to_string(energy));
+  }
+  Call call(stream);
+  SvdCall it{};
+  const DeviceArray from = call.array(a, "a", {"float32"}, {-1, -1}, false);
+  const std::int64_t m = from.shape[0];
+  const std::int64_t n = from.shape[1];
+  check_rank(m, n, rank, kMostSvdRank);
+  it.a = reinterpret_cast<const float*>(from.address);
+  it.m = extent(from, 0);
+  it.n = extent(from, 1);
+  it.rank = static_cast<std::uint64_t>(rank);
+  if (!warm.is_none()) {
+    const DeviceArray start = call.array(warm, "warm", {"float32"}, {-1, n}, false);
+    it.warm = reinterpret_cast<const float*>(start.address);
+    it.warm_rank = extent(start, 0);
+  }
+  it.seed = seed;
+  it.iterations = static_cast<std::uint64_t>(iterations);
+  it.tolerance = tolerance;
+  it.energy = energy;
+  it.u = call.pointer<float>(u, "u", "float32", {m, rank}, true);
+  it.s = call.pointer<float>(s, "s", "float32", {rank}, true);
+  it.vt = call.pointer<float>(vt, "vt", "float32", {rank, n}, true);
+  it.error = call.pointer<float>(error, "error", "float32", {1}, true);
+  it.used = call.pointer<std::int32_t>(used, "used", "int32", {1}, true);
+  it.first_bad = call.pointer<std::int32_t>(first_bad, "first_bad", "int32", {1}, true);
+  void* const work = call.workspace(workspace, svd_bytes(m, n, rank, false));
+  must(svd_cuda(it, work, call.stream()), "truncated_svd");
+}
+
+void power_step(const py::object& a, const py::object& q, const py::object& p,
+                const py::object& next_q, const py::object& first_bad, const py::object& workspace,
+                std::uintptr_t stream) {
+  Call call(stream);
+  PowerCall it{};
+  const DeviceArray from = call.array(a, "a", {"float32"}, {-1, -1}, false);
+  const std::int64_t m = from.shape[0];
+  const std::int64_t n = from.shape[1];
+  const DeviceArray start = call.array(q, "q", {"float32"}, {n, -1}, false);
+  const std::int64_t rank = start.shape[1];
+  check_rank(m, n, rank, kMostPowerRank);
+  it.a = reinterpret_cast<const float*>(from.address);
+  it.m = extent(from, 0);
+  it.n = extent(from, 1);
+  it.rank = extent(start, 1);
+  it.q = reinterpret_cast<const float*>(start.address);
+  it.p = call.pointer<float>(p, "p", "float32", {m, rank}, true);
+  it.next_q = call.pointer<float>(next_q, "next_q", "float32", {n, rank}, true);
+  it.first_bad = call.pointer<std::int32_t>(first_bad, "first_bad", "int32", {1}, true);
+  void* const work = call.workspace(workspace, svd_bytes(m, n, rank, true));
+  must(power_step_cuda(it, work, call.stream()), "power_step");
+}
+
 // Each device that can be used: name, compute capability, bytes of memory.
 py::list devices() {
   int count = 0;
@@ -291,4 +464,19 @@ PYBIND11_MODULE(_cuda, m) {
         py::arg("correction"), py::arg("correction_of_all"), py::arg("scale"),
         py::arg("own_positives"), py::arg("loss"), py::arg("d_features"), py::arg("d_rows"),
         py::arg("lr"), py::arg("workspace"), py::arg("stream"));
+  m.def("convert", &convert, py::arg("x"), py::arg("out"), py::arg("stream"));
+  m.def("quantize", &quantize, py::arg("x"), py::arg("rounding"), py::arg("norm"),
+        py::arg("block").noconvert(), py::arg("levels").noconvert(), py::arg("seed").noconvert(),
+        py::arg("q"), py::arg("scales"), py::arg("first_bad"), py::arg("stream"));
+  m.def("dequantize", &dequantize, py::arg("q"), py::arg("scales"), py::arg("sign"),
+        py::arg("block").noconvert(), py::arg("x"), py::arg("stream"));
+  m.def("svd_workspace_bytes", &svd_bytes, py::arg("m").noconvert(), py::arg("n").noconvert(),
+        py::arg("rank").noconvert(), py::arg("step"));
+  m.def("truncated_svd", &truncated_svd, py::arg("a"), py::arg("rank").noconvert(),
+        py::arg("energy"), py::arg("warm"), py::arg("seed").noconvert(),
+        py::arg("iterations").noconvert(), py::arg("tolerance"), py::arg("u"), py::arg("s"),
+        py::arg("vt"), py::arg("error"), py::arg("used"), py::arg("first_bad"),
+        py::arg("workspace"), py::arg("stream"));
+  m.def("power_step", &power_step, py::arg("a"), py::arg("q"), py::arg("p"), py::arg("next_q"),
+        py::arg("first_bad"), py::arg("workspace"), py::arg("stream"));
 }

@@ -126,7 +126,7 @@ float run(PyWorkspace& workspace, const py::array& features, py::array& rows,
                                                             std::to_string(args.count) + ", is " +
                                                             std::to_string(positives));
   args.positives = positives;
-  args.own_positives = own_positives;
+  args.own = own_positives ? positives : 0;
   check_range({args.labels, static_cast<std::size_t>(args.batch)}, -1,
               classes.is_none() ? args.count : positives, "labels");
   EDGE_CHECK(std::isfinite(scale) && scale >= 0.0F, "scale must be finite and positive");

@@ -115,7 +115,7 @@ void correct(const Args& args, const Worker& worker, Unit unit, Index panel, flo
     const float correction = !negative                    ? 0.0F
                              : args.correction != nullptr ? args.correction[j]
                                                           : args.correction_of_all;
-    const bool own = args.own_positives && !negative;
+    const bool own = j < args.own;
     for (Index v = 0; v < kTileColumns; v += kLanes) {
       Vec x = load(z + r * pitch + v) + correction;
       if (own) {

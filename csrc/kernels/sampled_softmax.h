@@ -7,8 +7,8 @@
 //   d_f_b    = sum_j G[b, j] do[b, j]/df_b,     d_w_j = sum_b G[b, j] do[b, j]/dw_j
 //
 // with w_j the row classes[j] of `rows`, or row j where classes is null, and c_j the correction:
-// added to the logits of classes from `positives` on, 0 before. With `own_positives` a positive
-// class counts only for the examples it is the label of. Either d_rows[j] = d_w_j is written, or
+// added to the logits of classes from `positives` on, 0 before. Each of the first `own` classes
+// counts only for the examples it is the label of. Either d_rows[j] = d_w_j is written, or
 // `updated` (the rows themselves) moves in place, w_j -= lr d_w_j; then no row may be named twice.
 //
 // features (B, D), rows (*, D), correction (S) float32; classes (S) int32, in range; labels (L)
@@ -71,8 +71,8 @@ struct SampledSoftmaxArgs {
   float lr = 0.0F;
   float scale = 0.0F;  // 0: dot product
   Index batch = 0, width = 0, count = 0, positives = 0;
+  Index own = 0;  // leading classes that count only for the examples they are the label of
   Index first = 0, all_labels = 0;
-  bool own_positives = false;
   SoftmaxLayout layout;
 };
 

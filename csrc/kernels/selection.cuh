@@ -62,7 +62,6 @@ struct State {
   u32 candidates;  // elements kept by the gather; kNone: too many, the input is read again
   u32 finished[kPasses];
   u32 tickets[2];
-  u32 not_nan;  // 2^32 - 1 - index of the first NaN; a maximum, so that zero means none
 };
 
 struct Feedback {
@@ -83,52 +82,12 @@ struct Problem {
   u32 capacity;
   u32 infinity;
   State* state;
+  u32* first_nan;
   u32* histograms;  // (kPasses, kBins)
   u64* tiles;       // (2, number of tiles): what decoupled look-back reads
   u32* candidate_indices;
   Bits* candidates;
 };
-
-// Four elements from `at` on; where fewer are left the rest are not touched.
-template <class T>
-EDGE_DEVICE int load_four(const T* x, u64 at, u64 n, bool whole, T (&out)[4]) {
-  if (at + 4 <= n) {
-    if (whole) {
-      const Four<T> four = *reinterpret_cast<const Four<T>*>(x + at);
-      for (int j = 0; j < 4; ++j) out[j] = four.at[j];
-    } else {
-      for (int j = 0; j < 4; ++j) out[j] = x[at + static_cast<u64>(j)];
-    }
-    return 4;
-  }
-  int count = 0;
-  for (; count < 4 && at + static_cast<u64>(count) < n; ++count) {
-    out[count] = x[at + static_cast<u64>(count)];
-  }
-  return count;
-}
-
-template <class T>
-EDGE_DEVICE void store_some(T* x, u64 at, int count, bool whole, const T (&in)[4]) {
-  if (whole && count == 4) {
-    Four<T> four;
-    for (int j = 0; j < 4; ++j) four.at[j] = in[j];
-    *reinterpret_cast<Four<T>*>(x + at) = four;
-    return;
-  }
-  for (int j = 0; j < count; ++j) x[at + static_cast<u64>(j)] = in[j];
-}
-
-EDGE_DEVICE u32 bits_of(float value) {
-#if defined(__CUDA_ARCH__)
-  return __float_as_uint(value);
-#else
-  u32 bits = 0;
-  static_assert(sizeof bits == sizeof value, "IEEE binary32");
-  __builtin_memcpy(&bits, &value, sizeof bits);
-  return bits;
-#endif
-}
 
 // Where the first pass has its elements from: memory as it is,
 struct Plain {
@@ -210,7 +169,8 @@ struct Count {
                                      : load_four(it.x, at, n, aligned_for_four(it.x), bits);
         for (int j = 0; j < count; ++j) {
           const u32 key = magnitude(bits[j]);
-          if (kPass == 0 && key > it.infinity) note_nan(block, it, at + static_cast<u64>(j));
+          if (kPass == 0 && key > it.infinity)
+            block.min(it.first_nan, static_cast<u32>(at) + static_cast<u32>(j));
           if (kPass == 0 || (key ^ threshold) >> (kShift + 10) == 0) {
             block.add(&shared.bins[(key >> kShift) & (kDigits - 1)], 1U);
           }
@@ -224,11 +184,6 @@ struct Count {
       }
     });
     if (block.last(&it.state->finished[kPass], &shared.flag)) choose(block, shared, it, bins);
-  }
-
-  template <class Block>
-  EDGE_DEVICE static void note_nan(Block& block, const Problem<Bits>& it, u64 index) {
-    block.max(&it.state->not_nan, kNone - static_cast<u32>(index));
   }
 
   // Each thread has a run of bins, the first thread those of the largest digits.
@@ -272,7 +227,6 @@ struct Compact {
     u32* indices;
     Bits* values;
     float* sent[2];  // where not null: set to 0 at what was taken
-    u32* first_nan;  // written by the last stage
   };
   struct Shared {
     u64 warps[kThreads / 32];
@@ -302,15 +256,10 @@ struct Compact {
     const u32 threshold = it.state->threshold;
     const u32 need = it.state->need;
     const bool ties = !kGather && it.state->settled == 0;
-    const bool clear = it.state->not_nan == 0;
+    const bool clear = *it.first_nan == kNone;
     const u32 lowest = ties ? threshold + 1 : threshold;
     const u32 tiles = static_cast<u32>(ceil_div(n, kTile));
     u64* const words = it.tiles + (kGather ? 0 : ceil_div(it.n, kTile));
-    if (!kGather && block.index() == 0) {
-      block.each([&](int thread) {
-        if (thread == 0) *args.first_nan = kNone - it.state->not_nan;
-      });
-    }
     for (;;) {
       block.each([&](int thread) {
         if (thread == 0) shared.tile = block.add(&it.state->tickets[kGather ? 0 : 1], 1U);
@@ -466,21 +415,23 @@ void select(Launcher& launcher, const Bits* x, u64 n, u32 k, Infinity infinity, 
   it.n = n;
   it.k = k;
   it.infinity = infinity.magnitude;
+  it.first_nan = result.first_nan;
   it.capacity = static_cast<u32>(capacity_of(n, k));
   carve(workspace, it);
   // State, histograms and words of tiles lie in front and together.
-  launcher.zero(it.state, static_cast<u64>(reinterpret_cast<unsigned char*>(it.candidate_indices) -
-                                           reinterpret_cast<unsigned char*>(it.state)));
+  launcher.fill(it.first_nan, 0xFF, sizeof(u32));
+  launcher.fill(it.state, 0,
+                static_cast<u64>(reinterpret_cast<unsigned char*>(it.candidate_indices) -
+                                 reinterpret_cast<unsigned char*>(it.state)));
   const u64 tiles = ceil_div(n, kTile);
   const u64 most = launcher.processors() * kBlocksPerProcessor;
   const u64 blocks = tiles < most ? tiles : most;
   launcher.template launch<Count<Bits, Feed, 0>>(blocks, {it, feed});
-  launcher.template launch<Compact<Bits, true>>(
-      blocks, {it, nullptr, nullptr, {nullptr, nullptr}, nullptr});
+  launcher.template launch<Compact<Bits, true>>(blocks, {it, nullptr, nullptr, {nullptr, nullptr}});
   launcher.template launch<Count<Bits, Plain, 1>>(blocks, {it, {}});
   if (passes<Bits>() == 3) launcher.template launch<Count<Bits, Plain, 2>>(blocks, {it, {}});
   launcher.template launch<Compact<Bits, false>>(
-      blocks, {it, result.indices, result.values, {sent_a, sent_b}, result.first_nan});
+      blocks, {it, result.indices, result.values, {sent_a, sent_b}});
 }
 
 template <class Bits, class Launcher>

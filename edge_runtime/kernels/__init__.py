@@ -7,8 +7,17 @@ Nothing here is imported when a client starts.
 """
 
 from edge_runtime._core import Workspace
-from edge_runtime.kernels.coders import StreamError, decode_indices, encode_indices
+from edge_runtime.kernels.coders import (
+    RansTables,
+    StreamError,
+    decode_indices,
+    encode_indices,
+    quantized_cdf,
+    rans_decode,
+    rans_encode,
+)
 from edge_runtime.kernels.dispatch import info
+from edge_runtime.kernels.low_rank import LowRank, as_matrix, power_step, saving_rank, truncated_svd, truncated_svd_tree
 from edge_runtime.kernels.quantizers import (
     dequantize_int8,
     dequantize_sign,
@@ -28,8 +37,11 @@ from edge_runtime.kernels.sampled_softmax import (
 )
 
 __all__ = [
+    "LowRank",
+    "RansTables",
     "StreamError",
     "Workspace",
+    "as_matrix",
     "decode_indices",
     "dequantize_int8",
     "dequantize_sign",
@@ -39,11 +51,18 @@ __all__ = [
     "info",
     "linear_cross_entropy",
     "linear_cross_entropy_update",
+    "power_step",
     "quantize_int8",
     "quantize_qsgd",
     "quantize_sign",
+    "quantized_cdf",
+    "rans_decode",
+    "rans_encode",
     "sampled_softmax",
     "sampled_softmax_update",
+    "saving_rank",
     "to_bfloat16",
     "to_float16",
+    "truncated_svd",
+    "truncated_svd_tree",
 ]

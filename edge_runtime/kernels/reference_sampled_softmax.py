@@ -24,10 +24,19 @@ def sampled_softmax(  # noqa: PLR0913 - the operands and settings of one loss
     own_positives: bool = False,
 ) -> tuple[float, Array, Array]:
     """Loss, d_features and d_rows (S, D) of edge_runtime.kernels.sampled_softmax, in float64."""
-    f, w = features.astype(np.float64), rows[classes].astype(np.float64)
     added = np.where(np.arange(len(classes)) < positives, 0.0, correction)
     added[positives:][np.isin(classes[positives:], classes[:positives])] = -np.inf
-    loss, g = _cross_entropy(logits(f, w, scale) + added, labels, positives if own_positives else 0)
+    own = positives if own_positives else 0
+    return linear_loss(features, rows[classes], labels, added, scale=scale, own=own)
+
+
+def linear_loss(  # noqa: PLR0913 - as above
+    features: Array, rows: Array, labels: Array, added: Array | None, *, scale: float | None, own: int
+) -> tuple[float, Array, Array]:
+    """Loss and gradients where `rows` are those of the classes that are here, and `added` joins their logits."""
+    f, w = features.astype(np.float64), rows.astype(np.float64)
+    o = logits(f, w, scale) + (0.0 if added is None else added)
+    loss, g = _cross_entropy(o, labels, own)
     if scale is None:
         return loss, g @ w, g.T @ f
     (f_unit, f_length), (w_unit, w_length) = _directions(f), _directions(w)
@@ -45,7 +54,10 @@ def linear_cross_entropy(
 
 def logits(f: Array, w: Array, scale: float | None) -> Array:
     """Dot products (B, S), or scale times cosines."""
-    return f @ w.T if scale is None else scale * _directions(f)[0] @ _directions(w)[0].T
+    factor: Array = f if scale is None else scale * _directions(f)[0]
+    other: Array = w if scale is None else _directions(w)[0]
+    products: Array = factor @ other.T
+    return products
 
 
 def _cross_entropy(o: Array, labels: Array, own: int) -> tuple[float, Array]:
@@ -74,4 +86,5 @@ def _directions(v: Array) -> tuple[Array, Array]:
 
 
 def _across(d: Array, unit: Array, inverse: Array) -> Array:
-    return np.multiply(inverse, d - unit * np.sum(unit * d, axis=1, keepdims=True))
+    sideways: Array = inverse * (d - unit * np.sum(unit * d, axis=1, keepdims=True))
+    return sideways

@@ -234,7 +234,7 @@ def _last_op(proto: onnx.ModelProto) -> str:
 def convert_node(node: onnx.NodeProto, reading: Reading, terms: dict[str, Term], notes: list[str]) -> None:
     """Add the outputs of one node to `terms`."""
     label = node.name or (node.output[0] if node.output else "")
-    op = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+    op = _qualified(node)
     if op not in SUPPORTED:
         raise UnsupportedOp(op, label, SUPPORTED)
     try:
@@ -246,6 +246,11 @@ def convert_node(node: onnx.NodeProto, reading: Reading, terms: dict[str, Term],
         raise
     except BROKEN as error:
         raise ModelError(f"node {label!r} ({op}): {str(error) or type(error).__name__}") from error
+
+
+def _qualified(node: onnx.NodeProto) -> str:
+    """The operator's type, with its domain where that is not the default one."""
+    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
 
 
 def _result(
@@ -269,7 +274,7 @@ def _result(
         reading.training,
         len(node.output),
     )
-    return CONVERTERS[node.op_type](view, inputs)
+    return CONVERTERS[_qualified(node)](view, inputs)
 
 
 def _attribute(attribute: onnx.AttributeProto) -> Any:

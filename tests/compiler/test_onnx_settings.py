@@ -100,4 +100,4 @@ def test_of_updates_of_one_known_place_the_last_one_counts(op: str) -> None:
 def test_the_documentation_lists_the_operators_that_are_read() -> None:
     text = (Path(__file__).parents[2] / "docs" / "engine.md").read_text()
     section = text.split("## ONNX operators")[1].split("\n## ")[0]
-    assert set(re.findall(r"`([A-Z]\w*)`", section)) == SUPPORTED
+    assert set(re.findall(r"`((?:edge_runtime\.)?[A-Z]\w*)`", section)) == SUPPORTED

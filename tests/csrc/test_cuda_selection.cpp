@@ -70,9 +70,9 @@ void every_size(selection::Infinity infinity, const Make& make) {
 
 void random_values_are_selected_exactly() {
   Numbers numbers(1);
-  every_size<u32>(selection::kFloat32, [&](u64) { return selection::bits_of(numbers.value()); });
+  every_size<u32>(selection::kFloat32, [&](u64) { return edge::cuda::bits_of(numbers.value()); });
   every_size<u16>(selection::kBfloat16, [&](u64) {
-    return static_cast<u16>(selection::bits_of(numbers.value()) >> 16U);
+    return static_cast<u16>(edge::cuda::bits_of(numbers.value()) >> 16U);
   });
   every_size<u16>(selection::kFloat16, [&](u64) {
     return static_cast<u16>(numbers.bits() % 0x7c01U | (numbers.bits() << 15U));
@@ -81,10 +81,10 @@ void random_values_are_selected_exactly() {
 
 void ties_go_to_the_lower_index() {
   Numbers numbers(2);
-  every_size<u32>(selection::kFloat32, [](u64) { return selection::bits_of(-1.5F); });
+  every_size<u32>(selection::kFloat32, [](u64) { return edge::cuda::bits_of(-1.5F); });
   every_size<u32>(selection::kFloat32, [](u64 i) { return i % 2 == 0 ? 0U : 0x80000000U; });
   every_size<u32>(selection::kFloat32,
-                  [&](u64) { return selection::bits_of(numbers.bits() % 2 == 0 ? 0.5F : -2.0F); });
+                  [&](u64) { return edge::cuda::bits_of(numbers.bits() % 2 == 0 ? 0.5F : -2.0F); });
 }
 
 void sorted_inputs_and_odd_values_are_ordered() {
@@ -93,18 +93,19 @@ void sorted_inputs_and_odd_values_are_ordered() {
                        -infinity, infinity, 3.4e38F, 1.0F};
   Numbers numbers(3);
   every_size<u32>(selection::kFloat32,
-                  [](u64 i) { return selection::bits_of(static_cast<float>(i)); });
+                  [](u64 i) { return edge::cuda::bits_of(static_cast<float>(i)); });
+  every_size<u32>(selection::kFloat32, [](u64 i) {
+    return edge::cuda::bits_of(-1.0F / (1.0F + static_cast<float>(i)));
+  });
   every_size<u32>(selection::kFloat32,
-                  [](u64 i) { return selection::bits_of(-1.0F / (1.0F + static_cast<float>(i))); });
-  every_size<u32>(selection::kFloat32,
-                  [&](u64) { return selection::bits_of(odd[numbers.bits() % 9]); });
+                  [&](u64) { return edge::cuda::bits_of(odd[numbers.bits() % 9]); });
 }
 
 void the_first_nan_is_reported_and_counts_as_largest() {
-  const u32 nan = selection::bits_of(std::numeric_limits<float>::quiet_NaN());
+  const u32 nan = edge::cuda::bits_of(std::numeric_limits<float>::quiet_NaN());
   Numbers numbers(4);
   every_size<u32>(selection::kFloat32, [&](u64 i) {
-    return i > 40 && i % 97 == 0 ? nan : selection::bits_of(numbers.value());
+    return i > 40 && i % 97 == 0 ? nan : edge::cuda::bits_of(numbers.value());
   });
 }
 
@@ -113,7 +114,7 @@ void a_full_bucket_reads_the_input_again() {
   constexpr u64 kSize = 70001;
   Numbers numbers(5);
   std::vector<u32> x(kSize);
-  for (u32& bits : x) bits = selection::bits_of(1.0F + 0.05F * numbers.value() * numbers.value());
+  for (u32& bits : x) bits = edge::cuda::bits_of(1.0F + 0.05F * numbers.value() * numbers.value());
   CHECK(selection::capacity_of(kSize, 9) < kSize);
   matches(x.data(), kSize, 9, selection::kFloat32);
   matches(x.data(), kSize, 40000, selection::kFloat32);
@@ -125,7 +126,7 @@ void blocks_at_once_agree_on_the_order() {
   constexpr u64 kSize = 100 * selection::kTile - 3;
   Numbers numbers(7);
   std::vector<u32> x(kSize);
-  for (u32& bits : x) bits = selection::bits_of(static_cast<float>(numbers.bits() % 1000));
+  for (u32& bits : x) bits = edge::cuda::bits_of(static_cast<float>(numbers.bits() % 1000));
   for (const u32 k : {1U, 40000U, static_cast<u32>(kSize / 2)}) {
     EmulatedLauncher launcher(18, Order::concurrent);
     Output<u32> out(k);
@@ -168,7 +169,7 @@ void feedback_is_carried_and_sent_entries_are_cleared(const Form& form) {
       if (form.nan) gradient[77] = std::numeric_limits<float>::quiet_NaN();
       accumulate_twin(form, kFactor, gradient, u, v);
       std::vector<u32> accumulated(kSize);
-      for (u64 i = 0; i < kSize; ++i) accumulated[i] = selection::bits_of(v[i]);
+      for (u64 i = 0; i < kSize; ++i) accumulated[i] = edge::cuda::bits_of(v[i]);
       Output<u32> out(k);
       Workspace workspace(selection::workspace_bytes<u32>(kSize, k));
       const selection::Feedback feedback{

@@ -9,6 +9,7 @@ import pytest
 
 from edge_runtime import kernels
 from edge_runtime.kernels import cuda
+from edge_runtime.kernels.cuda import devices as cuda_devices
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -35,7 +36,7 @@ class FakeArray:
 def built() -> ModuleType:
     if not FOUND["built"]:
         pytest.skip("edge_runtime._cuda is not built (make cuda)")
-    return cuda.module()
+    return cuda_devices.module()
 
 
 def test_info_says_whether_it_is_built_and_why_there_is_no_device() -> None:
@@ -172,3 +173,57 @@ def test_linear_cross_entropy_on_a_device_agrees_with_torch(
     torch.testing.assert_close(out.loss[0].double(), wanted, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(out.d_features.double(), features.grad, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(out.d_rows.double(), rows.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.gpu
+@on_device
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic", "sign"])
+@pytest.mark.parametrize(("n", "block"), [(1, 8), (1000, 64), (100_003, 256), (100_003, 100_000)])
+def test_codes_on_a_device_are_those_of_the_processor(rounding: str, n: int, block: int) -> None:
+    torch = pytest.importorskip("torch")
+    x = np.random.default_rng(4).standard_normal(n).astype(np.float32)
+    wanted_q, wanted_scales = {
+        "nearest": lambda: kernels.quantize_int8(x, block),
+        "stochastic": lambda: kernels.quantize_qsgd(x, 15, 7, block),
+        "sign": lambda: kernels.quantize_sign(x, block),
+    }[rounding]()
+    quantizer = cuda.Quantizer(rounding, block=block, levels=15, seed=7)
+    out = cuda.Quantized(
+        q=torch.from_numpy(np.zeros_like(wanted_q)).cuda(),
+        scales=torch.empty(wanted_scales.shape, device="cuda"),
+        first_bad=torch.empty(1, dtype=torch.int32, device="cuda"),
+    )
+    stream = torch.cuda.current_stream().cuda_stream
+    cuda.quantize(torch.from_numpy(x).cuda(), quantizer, out, stream)
+    np.testing.assert_array_equal(out.q.cpu().numpy(), wanted_q)
+    np.testing.assert_array_equal(out.scales.cpu().numpy(), wanted_scales)
+    assert out.first_bad.item() == -1
+    back = torch.empty(n, device="cuda")
+    cuda.dequantize(out, quantizer, back, stream)
+    read = kernels.dequantize_sign(wanted_q, wanted_scales, n, block) if rounding == "sign" else None
+    expected = kernels.dequantize_int8(wanted_q, wanted_scales, block) if read is None else read
+    np.testing.assert_array_equal(back.cpu().numpy(), expected)
+
+
+@pytest.mark.gpu
+@on_device
+@pytest.mark.parametrize(("m", "n", "rank"), [(1, 5, 1), (200, 300, 8), (1024, 1024, 32), (700, 64, 20)])
+def test_factors_on_a_device_are_as_good_as_the_best(m: int, n: int, rank: int) -> None:
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(5)
+    size = min(m, n)
+    left, right = (np.linalg.qr(rng.standard_normal((side, size)))[0] for side in (m, n))
+    spectrum = np.arange(1, size + 1) ** -0.5
+    a = ((left * spectrum) @ right.T).astype(np.float32)
+    shapes = {"u": (m, rank), "s": (rank,), "vt": (rank, n), "error": (1,)}
+    floats = {name: torch.empty(shape, device="cuda") for name, shape in shapes.items()}
+    numbers = {name: torch.empty(1, dtype=torch.int32, device="cuda") for name in ("used", "first_bad")}
+    out = cuda.Factors(**floats, **numbers)
+    work = torch.empty(cuda.truncated_svd_workspace_bytes(m, n, rank), dtype=torch.uint8, device="cuda")
+    queue = cuda.Queue(work, torch.cuda.current_stream().cuda_stream)
+    cuda.truncated_svd(torch.from_numpy(a).cuda(), cuda.Search(rank), out, queue)
+    u, s, vt = (x.cpu().numpy().astype(np.float64) for x in (out.u, out.s, out.vt))
+    best = np.sqrt(np.sum(spectrum[rank:] ** 2))
+    assert np.linalg.norm(a - (u * s) @ vt) <= 1.02 * best + 2e-6 * np.linalg.norm(a)
+    assert np.abs(u.T @ u - np.eye(rank)).max() <= 1e-5
+    assert np.abs(vt @ vt.T - np.eye(rank)).max() <= 1e-5
