@@ -1,5 +1,6 @@
 """What is carried from task to task: nothing is lost and nothing counts twice, whatever becomes of an update."""
 
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from hypothesis.stateful import RuleBasedStateMachine, rule
 from numpy.typing import NDArray
 
 from edge_runtime.codecs import RESIDUAL, find_codec
@@ -74,13 +75,13 @@ class Exchange:
 class AnyFate(RuleBasedStateMachine):
     """Tasks in any order of fates: accepted, accepted without the device hearing of it, refused, asked again."""
 
-    @initialize(target_root=st.uuids())
-    def begin(self, target_root: object) -> None:
-        self.path = self.root / f"{target_root}"
+    root: Path
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.path = Path(tempfile.mkdtemp(dir=self.root)) / "slots"
         self.exchange = Exchange(Slots(self.path))
         self.number = 0
-
-    root: Path
 
     @rule(fate=st.sampled_from(["counted", "refused", "restarted", "repeated", "again"]))
     def one_task(self, fate: str) -> None:

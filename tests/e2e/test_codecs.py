@@ -53,7 +53,7 @@ def test_a_twentieth_of_the_values_and_what_is_carried_learn_as_well(
     )
     upload = json.loads(shown.stdout)["upload"]
     assert upload["codec"] == ["topk 0.05 ef", "fp16", "rice"]
-    assert {"top_k_residual_tree", "to_float16", "encode_indices"} <= upload["kernels_s"].keys()
+    assert {"top_k_residual", "to_float16", "encode_indices"} <= upload["kernels_s"].keys()
 
 
 def test_a_byte_a_value_learns_as_well(dense: tuple[dict[str, Any], list[int], Federation], tmp_path: Path) -> None:
