@@ -32,6 +32,24 @@ std::uint64_t size_of(const DeviceArray& array) {
   return size;
 }
 
+std::string wanted_as(const std::string& types, const std::vector<std::int64_t>& shape) {
+  DeviceArray array;
+  array.dtype = types;
+  array.shape = shape;
+  return described(array);
+}
+
+// Work queued on `stream` from here on follows what is on `before` now. The host does not wait.
+void follow(cudaStream_t stream, cudaStream_t before) {
+  cudaEvent_t event = nullptr;
+  must(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreateWithFlags");
+  const cudaError_t recorded = cudaEventRecord(event, before);
+  const cudaError_t waits =
+      recorded == cudaSuccess ? cudaStreamWaitEvent(stream, event, 0) : recorded;
+  cudaEventDestroy(event);  // once it has happened
+  must(waits, "cudaStreamWaitEvent");
+}
+
 // The arrays of one call: checked as they are named, all on one device, which is current until the
 // end.
 class Call {
@@ -61,12 +79,17 @@ class Call {
       types += (types.empty() ? "" : " or ") + type;
     }
     if (!fits || !typed) {
-      throw py::type_error(std::string(name) + " must be " +
-                           described({0, shape, types, false, {}}) + " (-1: any), got " +
-                           described(it));
+      throw py::type_error(std::string(name) + " must be " + wanted_as(types, shape) +
+                           " (-1: any), got " + described(it));
     }
     if (written && it.read_only) throw py::value_error(std::string(name) + " is read-only");
-    if (size_of(it) > 0) place(it, name);
+    if (size_of(it) > 0) {
+      place(it, name);
+      keep_apart({it.address, it.address + size_of(it) * it.item_bytes, written, name});
+      if (it.ready_on != 0 && it.ready_on != stream_) {
+        follow(stream(), reinterpret_cast<cudaStream_t>(it.ready_on));
+      }
+    }
     return it;
   }
   template <class T>
@@ -89,6 +112,23 @@ class Call {
   }
 
  private:
+  struct Range {
+    std::uintptr_t begin;
+    std::uintptr_t end;
+    bool written;
+    const char* name;
+  };
+
+  void keep_apart(const Range& range) {
+    for (const Range& other : ranges_) {
+      const bool apart = range.end <= other.begin || other.end <= range.begin;
+      if (!apart && (range.written || other.written)) {
+        throw py::value_error(std::string(range.name) + " shares memory with " + other.name);
+      }
+    }
+    ranges_.push_back(range);
+  }
+
   void place(const DeviceArray& it, const char* name) {
     cudaPointerAttributes where{};
     must(cudaPointerGetAttributes(&where, reinterpret_cast<const void*>(it.address)),
@@ -111,6 +151,7 @@ class Call {
   int before_ = -1;
   int device_ = -1;
   std::vector<DeviceArray> held_;
+  std::vector<Range> ranges_;
 };
 
 Element element_of(const std::string& dtype) {

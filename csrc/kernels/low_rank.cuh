@@ -835,7 +835,7 @@ void truncated_svd(Launcher& launcher, const float* a, u64 m, u64 n, const Setti
 
 // One step of subspace iteration from last round's q (n, rank): p = orth(A q), then q = A^T p, so A
 // ~ p q^T (Vogels et al., 2019). Only the span of q counts; columns of p that A q does not reach
-// are zero, and so are then those of q. next_q may be q. rank <= kMostWidth.
+// are zero, and so are then those of q. rank <= kMostWidth.
 template <class Launcher>
 void power_step(Launcher& launcher, const float* a, u64 m, u64 n, u64 rank, const float* q,
                 float* p, float* next_q, std::int32_t* first_bad, void* workspace) {
