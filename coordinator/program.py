@@ -16,7 +16,7 @@ from coordinator.methods import METHODS, Method, PhaseSpec
 from coordinator.round_records import Rules
 from coordinator.store import Version
 from coordinator.training_keys import Board, Stage, Training
-from edge_runtime.plan import ROLE_TRAINED, read_plan
+from edge_runtime.plan import AVERAGE, ROLE_TRAINED, read_plan
 from edge_runtime.rng import derive_seed
 from edge_runtime.tensors import decode_tensors, encode_tensors
 from edge_runtime.wire.tasks import Cache, Carry, Phase, Task, Upload
@@ -218,6 +218,7 @@ def rule_of(training: Training, proximal: float = 0.0) -> Rule:
             weight_decay=training.weight_decay,
             max_norm=training.max_norm,
             proximal=proximal,
+            ema=training.ema,
         )
     return Sgd(
         momentum=training.momentum,
@@ -225,12 +226,14 @@ def rule_of(training: Training, proximal: float = 0.0) -> Rule:
         nesterov=training.nesterov,
         max_norm=training.max_norm,
         proximal=proximal,
+        ema=training.ema,
     )
 
 
 def _trained(plan: PlanFile) -> dict[str, tuple[int, ...]]:
+    """Shapes of what a device sends back; moving averages go under the names of their tensors."""
     tensors = read_plan(plan.data, expect_sha256=plan.sha256).named(ROLE_TRAINED)
-    return {name: tensor.shape for name, tensor in tensors.items()}
+    return {name: tensor.shape for name, tensor in tensors.items() if not name.startswith(AVERAGE)}
 
 
 def _model(job: Job) -> bytes:

@@ -25,6 +25,7 @@ from edge_runtime.feature_file import drop_others
 from edge_runtime.features import Features, Place, plan_budget
 from edge_runtime.plan import (
     ANCHOR,
+    AVERAGE,
     ROLE_BATCH,
     ROLE_FROZEN,
     ROLE_OUTPUT,
@@ -34,6 +35,7 @@ from edge_runtime.plan import (
     SEED,
     Plan,
     Tensor,
+    with_averages,
 )
 from edge_runtime.rng import derive_seed
 from edge_runtime.slots import Slots, encode_carried, kept_answer
@@ -130,7 +132,7 @@ def run_task(  # noqa: PLR0913 the one seam between a task and what it runs on
     should_stop: Callable[[], bool] = lambda: False,
     warn: Callable[[str], None] = lambda _: None,
 ) -> Update:
-    """Run the phases in order and encode trained minus received.
+    """Run the phases in order and encode trained minus received; of a tensor whose moving average was trained, that.
 
     Equal arguments, slots among them, give equal bytes; a task whose update is in the slots is answered with it.
 
@@ -175,8 +177,12 @@ def run_task(  # noqa: PLR0913 the one seam between a task and what it runs on
     for phase in task.phases:
         given = {**{ANCHOR + name: array for name, array in weights.items()}, **weights, **trained}
         epochs = range(epoch, epoch + phase.epochs)
-        trained |= _run_phase(phase, _plans_of(phase, plans), given, board, task.seed, epochs, losses)
+        ran = _plans_of(phase, plans)
+        trained |= _run_phase(
+            phase, ran, with_averages(given, ran[0].named(ROLE_TRAINED)), board, task.seed, epochs, losses
+        )
         epoch += phase.epochs
+    trained = _averaged(trained)
     delta = {name: _subtract(name, trained.pop(name), weights[name]) for name in sorted(trained)}
     metadata = _metadata(task, len(dataset), losses)
     if slots is None or not codec.carries:
@@ -215,6 +221,12 @@ def _stopper(should_stop: Callable[[], bool], losses: list[float]) -> Callable[[
             raise TaskStopped(f"stopped after {len(losses)} steps")
 
     return may_go_on
+
+
+def _averaged(trained: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    """What is sent back: moving averages in the place of their tensors."""
+    averages = {name.removeprefix(AVERAGE): array for name, array in trained.items() if name.startswith(AVERAGE)}
+    return {name: averages.get(name, array) for name, array in trained.items() if not name.startswith(AVERAGE)}
 
 
 def _plans_of(phase: Phase, plans: Mapping[str, Plan]) -> tuple[Plan, Plan | None]:

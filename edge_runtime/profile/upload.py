@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_runtime.codecs import find_codec
-from edge_runtime.plan import ROLE_TRAINED, Plan
+from edge_runtime.plan import AVERAGE, ROLE_TRAINED, Plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,7 +53,8 @@ def measure_upload(plan: Plan, stages: Sequence[str]) -> UploadCost:
         BadCodec: The stages make no codec.
     """
     codec = find_codec(stages)
-    shapes = {name: tensor.shape for name, tensor in plan.named(ROLE_TRAINED).items()}
+    trained = plan.named(ROLE_TRAINED)
+    shapes = {name: tensor.shape for name, tensor in trained.items() if not name.startswith(AVERAGE)}
     rng = np.random.default_rng(0)
     state: State = {}
     encode_s, decode_s, data = [], [], b""

@@ -7,7 +7,7 @@ import pytest
 
 from edge_runtime.codecs import BadCodec
 from edge_runtime.data import Dataset, NoExamples, ShapeMismatch, batch_indices
-from edge_runtime.engine import EngineMemoryError
+from edge_runtime.engine import Engine, EngineMemoryError
 from edge_runtime.plan import read_plan
 from edge_runtime.task import (
     BadBatchShape,
@@ -94,6 +94,31 @@ def test_a_proximal_pull_is_towards_what_the_task_brought(mlp: Compiled, mu: flo
     )
     gone = [float(sum(np.square(v).sum() for v in delta.values())) for delta in (far, near)]
     assert (gone[1] < 0.1 * gone[0]) == (mu > 0.0)
+
+
+@pytest.mark.parametrize("split", [False, True], ids=["one phase", "two phases"])
+def test_of_a_trained_moving_average_that_is_sent(mlp: Compiled, split: bool) -> None:  # noqa: FBT001 - a parameter
+    decay = 0.7
+    graph = import_onnx(MODELS["mlp"]((6,), 4, 3), batch=8)
+    plain, averaged = (compile_training(graph, rule=Sgd(momentum=0.0, ema=e)) for e in (None, decay))
+    plan = read_plan(averaged.plan)
+    epochs = (1, 1) if split else (2,)
+    task = make_task(mlp, phases=tuple(Phase(averaged.sha256, n, {"lr": 0.05}) for n in epochs))
+    got, _ = decode_tensors(run_task(task, {plan.sha256: plan}, mlp.weights, DATA).data)
+    average = {name: value.astype(np.float64) for name, value in mlp.weights.items()}
+    engine = Engine(read_plan(plain.plan))
+    for name, value in mlp.weights.items():
+        engine.write(name, value)
+    engine.write("lr", np.array(0.05, np.float32))
+    for epoch in range(2):
+        for rows in batch_indices(len(DATA), 8, task.seed, epoch):
+            engine.view("x")[: len(rows)], engine.view("y")[...] = DATA.x[rows], -1
+            engine.view("y")[: len(rows)] = DATA.y[rows]
+            engine.step()
+            average = {name: decay * value + (1 - decay) * engine.read(name) for name, value in average.items()}
+    assert got.keys() == mlp.weights.keys()
+    for name, value in average.items():
+        np.testing.assert_allclose(got[name], value - mlp.weights[name], rtol=1e-4, atol=1e-6)
 
 
 def oriented(weight: np.ndarray, inputs: int) -> np.ndarray:
