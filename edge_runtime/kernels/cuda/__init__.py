@@ -9,7 +9,7 @@ Every function raises
     CudaUnavailable: the module is not built, or there is no device;
     TypeError: an array has another dtype or shape than said, or lies in other memory;
     ValueError: a number is out of range, an output read-only, a workspace too small or not at a multiple of 256 bytes,
-        or the arrays are on several devices;
+        the arrays are on several devices, or share memory;
     RuntimeError: a launch failed; names the CUDA error.
 """
 
