@@ -20,8 +20,8 @@
 // A is scaled by a power of two as it is read, so neither 1e-30 nor 1e30 leaves the range. 1 <=
 // rank <= kMostRank; p m n multiply-adds a product, 2 iterations + 1 of them. Products in float32
 // by increasing k within a part, parts in order: the same bits in every run on one device.
-// Workspace: layout() says; about 4 p (m + 2 n) + 4 p (m or n) splits + 8 p^2 (2 + parts) bytes.
-// Nothing is allocated and nothing waits.
+// Workspace: layout() says; 4 p (m + n) + 4 p max(m, n) splits + 280 p^2 bytes and 32 a processor,
+// splits <= 2 processors / tiles of the larger product + 1. Nothing is allocated and nothing waits.
 #pragma once
 
 #include "kernels/low_rank_small.cuh"

@@ -12,8 +12,9 @@
 // A class that names no row makes the loss and gradients NaN, since nothing here can raise; no
 // memory outside is touched.
 //
-// Workspace: layout() says; (splits B D + 3 S + B (4 + 2 splits)) floats, splits <= blocks / (B /
-// 64), and with `updated` 64 D floats a block. Nothing is allocated and nothing waits for the host.
+// Workspace: layout() says; 2 S + B (3 + 2 splits) floats, where splits > 1 splits B D more, and
+// with `updated` 64 D a block; splits <= blocks / ceil(B / 64), two blocks a processor. Nothing is
+// allocated and nothing waits for the host.
 #pragma once
 
 #include "kernels/sampled_softmax_logits.cuh"
