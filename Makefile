@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 SANITIZED := build/sanitized
 FUZZED := build/fuzz
+CUDA := build/cuda
 FUZZ_S ?= 600
 CORE_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') CMakeLists.txt pyproject.toml
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo compiled check test test-core fuzz bench bench-peers clean format
+.PHONY: help demo compiled check test test-core cuda fuzz bench bench-peers clean format
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -22,14 +23,14 @@ check: $(STAMPS)/dev ## format, lint, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	git ls-files '*.cpp' '*.h' '*.cu' | xargs $(BIN)/clang-format --dry-run --Werror
+	git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
 
 format: $(STAMPS)/dev ## rewrite Python and C++ in the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	git ls-files '*.cpp' '*.h' '*.cu' | xargs $(BIN)/clang-format -i
+	git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs $(BIN)/clang-format -i
 
-test: $(STAMPS)/test compiled test-core ## C++ tests under sanitizers, then pytest
+test: $(STAMPS)/test compiled test-core cuda ## C++ tests under sanitizers, then pytest
 	@sh tests/ensure-mosquitto.sh
 	$(BIN)/pytest $(ARGS)
 
@@ -38,6 +39,13 @@ test-core: $(STAMPS)/demo
 	  -DEDGE_TESTS=ON -DEDGE_SANITIZE=ON -DEDGE_PYTHON=OFF > $(STAMPS)/cmake.log || (cat $(STAMPS)/cmake.log; exit 1)
 	$(BIN)/cmake --build $(SANITIZED)
 	$(BIN)/ctest --test-dir $(SANITIZED) --output-on-failure
+
+cuda: $(STAMPS)/demo ## compile the device kernels for sm_75, sm_87 and sm_90 (left out, saying so, where nvcc is not)
+	@if ! command -v nvcc > /dev/null; then echo "cuda: skipped, nvcc is not on the PATH"; else \
+	  $(BIN)/cmake -S . -B $(CUDA) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DEDGE_CUDA=ON \
+	    -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+	    > $(STAMPS)/cmake-cuda.log || { cat $(STAMPS)/cmake-cuda.log; exit 1; }; \
+	  $(BIN)/cmake --build $(CUDA) --target _cuda && cp $(CUDA)/_cuda*.so edge_runtime/; fi
 
 fuzz: $(STAMPS)/test ## break plans for FUZZ_S seconds (600) under libFuzzer and the sanitizers
 	clang=$$(sh tests/ensure-clang.sh) && $(BIN)/cmake -S . -B $(FUZZED) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \

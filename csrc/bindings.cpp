@@ -85,8 +85,9 @@ Tensor tensor_of(const std::vector<std::int64_t>& shape, Dtype dtype) {
 
 Dtype dtype_of_operand(Opcode code, std::size_t operand,
                        const std::vector<std::int32_t>& attributes) {
-  const bool labels =
-      (code == Opcode::softmax_xent || code == Opcode::softmax_xent_grad) && operand == 1;
+  const bool labels = (code == Opcode::softmax_xent || code == Opcode::softmax_xent_grad ||
+                       code == Opcode::sampled_softmax) &&
+                      operand == 1;
   const bool places =
       (code == Opcode::gather || code == Opcode::scatter_add || code == Opcode::argminmax) &&
       operand == 1;
@@ -289,5 +290,9 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("threads", &PyEngine::threads);
 
   edge::bind_workspace(m);
+  edge::bind_selection(m);
+  edge::bind_low_rank(m);
+  edge::bind_sampled_softmax(m);
   edge::bind_coders(m);
+  edge::bind_quantizers(m);
 }

@@ -1,6 +1,7 @@
 # The compiled core: plan reader, interpreter, kernels.
 
-from typing import Any, TypedDict
+from collections.abc import Sequence
+from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +96,105 @@ class Workspace:
     @property
     def isa(self) -> str: ...
 
+# Selection by magnitude (edge_runtime/kernels/selection.py): (indices, values, least key selected), None where there is
+# a NaN. `infinity` is the bits of infinity; 16-bit arrays are uint16 and their keys the upper half of 32 bits.
+Selected: TypeAlias = tuple[NDArray[np.int32], NDArray[Any], int]
+
+def top_k(workspace: Workspace, xs: Sequence[NDArray[Any]], infinity: int, k: int) -> Selected | None: ...
+def top_k_residual(
+    workspace: Workspace, gradients: Sequence[NDArray[Any]], residuals: Sequence[NDArray[Any]], k: int
+) -> Selected | None: ...
+def dgc(
+    workspace: Workspace,
+    gradients: Sequence[NDArray[Any]],
+    momenta: Sequence[NDArray[Any]],
+    residuals: Sequence[NDArray[Any]],
+    k: int,
+    momentum_factor: float,
+    nesterov: bool,
+    masking: bool,
+) -> Selected | None: ...
+def above(workspace: Workspace, x: NDArray[Any], infinity: int, key: int) -> Selected | None: ...
+def sampled(
+    workspace: Workspace,
+    x: NDArray[Any],
+    infinity: int,
+    k: int,
+    seed: int,
+    sample: int,
+    least: int,
+    most: int,
+    attempts: int,
+) -> Selected | None: ...
+
+# (u, s, vt, error, passes) of a float32 matrix; see edge_runtime.kernels.low_rank. `energy` 0: exactly `rank`.
+def truncated_svd(
+    workspace: Workspace,
+    a: NDArray[np.float32],
+    rank: int,
+    energy: float,
+    warm: NDArray[np.float32] | None,
+    seed: int,
+    tolerance: float,
+    iterations: int,
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], float, int]: ...
+
+# (p, q) of a warm-started step of subspace iteration.
+def power_step(
+    workspace: Workspace, a: NDArray[np.float32], q: NDArray[np.float32], seed: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
+
+# Loss of linear logits over `classes` (all rows where None); see edge_runtime.kernels.sampled_softmax. `scale` 0 is the
+# dot product. Writes the gradients that have an array; with `lr` moves the rows themselves.
+def sampled_softmax(
+    workspace: Workspace,
+    features: NDArray[np.float32],
+    rows: NDArray[np.float32],
+    labels: NDArray[np.int32],
+    classes: NDArray[np.int32] | None,
+    positives: int,
+    correction: float | NDArray[np.float32],
+    scale: float,
+    own_positives: bool,
+    lr: float | None,
+    d_features: NDArray[np.float32] | None,
+    d_rows: NDArray[np.float32] | None,
+) -> float: ...
+
 # What edge_runtime.kernels.coders documents.
 def encode_indices(indices: NDArray[np.int32], n: int) -> bytes: ...
 def decode_indices(data: bytes | bytearray | memoryview, n: int, max_count: int) -> NDArray[np.int32]: ...
+
+# Distributions of integers in counts of 65536, checked; ValueError names the row that is none.
+class RansTables:
+    def __init__(self, cdfs: NDArray[np.int32], lengths: NDArray[np.int32], offsets: NDArray[np.int32]) -> None: ...
+    @property
+    def rows(self) -> int: ...
+
+def rans_encode(
+    symbols: NDArray[np.int32], tables: RansTables, indexes: NDArray[np.int32], state_bits: int, ways: int
+) -> bytes: ...
+def rans_decode(
+    data: bytes | bytearray | memoryview, tables: RansTables, indexes: NDArray[np.int32], state_bits: int, ways: int
+) -> NDArray[np.int32]: ...
+
+# What edge_runtime.kernels.quantizers documents; float16 arrives and leaves as its bits.
+def to_float16(workspace: Workspace, x: NDArray[np.float32]) -> NDArray[np.uint16]: ...
+def from_float16(workspace: Workspace, h: NDArray[np.uint16]) -> NDArray[np.float32]: ...
+def to_bfloat16(workspace: Workspace, x: NDArray[np.float32]) -> NDArray[np.uint16]: ...
+def from_bfloat16(workspace: Workspace, h: NDArray[np.uint16]) -> NDArray[np.float32]: ...
+def quantize_int8(
+    workspace: Workspace, x: NDArray[np.float32], block: int
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]: ...
+def quantize_qsgd(
+    workspace: Workspace, x: NDArray[np.float32], levels: int, block: int, seed: int, l2: bool
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]: ...
+def quantize_sign(
+    workspace: Workspace, x: NDArray[np.float32], block: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]: ...
+def dequantize_int8(
+    workspace: Workspace, q: NDArray[np.int8], scales: NDArray[np.float32], block: int
+) -> NDArray[np.float32]: ...
+def dequantize_sign(
+    workspace: Workspace, bits: NDArray[np.uint8], scales: NDArray[np.float32], n: int, block: int
+) -> NDArray[np.float32]: ...

@@ -24,8 +24,8 @@ std::uint64_t rice_bits(const Block& block, unsigned b) {
   std::uint32_t bits = 0;  // at most 52 * 256
   for (Index i = 0; i < block.count; ++i) {
     const std::uint32_t quotient = block.gaps[i] >> b;
-    bits += quotient < kMaxQuotient ? quotient + 1 + b
-                                    : kMaxQuotient + kWidthBits + block.widths[i];
+    bits +=
+        quotient < kMaxQuotient ? quotient + 1 + b : kMaxQuotient + kWidthBits + block.widths[i];
   }
   return bits;
 }
@@ -131,8 +131,9 @@ Count read_count(Span<const std::uint8_t> stream) {
     if (i > 0 && stream[i] == 0) break;
     return {value, i + 1};
   }
-  throw StreamError("BadCount", "a count has 1 to 5 bytes, of which the last is below 128 and, "
-                                "unless it is the only one, not 0");
+  throw StreamError("BadCount",
+                    "a count has 1 to 5 bytes, of which the last is below 128 and, "
+                    "unless it is the only one, not 0");
 }
 
 // Every value lies in one window.
@@ -161,7 +162,8 @@ std::uint64_t read_block(BitReader& bits, Index n, std::uint64_t next, std::int3
       next += bits.window() & low_bits(form - kRaw);
       bits.skip(form - kRaw);
     }
-    out[i] = static_cast<std::int32_t>(static_cast<std::uint32_t>(next));  // below 2^31 once checked
+    out[i] =
+        static_cast<std::int32_t>(static_cast<std::uint32_t>(next));  // below 2^31 once checked
     ++next;
   }
   if (bits.past_end()) throw StreamError("Truncated", "the stream ends inside a block");
@@ -230,8 +232,8 @@ Index count_gaps(Span<const std::uint8_t> stream, Index n, Index max_count) {
   }
   const std::uint64_t blocks = (count.value + kGapBlock - 1) / kGapBlock;
   if (blocks * kFormBits > (stream.size() - count.bytes) * 8) {
-    throw StreamError("Truncated", "the stream is too short for " + std::to_string(count.value) +
-                                       " indices");
+    throw StreamError("Truncated",
+                      "the stream is too short for " + std::to_string(count.value) + " indices");
   }
   return static_cast<Index>(count.value);
 }

@@ -5,16 +5,18 @@
 //   blocks    of 256 indices, the last one what is left; each is a form of 6 bits, then its gaps
 //   padding   zero bits up to the end of a byte; nothing follows
 // gap = index - previous index - 1 (previous = -1 at first), and by its form a block holds
-//   b = 0..30 Golomb-Rice (Rice and Plaunt, 1971), q = gap >> b: q zeros, a one and the b low bits of
-//             the gap where q < 16; otherwise 16 zeros, 5 bits of width w and w bits of gap. At b = 0
-//             this is the bitmap of the places after the previous index, with long gaps cut short.
+//   b = 0..30 Golomb-Rice (Rice and Plaunt, 1971), q = gap >> b: q zeros, a one and the b low bits
+//   of
+//             the gap where q < 16; otherwise 16 zeros, 5 bits of width w and w bits of gap. At b =
+//             0 this is the bitmap of the places after the previous index, with long gaps cut
+//             short.
 //   31        reserved
 //   32 + w    raw: w bits a gap, 0 <= w <= 31; w = 0 is a run
 //
-// The long form is for clusters: a jump between rows must not spoil the parameter that suits the gaps
-// inside them. A writer starts at b = log2(median gap), the best for a geometric distribution, and
-// goes up or down while that takes fewer bits. No value is longer than 52 bits, no block than 6 + 31 *
-// 256 bits, and no stream than 5 + 3.9 bytes an index.
+// The long form is for clusters: a jump between rows must not spoil the parameter that suits the
+// gaps inside them. A writer starts at b = log2(median gap), the best for a geometric distribution,
+// and goes up or down while that takes fewer bits. No value is longer than 52 bits, no block than 6
+// + 31 * 256 bits, and no stream than 5 + 3.9 bytes an index.
 //
 // n <= 2^31 - 1. Bytes moved: writing reads the indices twice; both read or write the stream once.
 // Extra memory: writing a byte for 256 indices, reading none. One thread: 10^5 indices, of a 1 %

@@ -47,13 +47,13 @@ class Held {
 // `array` as C-contiguous T of `dimensions` dimensions; TypeError with its name otherwise.
 template <class T>
 Span<const T> input(const pybind11::array& array, const char* name, pybind11::ssize_t dimensions) {
-  const bool fits = pybind11::dtype::of<T>().is(array.dtype()) ||
-                    pybind11::dtype::of<T>().equal(array.dtype());
+  const bool fits =
+      pybind11::dtype::of<T>().is(array.dtype()) || pybind11::dtype::of<T>().equal(array.dtype());
   const bool dense = (array.flags() & pybind11::array::c_style) != 0;
   if (!fits || !dense || array.ndim() != dimensions) {
     wrong_array(name,
-                "a C-contiguous " + pybind11::cast<std::string>(
-                                        pybind11::str(pybind11::dtype::of<T>())) +
+                "a C-contiguous " +
+                    pybind11::cast<std::string>(pybind11::str(pybind11::dtype::of<T>())) +
                     " array of " + std::to_string(dimensions) + " dimension(s)",
                 array);
   }

@@ -10,8 +10,9 @@ void bind_workspace(py::module_& m) {
                           "Instruction set, threads and memory of kernels outside plans.")
       .def(py::init<int, const std::string&>(), py::arg("threads").noconvert() = 1,
            py::arg("isa") = "auto")
-      .def("release", [](PyWorkspace& it) { Held(it)->release(); },
-           "Gives the memory back to the system.")
+      .def(
+          "release", [](PyWorkspace& it) { Held(it)->release(); },
+          "Gives the memory back to the system.")
       .def_property_readonly("held_bytes", &Workspace::held_bytes)
       .def_property_readonly("peak_bytes", &Workspace::peak_bytes)
       .def_property_readonly("threads", &Workspace::threads)

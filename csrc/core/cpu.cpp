@@ -3,12 +3,25 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#if defined(EDGE_HAVE_AVX2)
+#include <cpuid.h>
+#endif
 #if defined(__arm__) && defined(EDGE_HAVE_NEON)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
 #endif
 
 namespace edge {
+
+namespace {
+#if defined(EDGE_HAVE_AVX2)
+// Conversions of float16; not every compiler's __builtin_cpu_supports knows the name.
+bool has_f16c() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+#endif
+}  // namespace
 
 std::vector<const Kernels*> available_kernels() {
   std::vector<const Kernels*> found;
@@ -18,7 +31,7 @@ std::vector<const Kernels*> available_kernels() {
 #if defined(EDGE_HAVE_AVX2)
   // __builtin_cpu_supports also asks (XGETBV) whether the operating system saves the wide
   // registers.
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) {
     found.push_back(&avx2::table());
   }
 #endif

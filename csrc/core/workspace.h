@@ -13,7 +13,8 @@
 
 namespace edge {
 
-// One caller at a time. Blocks are made once and kept until a larger one is asked for, or release().
+// One caller at a time. Blocks are made once and kept until a larger one is asked for, or
+// release().
 class Workspace {
  public:
   static constexpr std::size_t kBlocks = 8;

@@ -40,13 +40,15 @@ struct StepWork {
   std::uint8_t* scratch;
   std::uint64_t scratch_step;
   int workers;
+  Index phase;
 };
 
 void run_worker(void* context, int worker) {
   const auto& work = *static_cast<const StepWork*>(context);
   work.call->run({worker, work.workers,
-                  reinterpret_cast<float*>(work.scratch + static_cast<std::uint64_t>(worker) *
-                                                              work.scratch_step)});
+                  reinterpret_cast<float*>(work.scratch +
+                                           static_cast<std::uint64_t>(worker) * work.scratch_step),
+                  reinterpret_cast<float*>(work.scratch), work.phase});
 }
 
 }  // namespace
@@ -110,6 +112,8 @@ void Engine::bind(const Op& op) {
   calls_.push_back(prepare(code, operands, kernels_));
   if (code == Opcode::softmax_xent || code == Opcode::softmax_xent_grad) {
     label_checks_.push_back({operands.in[1].tensor, operands.in[0].tensor->dims[1], false});
+  } else if (code == Opcode::sampled_softmax) {
+    label_checks_.push_back({operands.in[1].tensor, operands.in[2].tensor->dims[0], false});
   }
   // Indices that a step makes itself cannot be checked before it: the kernel skips those out of
   // range.
@@ -150,12 +154,14 @@ std::optional<LabelOutOfRange> Engine::step() {
 }
 
 void Engine::run(const Call& call) {
-  StepWork work{&call, scratch(0), scratch_step_, 1};
-  if (pool_.threads() > 1 && call.work >= kWorkWorthThreads) {
-    work.workers = pool_.threads();
-    pool_.run(run_worker, &work);
-  } else {
-    run_worker(&work, 0);
+  const bool threads = pool_.threads() > 1 && call.work >= kWorkWorthThreads;
+  StepWork work{&call, scratch(0), scratch_step_, threads ? pool_.threads() : 1, 0};
+  for (; work.phase < call.phases; ++work.phase) {
+    if (threads) {
+      pool_.run(run_worker, &work);
+    } else {
+      run_worker(&work, 0);
+    }
   }
 }
 

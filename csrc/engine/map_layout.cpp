@@ -8,112 +8,6 @@ namespace {
 
 MapKind kind_of(const MapValue& value) { return static_cast<MapKind>(value.axes >> 2); }
 
-// A product that one step alone reads becomes part of that step, or of the sum that reads it; so do
-// the steps of a clip and of its gradient. The bits of every result stay those of the steps alone.
-class StepFusion {
- public:
-  explicit StepFusion(MapListing& list) : list_(list), readers_(list.values.size(), 0) {
-    for (const MapValue& value : list.values) {
-      for (const std::int32_t in : value.in) readers_[at(in)] += value.needed ? 1 : 0;
-    }
-    for (const std::int32_t result : list.results) ++readers_[at(result)];
-  }
-
-  void run() {
-    for (MapValue& value : list_.values) {
-      if (!value.needed || !value.step) continue;
-      if (value.function == MapFunction::add && !fuse(value, 0, MapFunction::multiply_add))
-        fuse(value, 1, MapFunction::multiply_add);
-      else if (value.function == MapFunction::sub && !fuse(value, 0, MapFunction::multiply_sub))
-        fuse(value, 1, MapFunction::sub_multiply);
-      else if (value.function == MapFunction::relu)
-        fuse_relu(value);
-      else if (value.function == MapFunction::relu_grad)
-        fuse_clip_grad(value);
-      else if (value.function == MapFunction::sum)
-        fuse_sum(value);
-    }
-  }
-
- private:
-  static std::size_t at(std::int32_t value) { return static_cast<std::size_t>(value); }
-
-  MapValue& value_of(std::int32_t number) { return list_.values[at(number)]; }
-
-  // A step of this function that nothing else reads.
-  bool own(std::int32_t number, MapFunction function, std::uint32_t axes) {
-    const MapValue& value = value_of(number);
-    return value.step && value.function == function && value.axes == axes &&
-           readers_[at(number)] == 1;
-  }
-
-  bool fuse(MapValue& value, std::size_t side, MapFunction function) {
-    const std::int32_t number = value.in[side], other = value.in[1 - side];
-    if (!own(number, MapFunction::mul, value.axes)) return false;
-    MapValue& mul = value_of(number);
-    mul.needed = false;
-    value.in = {mul.in[0], mul.in[1], other};
-    value.function = function;
-    return true;
-  }
-
-  void fuse_relu(MapValue& value) {
-    if (!own(value.in[0], MapFunction::multiply_add, value.axes)) return;
-    MapValue& sum = value_of(value.in[0]);
-    sum.needed = false;
-    value.in = sum.in;
-    value.function = MapFunction::multiply_add_relu;
-  }
-
-  // relu_grad(d * less(y, limit), y)
-  void fuse_clip_grad(MapValue& value) {
-    const std::int32_t number = value.in[0], y = value.in[1];
-    if (!own(number, MapFunction::mul, value.axes)) return;
-    MapValue& mul = value_of(number);
-    for (std::size_t side = 0; side < 2; ++side) {
-      MapValue& less = value_of(mul.in[side]);
-      if (!own(mul.in[side], MapFunction::less, less.axes) || less.in[0] != y) continue;
-      mul.needed = less.needed = false;
-      value.in = {mul.in[1 - side], y, less.in[1]};
-      value.function = MapFunction::clip_grad;
-      return;
-    }
-  }
-
-  void fuse_sum(MapValue& value) {
-    const std::int32_t weight = take_weight(value);
-    if (own(value.in[0], MapFunction::mul, list_.whole())) {
-      MapValue& mul = value_of(value.in[0]);
-      if (whole(mul.in[0]) && whole(mul.in[1])) {
-        mul.needed = false;
-        value.in = mul.in;
-      }
-    }
-    if (value.weighted) value.in.push_back(weight);
-  }
-
-  // Has a sum read the other factor of a product with what is one number in a tile; that number.
-  std::int32_t take_weight(MapValue& sum) {
-    if (!own(sum.in[0], MapFunction::mul, list_.whole())) return -1;
-    MapValue& mul = value_of(sum.in[0]);
-    for (std::size_t side = 0; side < 2; ++side) {
-      const std::int32_t weight = mul.in[side];
-      if (whole(weight) || kind_of(value_of(weight)) != kMapOne || !whole(mul.in[1 - side]))
-        continue;
-      mul.needed = false;
-      sum.weighted = true;
-      sum.in = {mul.in[1 - side]};
-      return weight;
-    }
-    return -1;
-  }
-
-  bool whole(std::int32_t number) { return value_of(number).axes == list_.whole(); }
-
-  MapListing& list_;
-  std::vector<std::int32_t> readers_;
-};
-
 // Puts a checked listing in order. Steps first name values; registers are given to them at the end,
 // when it is known how long each lives.
 class Layout {
@@ -193,20 +87,28 @@ class Layout {
         if (list_.of_group(value) != group) continue;
         MapTensor tensor = tensor_of(o.out[i], value);
         tensor.slot = number;
-        tensor.direct = direct(o, i, value);
+        over_.push_back(operand_under(o, i));
+        tensor.direct = value.axes == list_.whole() && (value.axes & 8U) != 0 && shown_first(i);
         laid_->results.push_back(tensor);
         n_box_results_ += group ? 0 : 1;
       }
     }
   }
 
-  // A box-sized result in bytes of its own may be written before everything has read its tile.
-  bool direct(const Operands& o, std::size_t result, const MapValue& value) const {
-    bool apart = value.axes == list_.whole() && (value.axes & 8U) != 0;
-    for (std::size_t k = 0; k < o.n_inputs; ++k)
-      apart &= !share_bytes(*o.in[k].tensor, *o.out[result].tensor);
-    for (std::size_t i = 0; i < result; ++i) apart &= list_.results[i] != list_.results[result];
-    return apart;
+  // Whether no earlier result shows the same value.
+  bool shown_first(std::size_t result) const {
+    const auto begin = list_.results.begin(), end = begin + static_cast<std::ptrdiff_t>(result);
+    return std::find(begin, end, list_.results[result]) == end;
+  }
+
+  // The operands whose bytes a result takes.
+  std::vector<std::int32_t> operand_under(const Operands& o, std::size_t result) const {
+    std::vector<std::int32_t> found;
+    for (std::size_t k = 0; k < o.n_inputs; ++k) {
+      if (share_bytes(*o.in[k].tensor, *o.out[result].tensor))
+        found.push_back(static_cast<std::int32_t>(k));
+    }
+    return found;
   }
 
   // Steps and reductions in the order in which they run. A slot below base() is that of an operand
@@ -273,24 +175,34 @@ class Layout {
 
   void lay_stage(std::int32_t depth, bool stores) {
     MapStage stage;
-    stage.group_steps.begin = here();
+    std::vector<std::size_t> once;
     for (std::size_t v = 0; v < list_.values.size(); ++v) {
       const MapValue& value = list_.values[v];
       const bool group = value.needed && value.step && !is_reduction(value.function) &&
                          list_.of_group(value) && value.depth == depth;
-      if (group) add_step(v);
+      if (group) once.push_back(v);
     }
+    // Without a reduction every value is one of its group, those of the box among them.
+    if (list_.reduced == 0) order_stores(once, depth);
+    stage.group_steps.begin = here();
+    for (const std::size_t v : once) add_step(v);
     stage.group_steps.end = here();
     const std::vector<bool> wanted = cone(depth, stores);
     stage.tiles = std::find(wanted.begin(), wanted.end(), true) != wanted.end();
     // A tile that holds all of a group keeps what earlier stages computed.
     const auto missing = [&](std::size_t v) { return wanted[v] && !(resident_ && computed_[v]); };
     stage.loads = add_loads(missing);
-    stage.steps.begin = here();
+    std::vector<std::size_t> order;
     for (std::size_t v = 0; v < list_.values.size(); ++v) {
-      if (missing(v) && list_.values[v].step) add_step(v);
+      if (missing(v) && list_.values[v].step) order.push_back(v);
       if (wanted[v]) computed_[v] = true;
     }
+    // Numbers of rows follow from no element, so they can be made first.
+    std::stable_partition(order.begin(), order.end(),
+                          [this](std::size_t v) { return list_.values[v].axes != list_.whole(); });
+    if (stores) order_stores(order, depth);
+    stage.steps.begin = here();
+    add_steps(order);
     stage.steps.end = here();
     // What a tile reads stays until the last one has.
     for (std::int32_t i = stage.steps.begin; i < stage.steps.end; ++i) {
@@ -305,6 +217,48 @@ class Layout {
     laid_->stages.push_back(stage);
   }
 
+  bool reads_any(const MapValue& value, const std::vector<std::int32_t>& sought) const {
+    return std::any_of(value.in.begin(), value.in.end(), [&](std::int32_t in) {
+      return std::find(sought.begin(), sought.end(), in) != sought.end();
+    });
+  }
+
+  // Whether a step behind `at` in the order reads one of these values.
+  bool read_behind(const std::vector<std::size_t>& order, std::size_t at,
+                   const std::vector<std::int32_t>& sought) const {
+    return std::any_of(order.begin() + static_cast<std::ptrdiff_t>(at) + 1, order.end(),
+                       [&](std::size_t v) { return reads_any(list_.values[v], sought); });
+  }
+
+  // A step may write a result over an operand that is read for the last time. So steps that nothing
+  // else waits for go behind those that still read what they overwrite; where that does not help,
+  // the result goes through a register.
+  void order_stores(std::vector<std::size_t>& order, std::int32_t depth) {
+    const std::int32_t results =
+        list_.reduced == 0 ? static_cast<std::int32_t>(laid_->results.size()) : n_box_results_;
+    const auto place = [&](std::int32_t i) {
+      const auto value = static_cast<std::size_t>(laid_->results[static_cast<std::size_t>(i)].slot);
+      return static_cast<std::size_t>(std::find(order.begin(), order.end(), value) - order.begin());
+    };
+    for (std::int32_t turn = 0; turn < results * results; ++turn) {
+      const std::int32_t i = turn % results;
+      const std::size_t at = place(i);
+      if (at == order.size() || !read_behind(order, at, over_[static_cast<std::size_t>(i)]) ||
+          read_behind(order, at, {static_cast<std::int32_t>(order[at])}))
+        continue;
+      std::rotate(order.begin() + static_cast<std::ptrdiff_t>(at),
+                  order.begin() + static_cast<std::ptrdiff_t>(at) + 1, order.end());
+    }
+    for (std::int32_t i = 0; i < results; ++i) {
+      const std::vector<std::int32_t>& over = over_[static_cast<std::size_t>(i)];
+      const std::size_t at = place(i);
+      bool late = at < order.size() && !read_behind(order, at, over);
+      for (const MapValue& value : list_.values)
+        late &= !reduced_at(value, depth) || !reads_any(value, over);
+      laid_->results[static_cast<std::size_t>(i)].direct &= over.empty() || late;
+    }
+  }
+
   // From the value a result shows to the slot that holds it; `steps` run after the kernel has
   // decided where direct results go.
   void take_result(MapTensor& result, const MapRange& steps) {
@@ -314,53 +268,91 @@ class Layout {
     if (result.direct) lives_[static_cast<std::size_t>(result.slot - base())].alone = true;
   }
 
+  MapStep step_of(MapFunction function, MapKind kind, const std::vector<std::int32_t>& operands) {
+    MapStep step;
+    step.function = function;
+    step.kind = kind;
+    step.n_in = static_cast<std::int32_t>(operands.size());
+    for (std::size_t k = 0; k < operands.size(); ++k) {
+      const MapKind own = kind_of(value_of(operands[k]));
+      step.in[k] = slot_of(operands[k]);
+      use(step.in[k]);
+      step.by_rows |= kind == kMapFull && own != kMapFull && own != kMapOne;
+      step.row_numbers[k] = own == kMapFull ? -1 : (own & kMapRows) != 0 ? 1 : 0;
+    }
+    for (std::size_t k = 0; k < operands.size(); ++k) {
+      const MapKind own = kind_of(value_of(operands[k]));
+      const bool moves = step.by_rows ? (own & kMapColumns) != 0 : own != kMapOne;
+      if (k < 3) step.moving = static_cast<std::uint8_t>(step.moving | (moves ? 1U << k : 0U));
+    }
+    return step;
+  }
+
   void add_step(std::size_t v) {
     const MapValue& value = list_.values[v];
-    MapStep step;
-    step.function = value.function;
-    step.kind = kind_of(value);
-    for (std::size_t k = 0; k < value.in.size(); ++k) {
-      const MapKind kind = kind_of(value_of(value.in[k]));
-      step.in[k] = slot_of(value.in[k]);
-      use(step.in[k]);
-      step.by_rows |= step.kind == kMapFull && kind != kMapFull && kind != kMapOne;
-      step.row_numbers[k] = kind == kMapFull ? -1 : (kind & kMapRows) != 0 ? 1 : 0;
-    }
-    for (std::size_t k = 0; k < value.in.size(); ++k) {
-      const MapKind kind = kind_of(value_of(value.in[k]));
-      const bool moves = step.by_rows ? (kind & kMapColumns) != 0 : kind != kMapOne;
-      step.moving = static_cast<std::uint8_t>(step.moving | (moves ? 1U << k : 0U));
-    }
+    MapStep step = step_of(value.function, kind_of(value), value.in);
     step.out = slots_[v] = born(step.kind);
     laid_->steps.push_back(step);
+  }
+
+  // Neighbours go over the tile together where a loop makes both.
+  void add_steps(const std::vector<std::size_t>& order) {
+    for (std::size_t i = 0; i < order.size(); ++i) {
+      const std::size_t next = i + 1 < order.size() ? order[i + 1] : order[i];
+      if (!add_pair(order[i], next) && !add_pair(next, order[i]))
+        add_step(order[i]);
+      else
+        ++i;
+    }
+  }
+
+  bool add_pair(std::size_t first, std::size_t second) {
+    const StepPair pair = pair_of(list_, first, second);
+    if (pair.in.empty()) return false;
+    MapStep step = step_of(pair.function, kind_of(list_.values[first]), pair.in);
+    step.out = slots_[first] = born(step.kind);
+    step.second = slots_[second] = born(step.kind);
+    laid_->steps.push_back(step);
+    return true;
   }
 
   void add_reductions(std::int32_t depth, MapStage& stage) {
     stage.reductions.begin = static_cast<std::int32_t>(laid_->reductions.size());
     for (std::size_t v = 0; v < list_.values.size(); ++v) {
       const MapValue& value = list_.values[v];
-      if (!reduced_at(value, depth)) continue;
-      MapReduction reduction;
-      reduction.function = value.function;
-      reduction.kind = kind_of(value);
-      reduction.in = slot_of(value.in[0]);
-      use(reduction.in);
-      if (value.weighted) {
-        reduction.weight = slot_of(value.in.back());
-        use(reduction.weight);
-      }
-      if (value.in.size() > (value.weighted ? 2 : 1)) {
-        reduction.times = slot_of(value.in[1]);
-        use(reduction.times);
-      }
-      const bool along = (reduction.kind & kMapColumns) == 0;
-      // Sums down columns have a float for each beside their double.
-      reduction.floats = along ? 2 * kMapLanes * room(reduction.kind) : 3 * room(reduction.kind);
-      reduction.total = reserve(reduction.floats);
-      reduction.out = slots_[v] = born(reduction.kind);
-      laid_->reductions.push_back(reduction);
+      if (reduced_at(value, depth) && value.pair != MapValue::of_products) add_reduction(v);
     }
     stage.reductions.end = static_cast<std::int32_t>(laid_->reductions.size());
+  }
+
+  void add_reduction(std::size_t v) {
+    const MapValue& value = list_.values[v];
+    MapReduction reduction;
+    reduction.function = value.function;
+    reduction.kind = kind_of(value);
+    reduction.weighted = value.weighted;
+    reduction.pair = value.pair == MapValue::of_d;
+    reduction.summand = step_of(value.summand, kMapFull, value.in);
+    const bool along = (reduction.kind & kMapColumns) == 0;
+    // Sums down columns have a float for each beside their double.
+    reduction.floats = along ? 2 * kMapLanes * room(reduction.kind) : 3 * room(reduction.kind);
+    reduction.total = reserve(reduction.floats);
+    reduction.out = slots_[v] = born(reduction.kind);
+    if (reduction.pair) {
+      reduction.pair_total = reserve(reduction.floats);
+      reduction.pair_out = slots_[partner(v)] = born(reduction.kind);
+    }
+    laid_->reductions.push_back(reduction);
+  }
+
+  // The sum of products that is made beside a sum.
+  std::size_t partner(std::size_t v) const {
+    const MapValue& sum = list_.values[v];
+    std::size_t other = 0;
+    while (list_.values[other].pair != MapValue::of_products || !list_.values[other].needed ||
+           list_.values[other].in != sum.in)
+      ++other;
+    return other;
   }
 
   // A number computed at some step and read until another, in a register of its kind.
@@ -409,12 +401,12 @@ class Layout {
     for (MapStep& step : laid_->steps) {
       for (std::int32_t& in : step.in) settle(in);
       settle(step.out);
+      settle(step.second);
     }
     for (MapReduction& reduction : laid_->reductions) {
-      settle(reduction.in);
-      settle(reduction.times);
-      settle(reduction.weight);
+      for (std::int32_t& in : reduction.summand.in) settle(in);
       settle(reduction.out);
+      settle(reduction.pair_out);
     }
     for (MapTensor& result : laid_->results) settle(result.slot);
   }
@@ -440,15 +432,16 @@ class Layout {
   std::shared_ptr<LaidMap> laid_ = std::make_shared<LaidMap>();
   bool resident_ = true;
   std::int32_t n_box_results_ = 0;
-  std::vector<std::int32_t> slots_;  // of each value, where it was computed last
-  std::vector<bool> computed_;       // in a tile of an earlier stage
+  std::vector<std::vector<std::int32_t>> over_;  // of each result, the operands in its bytes
+  std::vector<std::int32_t> slots_;              // of each value, where it was computed last
+  std::vector<bool> computed_;                   // in a tile of an earlier stage
   std::vector<Life> lives_;
 };
 
 }  // namespace
 
 std::shared_ptr<const LaidMap> lay_out_map(MapListing list, const Operands& operands) {
-  StepFusion(list).run();
+  join_steps(list);
   const std::shared_ptr<LaidMap> laid = Layout(list, operands, kMapTile).take();
   constexpr Index kOther = kMapTile == kMapSmallTile ? kMapLargeTile : kMapSmallTile;
   const Index other = Layout(std::move(list), operands, kOther).take()->scratch_floats;

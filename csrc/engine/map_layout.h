@@ -17,7 +17,11 @@ struct MapValue {
   MapFunction function = MapFunction::add;
   std::vector<std::int32_t> in;
   bool needed = false;
-  bool weighted = false;  // a sum whose last operand is a weight
+  // Of a sum: what it takes of an element, whose operands come first; behind them the weight of a
+  // weighted sum, or the x of two sums that are made in one visit, of d and of d * x.
+  MapFunction summand = MapFunction::element;
+  bool weighted = false;
+  enum Pair : std::uint8_t { alone, of_d, of_products } pair = alone;
 };
 
 inline bool is_reduction(MapFunction function) {
@@ -67,6 +71,19 @@ struct LaidMap {
   std::vector<Index> registers;
   Index scratch_floats = 0;
 };
+
+// Marks what the results need.
+void mark_needed(MapListing& list);
+
+// Makes one step of several where the kernels have one; the bits of every result stay the same.
+void join_steps(MapListing& list);
+
+// Two steps that one loop makes: its function and operands, none where there is no such loop.
+struct StepPair {
+  MapFunction function = MapFunction::add;
+  std::vector<std::int32_t> in;
+};
+StepPair pair_of(const MapListing& list, std::size_t first, std::size_t second);
 
 // Puts a checked listing in order.
 std::shared_ptr<const LaidMap> lay_out_map(MapListing list, const Operands& operands);

@@ -42,4 +42,5 @@
   X(33, blend, 2, 1, 0, 0, 1, kAnyInput, false)                          \
   X(40, map, kMaxInputs, kMaxOutputs, 0, 0, kAnyNumber, kAnyInput, true) \
   X(41, random, 2, 1, 0, 0, 2, 0, false)                                 \
-  X(42, gemm_sgd, 5, 2, 0b10000, 0b10, 5, 0b10100, false)
+  X(42, gemm_sgd, 5, 2, 0b10000, 0b10, 5, 0b10100, false)                \
+  X(43, sampled_softmax, 4, 3, 0b1000, 0, kAnyNumber, 0, false)

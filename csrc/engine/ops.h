@@ -34,11 +34,13 @@ struct Operands {
   Span<const std::int32_t> attributes;
 };
 
-// One operation, ready to run: run(worker) on every worker, each with `scratch_bytes` of its own.
+// One operation, ready to run: run(worker) on every worker, each with `scratch_bytes` of its own,
+// for phase 0, then on all of them for phase 1, and so on.
 struct Call {
   std::function<void(const Worker&)> run;
   std::uint64_t scratch_bytes = 0;
   double work = 0.0;  // multiply-adds or elements, to decide whether threads are worth waking
+  Index phases = 1;
 };
 
 struct OpInfo {

@@ -43,8 +43,10 @@ Call prepare_gemm(const Operands& o, const Kernels& kernels) {
 
 namespace {
 
-SoftmaxXentArgs xent_args(const Operand& rows, const Operand& labels,
-                          Span<const std::int32_t> attributes) {
+// Labels for the rows first .. first + B of a batch; `attributes` are first_row, or nothing: all
+// rows. Returns first.
+std::int64_t checked_labels(const Operand& rows, const Operand& labels,
+                            Span<const std::int32_t> attributes) {
   require_ndim(rows, 2, "the rows");
   require_dtype(labels, Dtype::int32, "labels");
   require_ndim(labels, 1, "labels");
@@ -59,12 +61,17 @@ SoftmaxXentArgs xent_args(const Operand& rows, const Operand& labels,
   const Role role = labels.tensor->role;
   require(role == Role::batch || role == Role::frozen || role == Role::constant, "BadOperand",
           "labels must be a batch, frozen or constant tensor");
+  return first;
+}
+
+SoftmaxXentArgs xent_args(const Operand& rows, const Operand& labels,
+                          Span<const std::int32_t> attributes) {
   SoftmaxXentArgs args;
   args.in = floats_in(rows);
   args.labels = reinterpret_cast<const std::int32_t*>(labels.data);
-  args.first = first;
-  args.rows = own;
-  args.labelled_rows = all;
+  args.first = checked_labels(rows, labels, attributes);
+  args.rows = rows.tensor->dims[0];
+  args.labelled_rows = labels.tensor->dims[0];
   args.classes = rows.tensor->dims[1];
   require(args.classes <= std::numeric_limits<std::int32_t>::max(), "BadShape",
           "more classes than an int32 label can name");
@@ -93,6 +100,44 @@ Call prepare_softmax_xent_grad(const Operands& o, const Kernels& kernels) {
   args.d_loss = floats_in(d_loss);
   args.out = floats_out(d_logits);
   return call_of(kernels.softmax_xent_grad, args, static_cast<double>(probs.tensor->elements));
+}
+
+Call prepare_sampled_softmax(const Operands& o, const Kernels& kernels) {
+  const Operand &features = o.in[0], &labels = o.in[1], &rows = o.in[2], &correction = o.in[3];
+  require_floats({&features, &rows, &correction, &o.out[0], &o.out[1], &o.out[2]});
+  require(o.attributes.size() >= 2, "BadAttribute", "takes scale, own and perhaps first_row");
+  SampledSoftmaxArgs args;
+  args.first = checked_labels(features, labels, {o.attributes.data() + 2, o.attributes.size() - 2});
+  require_ndim(rows, 2, "rows");
+  args.batch = features.tensor->dims[0];
+  args.width = features.tensor->dims[1];
+  args.count = rows.tensor->dims[0];
+  args.all_labels = labels.tensor->dims[0];
+  require_dims(rows, {args.count, args.width}, "rows");
+  if (correction.tensor != nullptr) require_dims(correction, {args.count}, "correction");
+  require_dims(o.out[0], {}, "loss");
+  require_dims(o.out[1], features.tensor->dims, "d_features");
+  require_dims(o.out[2], rows.tensor->dims, "d_rows");
+  args.scale = finite(o.attributes[0], "scale");
+  require(args.scale >= 0.0F, "BadAttribute", "scale must not be negative");
+  args.own = o.attributes[1];
+  require(args.own >= 0 && args.own <= args.count, "BadAttribute",
+          "own must be in 0.." + std::to_string(args.count));
+  require(args.count <= std::numeric_limits<std::int32_t>::max(), "BadShape",
+          "more classes than an int32 label can name");
+  args.features = floats_in(features);
+  args.labels = reinterpret_cast<const std::int32_t*>(labels.data);
+  args.rows = floats_in(rows);
+  args.correction = floats_in(correction);
+  args.loss = floats_out(o.out[0]);
+  args.d_features = floats_out(o.out[1]);
+  args.d_rows = floats_out(o.out[2]);
+  args.layout = softmax_layout(args.batch, args.width, args.count);
+  Call call =
+      call_of(kernels.sampled_softmax, args, 3 * count({args.batch, args.width, args.count}),
+              bytes_of_floats(static_cast<std::uint64_t>(args.layout.shared_floats)));
+  call.phases = args.layout.phases;
+  return call;
 }
 
 namespace {

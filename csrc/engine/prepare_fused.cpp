@@ -150,16 +150,6 @@ void check_operands(const Operands& o, const MapListing& list) {
   require(whole, "BadShape", "no operand or result has the size of the box");
 }
 
-void mark_needed(MapListing& list) {
-  for (const std::int32_t result : list.results)
-    list.values[static_cast<std::size_t>(result)].needed = true;
-  for (std::size_t v = list.values.size(); v-- > 0;) {
-    if (!list.values[v].needed) continue;
-    for (const std::int32_t in : list.values[v].in)
-      list.values[static_cast<std::size_t>(in)].needed = true;
-  }
-}
-
 }  // namespace
 
 Call prepare_map(const Operands& o, const Kernels& kernels) {

@@ -1,6 +1,6 @@
 #include "kernels/map.h"
 
-#include "kernels/map_loops.h"
+#include "kernels/map_norms.h"
 
 namespace edge {
 namespace EDGE_ISA {
@@ -64,7 +64,8 @@ struct Machine {
     const Index place = place_of(operand, tile), size = size_of(operand.kind, tile);
     float* from = operand.data + place;
     at[operand.slot] = from;
-    if ((operand.kind & kMapColumns) != 0 && place + size + kLanes <= operand.elements) return;
+    const bool inside = tile.columns % kLanes == 0 || place + size + kLanes <= operand.elements;
+    if ((operand.kind & kMapColumns) != 0 && inside) return;
     at[operand.slot] = scratch + operand.cell;
     __builtin_memcpy(at[operand.slot], from, static_cast<std::size_t>(size) * sizeof(float));
   }
@@ -75,14 +76,20 @@ struct Machine {
     }
   }
 
-  void run(const MapStep& step, const Tile& tile) {
-    LoopOperand in[3];
-    for (int k = 0; k < 3; ++k) {
+  void find(const MapStep& step, const Tile& tile, LoopOperand* in) const {
+    for (std::int32_t k = 0; k < step.n_in; ++k) {
       in[k] = {at[step.in[k]], step.row_numbers[k] < 0 ? tile.columns : step.row_numbers[k]};
     }
+  }
+
+  void run(const MapStep& step, const Tile& tile) {
+    LoopOperand in[kMapStepOperands];
+    find(step, tile, in);
     const Index rows = step.by_rows ? tile.rows : 1;
     const Index columns = step.by_rows ? tile.columns : size_of(step.kind, tile);
-    loop_of(step.function, step.moving)(at[step.out], in, rows, columns);
+    if (step.second < 0)
+      return loop_of(step.function, step.moving)(at[step.out], in, rows, columns);
+    pair_loop_of(step.function)(at[step.out], at[step.second], in, rows, columns);
   }
 
   void run(MapRange range, const Tile& tile) {
@@ -127,42 +134,42 @@ EDGE_INLINE void add_lanes(double* total, Vec v) {
   for (Index i = 0; i < kLanes; ++i) total[i] += static_cast<double>(lanes[i]);
 }
 
-// What a sum takes of an element: x, times y where there is a y, times the weight of the tile where
-// there is one.
-struct Summand {
-  const float *x, *y;
-  float weight;
-};
-
-template <bool Times, bool Weighted>
-EDGE_INLINE Vec summand(const Summand& s, Index i) {
-  const Vec v = Times ? product(load(s.x + i), load(s.y + i)) : load(s.x + i);
-  return Weighted ? product(v, splat(s.weight)) : v;
+EDGE_INLINE void add_some(double* total, Vec v, Index count) {
+  float lanes[EDGE_VECTOR_FLOATS];
+  store(lanes, v);
+  for (Index i = 0; i < count; ++i) *total += static_cast<double>(lanes[i]);
 }
 
-template <bool Times, bool Weighted>
-EDGE_INLINE float summand_alone(const Summand& s, Index i) {
-  const Vec v = Times ? product(splat(s.x[i]), splat(s.y[i])) : splat(s.x[i]);
-  return (Weighted ? product(v, splat(s.weight)) : v)[0];
-}
-
-template <bool Times, bool Weighted>
-void sum_row(const Summand& s, Index begin, Index end, double* total) {
-  Vec sums[4] = {};
-  Index i = begin;
-  for (; i + 4 * kLanes <= end; i += 4 * kLanes) {
-    for (Index v = 0; v < 4; ++v) sums[v] += summand<Times, Weighted>(s, i + v * kLanes);
+// The sum of what an expression gives along a row, and of a pair its products with x too.
+template <bool PAIR, class S>
+void sum_row(const S& s, const float* x, Index size, double* total, double* pair_total) {
+  Vec sums[4] = {}, pairs[4] = {};
+  const auto take = [&](Index v, Index i) {
+    const Vec value = s.at(i);
+    sums[v] += value;
+    if (PAIR) pairs[v] += product(value, load(x + i));
+  };
+  Index i = 0;
+  for (; i + 4 * kLanes <= size; i += 4 * kLanes) {
+    EDGE_UNROLL
+    for (Index v = 0; v < 4; ++v) take(v, i + v * kLanes);
   }
-  for (; i + kLanes <= end; i += kLanes) sums[0] += summand<Times, Weighted>(s, i);
-  if (end - begin >= kLanes) add_lanes(total, (sums[0] + sums[1]) + (sums[2] + sums[3]));
-  for (; i < end; ++i) total[0] += static_cast<double>(summand_alone<Times, Weighted>(s, i));
+  for (; i + kLanes <= size; i += kLanes) take(0, i);
+  if (size >= kLanes) {
+    add_lanes(total, (sums[0] + sums[1]) + (sums[2] + sums[3]));
+    if (PAIR) add_lanes(pair_total, (pairs[0] + pairs[1]) + (pairs[2] + pairs[3]));
+  }
+  if (i == size) return;
+  const Vec value = s.at(i);
+  add_some(total, value, size - i);
+  if (PAIR) add_some(pair_total, product(value, load(x + i)), size - i);
 }
 
-template <bool Times, bool Weighted>
-void sum_columns(const Summand& s, Index rows, Index columns, float* partial) {
+template <class S>
+void sum_columns(const LoopOperand* in, Index rows, Index columns, float* partial) {
   for (Index i = 0; i < columns; i += kLanes) {
     Vec sum = load(partial + i);
-    for (Index r = 0; r < rows; ++r) sum += summand<Times, Weighted>(s, r * columns + i);
+    for (Index r = 0; r < rows; ++r) sum += S::of(in, r).at(i);
     store(partial + i, sum);
   }
 }
@@ -211,31 +218,50 @@ void start(const MapReduction& reduction, float* total, Index floats) {
   for (Index i = 0; i < floats; ++i) total[i] = first;
 }
 
-template <bool Times, bool Weighted>
-void feed_sum(const Shape& shape, const Summand& s, bool flush, float* total) {
-  auto* sums = reinterpret_cast<double*>(total);
-  for (Index r = 0; shape.along && r < shape.rows; ++r) {
-    const Index begin = r * shape.columns;
-    sum_row<Times, Weighted>(s, begin, begin + shape.columns, sums + r * kMapLanes);
-  }
+struct Totals {
+  float *sum, *pair;
+};
+
+template <class S>
+void feed_sum(const Shape& shape, const LoopOperand* in, bool flush, Totals totals) {
+  auto* sums = reinterpret_cast<double*>(totals.sum);
+  for (Index r = 0; shape.along && r < shape.rows; ++r)
+    sum_row<false>(S::of(in, r), nullptr, shape.columns, sums + r * kMapLanes, nullptr);
   if (shape.along) return;
-  float* partial = total + 2 * ceil_div(shape.columns, kMapLanes) * kMapLanes;
-  sum_columns<Times, Weighted>(s, shape.rows, shape.columns, partial);
+  float* partial = totals.sum + 2 * ceil_div(shape.columns, kMapLanes) * kMapLanes;
+  sum_columns<S>(in, shape.rows, shape.columns, partial);
   for (Index i = 0; flush && i < shape.columns; ++i) {
     sums[i] += static_cast<double>(partial[i]);
     partial[i] = 0.0F;
   }
 }
 
-void feed_sum(const Machine& machine, const MapReduction& reduction, const Shape& shape, bool flush,
-              float* total) {
-  const bool times = reduction.times >= 0, weighted = reduction.weight >= 0;
-  const float* x = machine.at[reduction.in];
-  const Summand s{x, times ? machine.at[reduction.times] : x,
-                  weighted ? *machine.at[reduction.weight] : 1.0F};
-  const auto feed = times ? (weighted ? feed_sum<true, true> : feed_sum<true, false>)
-                          : (weighted ? feed_sum<false, true> : feed_sum<false, false>);
-  feed(shape, s, flush, total);
+// Along rows only.
+template <class D>
+void feed_pair(const Shape& shape, const LoopOperand* in, bool, Totals totals) {
+  auto *sums = reinterpret_cast<double*>(totals.sum),
+       *pairs = reinterpret_cast<double*>(totals.pair);
+  for (Index r = 0; r < shape.rows; ++r)
+    sum_row<true>(D::of(in, r), row_of(in[D::kOperands], r), shape.columns, sums + r * kMapLanes,
+                  pairs + r * kMapLanes);
+}
+
+using Feed = void (*)(const Shape& shape, const LoopOperand* in, bool flush, Totals totals);
+
+Feed feed_of(const MapReduction& reduction) {
+  const bool weighted = reduction.weighted, pair = reduction.pair;
+  switch (reduction.summand.function) {
+    case MapFunction::mul:
+      return weighted ? feed_sum<Weighted<Product>> : feed_sum<Product>;
+    case MapFunction::square_difference:
+      return weighted ? feed_sum<Weighted<SquareDifference>> : feed_sum<SquareDifference>;
+    case MapFunction::affine_relu_grad:
+      return feed_pair<AffineReluGrad>;
+    case MapFunction::affine_clip_grad:
+      return feed_pair<AffineClipGrad>;
+    default:
+      return pair ? feed_pair<Element> : weighted ? feed_sum<Weighted<Element>> : feed_sum<Element>;
+  }
 }
 
 template <class F>
@@ -248,10 +274,12 @@ void feed_best(const Shape& shape, const float* x, float* total) {
 
 void feed(Machine& machine, const MapReduction& reduction, const Tile& tile, bool flush) {
   const Shape shape = shape_of(reduction.kind, tile);
-  const float* x = machine.at[reduction.in];
+  const float* x = machine.at[reduction.summand.in[0]];
   float* total = machine.scratch + reduction.total;
   if (reduction.function == MapFunction::sum) {
-    feed_sum(machine, reduction, shape, flush, total);
+    LoopOperand in[kMapStepOperands];
+    machine.find(reduction.summand, tile, in);
+    feed_of(reduction)(shape, in, flush, {total, machine.scratch + reduction.pair_total});
   } else if (reduction.function == MapFunction::maximum) {
     feed_best<Max>(shape, x, total);
   } else {
@@ -297,6 +325,7 @@ void run_stage(Machine& machine, const MapStage& stage, const Walk& inner, Tile&
   for (Index i = stage.reductions.begin; i < stage.reductions.end; ++i) {
     const MapReduction& reduction = program.reductions[i];
     start(reduction, machine.scratch + reduction.total, reduction.floats);
+    if (reduction.pair) start(reduction, machine.scratch + reduction.pair_total, reduction.floats);
   }
   for (Index t = 0; stage.tiles && t < inner.total; ++t) {
     go_to(program, inner, true, t, tile);
@@ -312,6 +341,10 @@ void run_stage(Machine& machine, const MapStage& stage, const Walk& inner, Tile&
   for (Index i = stage.reductions.begin; i < stage.reductions.end; ++i) {
     const MapReduction& reduction = program.reductions[i];
     finish(reduction, tile, machine.scratch + reduction.total, machine.at[reduction.out]);
+    if (reduction.pair) {
+      const float* total = machine.scratch + reduction.pair_total;
+      finish(reduction, tile, total, machine.at[reduction.pair_out]);
+    }
   }
 }
 

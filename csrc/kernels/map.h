@@ -45,6 +45,17 @@ enum class MapFunction : std::int32_t {
   sub_multiply,        // c - a * b
   multiply_add_relu,   // relu(a * b + c)
   clip_grad,           // relu_grad(a * (b < c), b): of a clip to 0..c
+  // Those of a normalisation (map_norms.h): d and x are of the box, other operands of rows.
+  affine_clip,         // min(relu(x * a + b), limit)
+  affine_relu_grad,    // relu_grad(d, relu(x * a + b))
+  affine_clip_grad,    // clip_grad(d, relu(x * a + b), limit)
+  weighted_sum,        // (d * s + x * t) + u
+  weighted_relu_grad,  // a weighted_sum whose d is an affine_relu_grad
+  weighted_clip_grad,  // a weighted_sum whose d is an affine_clip_grad
+  centred_relu,        // x - m, and relu((x - m) * a + b)
+  centred_clip,        // x - m, and min(relu((x - m) * a + b), limit)
+  square_difference,   // (x - a) * (x - a): of a sum
+  element,             // of a sum: what it is of
 };
 
 constexpr Index kMapAxes = 4;
@@ -61,6 +72,7 @@ constexpr Index kMapPad = 32;    // floats behind a register that a vector loop 
 constexpr Index kMapLanes = 16;  // an upper bound of kLanes, for scratch that fits every machine
 
 constexpr std::int32_t kMapOperands = 16, kMapResults = 8, kMapConstants = 64, kMapSteps = 256;
+constexpr std::int32_t kMapStepOperands = 9;  // of joined steps; others have three at most
 
 // How a value lies in a tile: one number, one a row, one a column, or one an element.
 enum MapKind : std::uint8_t { kMapOne = 0, kMapRows = 1, kMapColumns = 2, kMapFull = 3 };
@@ -83,20 +95,26 @@ struct MapStep {
   // Row by row, for a box-sized result of an operand that rows or columns have in common; otherwise
   // the tile is one long row.
   bool by_rows = false;
-  std::uint8_t moving = 0;    // a bit for each operand: it has a number for each place in a row
-  Index row_numbers[3] = {};  // 0 or 1; -1 for a whole row: from one row to the next
-  std::int32_t in[3] = {};
+  std::uint8_t moving = 0;  // a bit for each of three operands: a number for each place in a row
+  std::int32_t n_in = 0;
+  std::int8_t row_numbers[kMapStepOperands] = {};  // 0 or 1 to the next row; -1 for a whole row
+  std::int32_t in[kMapStepOperands] = {};
   std::int32_t out = 0;  // no slot of an operand or of `in`
+  std::int32_t second =
+      -1;  // of a step with two results; beside a weighted gradient its activation
 };
 
 struct MapReduction {
   MapFunction function = MapFunction::sum;
   MapKind kind = kMapOne;  // of the result
-  std::int32_t in = 0, out = 0;
-  // Of a sum, the slots of what is multiplied with each element before: an element, then one number
-  // for the tile; -1 for none.
-  std::int32_t times = -1, weight = -1;
+  // What it takes of an element. Behind the operands of a sum's function, a mul among others: one
+  // number for the tile to multiply with, if it is weighted; x of a pair, a sum of d and one of d *
+  // x.
+  MapStep summand;
+  bool weighted = false, pair = false;
+  std::int32_t out = 0, pair_out = 0;
   Index total = 0, floats = 0;  // its accumulators in scratch; at a multiple of 64 bytes
+  Index pair_total = 0;
 };
 
 // Part of one of the arrays of MapProgram.

@@ -188,7 +188,7 @@ Loop three(int moving) {
   return kLoops[moving];
 }
 
-Loop loop_of(MapFunction function, int moving) {
+Loop simple_loop_of(MapFunction function, int moving) {
   switch (function) {
     case MapFunction::div:
       return two<Div>(moving);

@@ -2,6 +2,7 @@
 // round differently from one that has not, and the numbers have to be the same everywhere.
 #include "kernels/random.h"
 
+#include "kernels/hash.h"
 #include "kernels/vmath.h"
 
 namespace edge {
@@ -9,14 +10,7 @@ namespace EDGE_ISA {
 
 namespace {
 
-constexpr std::uint64_t kGolden = 0x9E3779B97F4A7C15U;
 constexpr float kUnit = 1.0F / 16777216.0F;  // 2^-24: float32 holds every multiple of it up to 1
-
-std::uint64_t mixed(std::uint64_t h) {
-  h = (h ^ h >> 30) * 0xBF58476D1CE4E5B9U;
-  h = (h ^ h >> 27) * 0x94D049BB133111EBU;
-  return h ^ h >> 31;
-}
 
 std::uint64_t bits64_of(float x) {
   std::uint32_t bits;
@@ -26,13 +20,12 @@ std::uint64_t bits64_of(float x) {
 
 // The hash of everything but the element.
 std::uint64_t prefix_of(const RandomArgs& args) {
-  std::uint64_t h = mixed(bits64_of(*args.seed) + kGolden);
-  h = mixed((h ^ args.stream) + kGolden);
-  return mixed((h ^ bits64_of(*args.step)) + kGolden);
+  const std::uint64_t seed = mixed(bits64_of(*args.seed) + kGolden);
+  return hashed(hashed(seed, args.stream), bits64_of(*args.step));
 }
 
 std::uint64_t hash_of(std::uint64_t prefix, Index i) {
-  return mixed((prefix ^ static_cast<std::uint64_t>(i)) + kGolden);
+  return hashed(prefix, static_cast<std::uint64_t>(i));
 }
 
 // cos(2 pi k 2^-24 - pi / 4): a quarter of the circle by the upper two of 24 bits, and an angle r

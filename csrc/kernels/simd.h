@@ -14,6 +14,7 @@
 #endif
 
 #define EDGE_INLINE static inline __attribute__((always_inline, unused))
+#define EDGE_INLINE_MEMBER inline __attribute__((always_inline))
 
 // No iteration of the next loop reads what an earlier one wrote; outputs that *are* an input are
 // fine.

@@ -14,6 +14,8 @@ struct Worker {
   Index index = 0;  // 0 <= index < count
   Index count = 1;
   float* scratch = nullptr;  // this worker's own, 64-byte aligned; contents are left over
+  float* shared = nullptr;   // worker 0's scratch, for kernels of several phases
+  Index phase = 0;           // every worker ends a phase before any begins the next
 };
 
 }  // namespace edge

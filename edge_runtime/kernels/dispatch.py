@@ -7,6 +7,7 @@ import platform
 from typing import TypedDict
 
 from edge_runtime import _core
+from edge_runtime.kernels import cuda
 
 __all__ = ["KernelInfo", "info"]
 
@@ -22,13 +23,14 @@ class KernelInfo(TypedDict):
     available: list[str]  # slowest first; each can be forced: Workspace(isa=...), or EDGE_ISA in the environment
     unavailable: list[str]  # built, but not runnable on this processor
     compiler: str
+    cuda: cuda.CudaInfo
 
 
 def info() -> KernelInfo:
     """Say which instruction set kernels use here, why, and which others could be forced.
 
     Returns:
-        The choice of `isa="auto"`, its reason, what runs here, what does not, and the compiler.
+        The choice of `isa="auto"`, its reason, what runs here, what does not, the compiler, and CUDA.
 
     Raises:
         ValueError: EDGE_ISA asks for an instruction set that cannot run here.
@@ -42,4 +44,5 @@ def info() -> KernelInfo:
         "available": core["available"],
         "unavailable": [isa for isa in built if isa not in core["available"]],
         "compiler": core["compiler"],
+        "cuda": cuda.info(),
     }

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.kernels import reference_map, reference_tensor
+from edge_runtime.kernels import reference_map, reference_sampled_softmax, reference_tensor
 from edge_runtime.kernels.reference_tensor import float_attribute
 
 Array = NDArray[Any]
@@ -194,6 +194,17 @@ def softmax_xent_grad(inputs: Sequence[Array | None], attrs: Attributes, _output
     return [d_logits * (d_loss / max(labelled, 1))]
 
 
+def sampled_softmax(inputs: Sequence[Array | None], attrs: Attributes, _outputs: Sequence[Output]) -> list[Array]:
+    """Loss and gradients of linear logits, in the type of the features."""
+    features, rows = _present(inputs[0]), _present(inputs[2])
+    labels, labelled = _labels_of(len(features), _present(inputs[1]), attrs[2:])
+    share = np.count_nonzero(labels >= 0) / max(labelled, 1)
+    made = reference_sampled_softmax.linear_loss(
+        features, rows, labels, inputs[3], scale=float_attribute(attrs[0]) or None, own=int(attrs[1])
+    )
+    return [np.asarray(part * share, features.dtype) for part in made]
+
+
 def _labels_of(rows: int, labels: Array, attrs: Attributes) -> tuple[Array, int]:
     """The labels of `rows` rows from attrs[0] on, or all of them, and how many of all are not -1."""
     first = int(attrs[0]) if attrs else 0
@@ -242,6 +253,7 @@ TWINS: dict[str, Twin] = {
     "transpose": transpose,
     "softmax_xent": softmax_xent,
     "softmax_xent_grad": softmax_xent_grad,
+    "sampled_softmax": sampled_softmax,
     "sgd": sgd,
     "gemm_sgd": gemm_sgd,
     "copy": copy,

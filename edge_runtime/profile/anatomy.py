@@ -103,6 +103,8 @@ def multiply_adds(info: PlanInfo, op: OpInfo) -> int:
             return math.prod(shapes[-1]) * shapes[0][0 if op["attrs"][0] else 1]
         case "matmul":
             return math.prod(shapes[-1]) * shapes[0][-2 if op["attrs"][0] else -1]
+        case "sampled_softmax":
+            return 3 * math.prod(shapes[0]) * shapes[2][0]
         case "conv" | "conv_grad_x":
             y = shapes[-1] if op["op"] == "conv" else shapes[0]
             return math.prod(y) * math.prod(shapes[1][1:])

@@ -61,12 +61,14 @@ def choices(info: PlanInfo, tensor: Tensor) -> int:
 
 def _limits(info: PlanInfo, op: OpInfo, tensor: Tensor) -> list[int]:
     """What one operation makes of `tensor` as labels or index."""
-    if op["op"] not in {"softmax_xent", "softmax_xent_grad", "gather", "scatter_add"}:
+    if op["op"] not in {"softmax_xent", "softmax_xent_grad", "sampled_softmax", "gather", "scatter_add"}:
         return []
     index, indexed = op["inputs"][1], op["outputs" if op["op"] == "scatter_add" else "inputs"][0]
+    if op["op"] == "sampled_softmax":
+        indexed = op["inputs"][2]
     if index is None or indexed is None or info["tensors"][index]["offset"] != tensor.offset:
         return []
-    axis = 1 if op["op"].startswith("softmax") else op["attrs"][0]
+    axis = 1 if op["op"].startswith("softmax") else 0 if op["op"] == "sampled_softmax" else op["attrs"][0]
     return [info["tensors"][indexed]["shape"][axis]]
 
 

@@ -200,6 +200,22 @@ def softmax_xent_grad(node: Node, d_outputs: Sequence[Value | None]) -> Gradient
     return to_probs, None, g.sum(u * g.softmax_xent_grad(probs, labels, g.constant(1.0), begin))
 
 
+def sampled_softmax(node: Node, d_outputs: Sequence[Value | None]) -> Gradients:
+    """What the operation made, times d_loss; to the corrections by the logits, written out."""
+    d_loss, *d_gradients = d_outputs
+    if d_loss is None or any(d is not None for d in d_gradients):
+        raise NotDifferentiable(node.op, "its gradients are finished; write the logits out, with softmax_cross_entropy")
+    features, labels, rows, correction = node.inputs
+    d_correction = None
+    if features is not None and rows is not None and labels is not None and correction is not None:
+        begin = node.attrs.get("first_row")
+        mine = g.slice(labels, [begin or 0], features.shape[:1], [1])
+        o = g.class_logits(features, rows, mine, scale=node.attrs["scale"], own=node.attrs["own"])
+        _, probs = g.softmax_xent(o + correction, labels, begin)
+        d_correction = g.sum(g.softmax_xent_grad(probs, labels, d_loss, begin), [0])
+    return d_loss * node.out(1), None, d_loss * node.out(2), d_correction
+
+
 def in_place(node: Node, d_outputs: Sequence[Value | None]) -> Gradients:
     """Say that an update has no gradient, and what has."""
     del d_outputs

@@ -184,6 +184,19 @@ def one_hot(labels: Value, classes: int) -> Value:
     return equal(reshape(cast(labels, "float32"), (*labels.shape, 1)), numbers)
 
 
+def class_logits(features: Value, rows: Value, labels: Value, *, scale: float, own: int) -> Value:
+    """The logits (B, S) of sampled_softmax without corrections, -1e30 where an example does not see a class."""
+    if scale:
+        features, rows = l2_normalize(features, 1, 1e-38) * scale, l2_normalize(rows, 1, 1e-38)
+    logits = matmul(features, rows, trans_b=True)
+    if not own:
+        return logits
+    hidden = less(constant([float(c) for c in range(rows.shape[0])]), float(own)) * (
+        1.0 - one_hot(labels, rows.shape[0])
+    )
+    return where(hidden, -1e30, logits)
+
+
 def labelled_rows(labels: Value) -> Value:
     """1 for each row whose int32 label is not negative, else 0."""
     return less(-1.0, cast(labels, "float32"))

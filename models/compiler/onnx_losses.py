@@ -1,9 +1,13 @@
 """ONNX losses, in the graph language."""
 
+import numpy as np
+
 import models.compiler.graph as g
 from models.compiler.errors import ModelError
 from models.compiler.ir import Value
 from models.compiler.onnx_nodes import Convert, ModelNode, Terms, optional, value
+
+DOMAIN = "edge_runtime"  # of the operators that ONNX has not
 
 
 def _labels(terms: Terms, scores: Value) -> Value:
@@ -56,7 +60,23 @@ def _softmax_cross_entropy(node: ModelNode, terms: Terms) -> Value | list[Value]
     return loss if node.outputs == 1 else [loss, log_p]
 
 
+def _sampled_softmax(node: ModelNode, terms: Terms) -> Value:
+    """Inputs features, rows, labels, correction?; attributes scale (cosines) and own_positives."""
+    features, rows = value(terms, 0), value(terms, 1)
+    labels = _labels(terms[1:], g.constant(np.zeros((features.shape[0], 1), np.float32)))
+    return g.sampled_softmax(
+        features,
+        rows,
+        labels,
+        optional(terms, 3),
+        scale=float(node.attrs.get("scale", 0.0)),
+        own=int(node.attrs.get("own_positives", 0)),
+    )
+
+
 CONVERTERS: dict[str, Convert] = {
     "NegativeLogLikelihoodLoss": _negative_log_likelihood,
     "SoftmaxCrossEntropyLoss": _softmax_cross_entropy,
+    f"{DOMAIN}.LinearCrossEntropy": _sampled_softmax,
+    f"{DOMAIN}.SampledSoftmax": _sampled_softmax,
 }

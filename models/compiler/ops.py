@@ -94,6 +94,16 @@ def _gemm_sgd(node: Node) -> list[int]:
     return [int(node.attrs["trans_a"]), int(node.attrs["trans_b"]), *_sgd(node)]
 
 
+def _sampled_softmax(node: Node) -> list[int]:
+    return [float_bits(node.attrs["scale"]), node.attrs["own"], *_first_row(node)]
+
+
+def _sampled_softmax_products(node: Node) -> int:
+    """Logits and both gradients."""
+    features, rows = node.types[1:]
+    return 3 * features.size * rows.shape[0]
+
+
 def _first_row(node: Node) -> list[int]:
     return [node.attrs["first_row"]] if "first_row" in node.attrs else []
 
@@ -218,6 +228,15 @@ OPS: dict[str, Op] = {
     "random": Op(tensor_shapes.random, tensor_gradients.flat, 41, _random),
     "gemm_sgd": Op(
         shapes.gemm_sgd, gradients.in_place, 42, _gemm_sgd, (), _gemm_products, operands=(5, 2), overwrites=(2, 4)
+    ),
+    "sampled_softmax": Op(
+        shapes.sampled_softmax,
+        gradients.sampled_softmax,
+        43,
+        _sampled_softmax,
+        (),
+        _sampled_softmax_products,
+        operands=(4, 3),
     ),
     # What gradients take as a constant is the value itself.
     "detach": Op(tensor_shapes.detach, tensor_gradients.flat, None),

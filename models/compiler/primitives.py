@@ -151,6 +151,41 @@ def softmax_xent_grad(probs: Value, labels: Value, d_loss: Value, first_row: int
     return apply("softmax_xent_grad", shapes.softmax_xent_grad, (probs, labels, d_loss), _rows_from(first_row))[0]
 
 
+def sampled_softmax(  # noqa: PLR0913 - the operands and settings of one loss
+    features: Value,
+    rows: Value,
+    labels: Value,
+    correction: Value | None = None,
+    *,
+    scale: float = 0.0,
+    own: int = 0,
+    first_row: int | None = None,
+) -> Value:
+    """Mean cross-entropy of features @ rows.T + correction, of which never more than a tile exists.
+
+    Its gradients are finished in the forward part, so it cannot be differentiated twice; write the logits out for that.
+
+    Args:
+        features: (B, D).
+        rows: (S, D); those of the classes that are here.
+        labels: int32 (B), places in `rows`; -1 is left out.
+        correction: (S), added to the logits: -log q for a sampled negative, with q the probability that it is here, and
+            0 for what is here for certain. It may be trained, as a bias.
+        scale: of cosines as logits; 0 for dot products. A zero vector has cosine 0 and no gradient.
+        own: number of leading classes that an example does not see unless they are its label.
+        first_row: as in softmax_xent.
+
+    Source: arXiv 2203.04888.
+    """
+    attrs = {"scale": scale, "own": own, **_rows_from(first_row)}
+    return apply("sampled_softmax", shapes.sampled_softmax, (features, labels, rows, correction), attrs)[0]
+
+
+def linear_cross_entropy(features: Value, rows: Value, labels: Value, *, scale: float = 0.0) -> Value:
+    """Mean softmax cross-entropy of features @ rows.T (B, C) without storing it; see sampled_softmax."""
+    return sampled_softmax(features, rows, labels, scale=scale)
+
+
 def sgd(  # noqa: PLR0913 - the operands and settings of one update rule
     param: Value,
     grad: Value,

@@ -283,6 +283,26 @@ def softmax_xent_grad(types: Types, attrs: Attrs) -> tuple[Type, ...]:
     return (probs,)
 
 
+def sampled_softmax(types: Types, attrs: Attrs) -> tuple[Type, ...]:
+    """Loss and its gradients; inputs features (B, D), int32 labels, rows (S, D), correction (S)?.
+
+    Attributes scale (0: dot products), own (leading classes that only the examples see whose label they are), and
+    first_row as in softmax_xent.
+    """
+    features, labels, rows, correction = types
+    assert features is not None
+    assert rows is not None
+    matrices = all(t.dtype == "float32" and len(t.shape) == 2 for t in (features, rows))
+    if not matrices or features.shape[1] != rows.shape[1]:
+        fail("sampled_softmax", types, "features and rows must be float32 (batch, width) and (classes, width)")
+    if correction not in (None, Type("float32", rows.shape[:1])):
+        fail("sampled_softmax", types, f"corrections must be float32 [{rows.shape[0]}]")
+    if not 0 <= attrs["own"] <= rows.shape[0] or not 0 <= attrs["scale"] < math.inf:
+        fail("sampled_softmax", types, f"own must be in 0..{rows.shape[0]}, scale finite and not negative")
+    loss, _ = softmax_xent((Type("float32", (features.shape[0], rows.shape[0])), labels), attrs)
+    return loss, features, rows
+
+
 def sgd(types: Types, attrs: Attrs) -> tuple[Type, ...]:
     """New parameter, and new velocity where there is one; inputs param, grad, lr, velocity?."""
     del attrs

@@ -249,8 +249,40 @@ def test_cross_entropy_of_no_label_is_zero_with_zero_gradient() -> None:
     assert not grad.any()
 
 
+@pytest.mark.parametrize("labels", [[2, 0, -1, 1], [1, 1, 1, 1]])
+@pytest.mark.parametrize(("scale", "own"), [(0.0, 0), (0.0, 3), (4.5, 0), (4.5, 3)])
+def test_sampled_softmax_gradient_equals_central_difference(
+    labels: list[int], scale: float, own: int, rng: np.random.Generator
+) -> None:
+    leaves = [f32("features", 4, 6), f32("rows", 5, 6), f32("correction", 5)]
+    features, rows, correction = leaves
+    y = g.leaf("y", "int32", (4,))
+    loss = g.sampled_softmax(features * 1.3, rows, y, correction * 0.8, scale=scale, own=own) * 0.7
+    check(loss, leaves, rng, y=np.array(labels, np.int32))
+
+
+def test_linear_cross_entropy_is_the_cross_entropy_of_a_product(rng: np.random.Generator) -> None:
+    features, rows, y = f32("features", 4, 6), f32("rows", 5, 6), g.leaf("y", "int32", (4,))
+    losses = [
+        g.linear_cross_entropy(features, rows, y),
+        g.softmax_cross_entropy(g.matmul(features, rows, trans_b=True), y),
+    ]
+    given = {v.name: rng.normal(size=v.shape) for v in (features, rows)} | {"y": np.array([4, 0, -1, 2], np.int32)}
+    fused, plain = ([loss, *gradients(loss, [features, rows])] for loss in losses)
+    for a, b in zip(evaluate(fused, given), evaluate(plain, given), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_sampled_softmax_is_not_differentiated_twice_and_the_error_says_what_is() -> None:
+    features, rows, y = f32("features", 4, 6), f32("rows", 5, 6), g.leaf("y", "int32", (4,))
+    (first,) = gradients(g.sampled_softmax(features, rows, y), [features])
+    with pytest.raises(NotDifferentiable, match="write the logits out"):
+        gradients(smooth(first), [rows])
+
+
 def test_every_differentiable_operation_has_a_case() -> None:
     known = {name.split("-")[0] for name in [*CASES, *TENSOR_CASES]} | {"softmax_xent", "softmax_xent_grad", "copy"}
+    known |= {"sampled_softmax"}
     known |= {"detach", "cast", "argminmax", "random"}  # flat: no gradient passes, which a test below says
     missing = []
     for op, row in OPS.items():

@@ -11,6 +11,7 @@
 #include <map>
 #include <memory>
 #include <random>
+#include <vector>
 
 #include "check.h"
 #include "core/cpu.h"
@@ -84,10 +85,15 @@ class Apart {
   Bytes run(edge::Opcode code, const edge::Kernels& kernels, std::int64_t count) {
     const edge::Call call = edge::prepare(code, operands_, kernels);
     const auto floats = static_cast<std::size_t>(call.scratch_bytes / 4);
+    std::vector<std::unique_ptr<float[]>> scratch;
     for (std::int64_t worker = 0; worker < count; ++worker) {
-      const std::unique_ptr<float[]> scratch(new float[floats]);
-      std::memset(scratch.get(), 0xFF, floats * 4);
-      call.run({worker, count, scratch.get()});
+      scratch.emplace_back(new float[floats]);
+      std::memset(scratch.back().get(), 0xFF, floats * 4);
+    }
+    for (std::int64_t phase = 0; phase < call.phases; ++phase) {
+      for (std::int64_t worker = 0; worker < count; ++worker)
+        call.run({worker, count, scratch[static_cast<std::size_t>(worker)].get(), scratch[0].get(),
+                  phase});
     }
     Bytes all;
     for (const edge::Operand& out : operands_.out) {

@@ -182,6 +182,34 @@ def sliced_label_case(rows: int, first: int, count: int) -> list[Case]:
 
 
 XENTS = [c for shape in [(1, 1, 0), (32, 10, 0), (32, 10, 5), (7, 100, 7), (500, 100, 1)] for c in label_case(*shape)]
+
+
+def sampled_case(
+    batch: int, width: int, classes: int, scale: float = 0.0, own: int = 0, *, correction: bool = True
+) -> Case:
+    rng = np.random.default_rng(classes)
+    features, rows = rng.standard_normal((batch, width)) / np.sqrt(width), rng.standard_normal((classes, width))
+    labels = rng.integers(-1, max(own, 1), batch).astype(I32)
+    inputs = (features.astype(F32), labels, rows.astype(F32), (classes,) if correction else None)
+    outputs = (((), F32), ((batch, width), F32), ((classes, width), F32))
+    return Case("sampled_softmax", inputs, outputs, (bits(scale), own), classes)
+
+
+def sampled_slice_case(rows: int, first: int, count: int) -> Case:
+    labels = np.random.default_rng(rows).integers(-1, 5, rows).astype(I32)
+    outputs = (((), F32), ((count, 7), F32), ((5, 7), F32))
+    return Case("sampled_softmax", ((count, 7), labels, (5, 7), None), outputs, (bits(0.0), 0, first), 7)
+
+
+SAMPLED = [
+    sampled_case(1, 1, 1, correction=False),
+    sampled_case(5, 17, 49),
+    sampled_case(16, 64, 160, 9.0, 6),
+    sampled_case(33, 31, 100, 3.0),
+    sampled_case(7, 1500, 100, own=100, correction=False),
+    sampled_case(1000, 9, 300, 2.0, 20),
+    *[sampled_slice_case(*slice_) for slice_ in [(9, 0, 9), (9, 4, 3), (9, 8, 1)]],
+]
 XENTS += [c for slice_ in [(9, 0, 9), (9, 4, 3), (9, 8, 1)] for c in sliced_label_case(*slice_)]
 
 CASES = [
@@ -192,6 +220,7 @@ CASES = [
     *REDUCTIONS,
     *TRANSPOSES,
     *XENTS,
+    *SAMPLED,
 ]
 
 

@@ -156,6 +156,73 @@ def test_joined_steps_compute_the_bits_of_the_steps_alone(
         np.testing.assert_array_equal(got, want)
 
 
+# What normalisation is made of, with operands x, d, three numbers a channel and 1.5: squares of a difference; then the
+# gradient of the activation, its sum and that of its products with x, and what follows from both.
+VARIANCE = (Step("sub", (0, 2)), Step("mul", (6, 6)), Step("sum", (7,)))
+AFFINE = (Step("mul", (0, 2)), Step("add", (9, 3)), Step("relu", (10,)), Step("min", (11, 5)))
+THROUGH_CLIP = (Step("less", (11, 5)), Step("mul", (1, 13)), Step("relu_grad", (14, 11)))
+THROUGH_RELU = (Step("mul", (4, 5)), Step("mul", (13, 5)), Step("relu_grad", (1, 11)))
+SLOPE = (
+    *(Step("sum", (15,)), Step("mul", (15, 0)), Step("sum", (17,)), Step("mul", (15, 4)), Step("mul", (18, 0))),
+    *(Step("add", (19, 20)), Step("add", (21, 16))),
+)
+CHANNELS = [((3, 5, 70), (0, 2)), ((5, 3, 64), (0, 2)), ((3, 40, 16), (0, 2)), ((2, 3, 2600), (0, 2)), ((9, 48), (1,))]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("dims", "reduced"), CHANNELS, ids=str)
+@pytest.mark.parametrize("through", [THROUGH_CLIP, THROUGH_RELU], ids=["clip", "relu"])
+def test_joined_normalisation_computes_the_bits_of_the_steps_alone(
+    isa: str, dims: tuple[int, ...], reduced: tuple[int, ...], through: tuple[Step, ...]
+) -> None:
+    every, kept = tuple(range(len(dims))), tuple(a for a in range(len(dims)) if a not in reduced)
+    steps = (*VARIANCE, *AFFINE, *through, *SLOPE)
+    program = MapProgram(dims, reduced, (every, every, kept, kept, kept), (1.5,), steps, (8, 12, 16, 18, 22))
+    # Results that others follow from are steps of their own.
+    apart = replace(program, results=(*program.results, 10, 15, 21))
+    case, other = (case_of(p, np.random.default_rng(3)) for p in (program, apart))
+    for got, want in zip(
+        compute(case, list(case.inputs), isa, 2), compute(other, list(case.inputs), isa, 1), strict=False
+    ):
+        np.testing.assert_array_equal(got, want)
+    for got, want in zip(compute(case, list(case.inputs), isa, 1), twin(case, list(case.inputs)), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-3)
+
+
+def computed_over(program: MapProgram, inputs: list[np.ndarray], isa: str, threads: int) -> list[np.ndarray]:
+    """As compute, but results of the box take the bytes of operands of the box, the last the first's."""
+    writer, shapes = PlanWriter(), shapes_of(program)
+    sources = [writer.tensor(f"in{i}", x.shape, BATCH) for i, x in enumerate(inputs)]
+    operands = [writer.tensor("", x.shape, TEMPORARY) for x in inputs]
+    free = [writer.tensors[o].offset for o in operands if writer.tensors[o].shape == program.dims]
+    over = [free.pop(0) if shape == program.dims and free else None for shape in reversed(shapes)]
+    results = [writer.tensor("", s, TEMPORARY, offset=at) for s, at in zip(shapes, reversed(over), strict=True)]
+    for source, operand in zip(sources, operands, strict=True):
+        writer.op("copy", [source], [operand])
+    writer.op("map", operands, results, encode(program))
+    for i, (result, shape) in enumerate(zip(results, shapes, strict=True)):
+        writer.op("copy", [result], [writer.tensor(f"out{i}", shape, OUTPUT)])
+    engine = _core.Engine(writer.seal(), threads, isa)
+    for i, x in enumerate(inputs):
+        engine.view(f"in{i}")[...] = x
+    engine.step()
+    return [engine.view(f"out{i}").copy() for i in range(len(shapes))]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("dims", "reduced"), [*BOXES, *CHANNELS, ((2048,), ()), ((3, 5, 2688), (0, 2))], ids=str)
+def test_results_over_operands_have_the_bits_of_results_apart(
+    isa: str, dims: tuple[int, ...], reduced: tuple[int, ...]
+) -> None:
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        program = drawn(dims, reduced, rng)
+        case = case_of(program, rng)
+        inputs = list(case.inputs)
+        for got, want in zip(computed_over(program, inputs, isa, 2), compute(case, inputs, isa, 1), strict=True):
+            np.testing.assert_array_equal(got, want)
+
+
 @pytest.mark.parametrize("isa", ISAS)
 def test_a_nan_wins_an_extreme_and_spoils_a_sum(isa: str) -> None:
     x = np.array([[1, np.nan, 3], [4, 5, 6]], F32)
