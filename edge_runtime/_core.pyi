@@ -1,6 +1,7 @@
 # The compiled core: plan reader, interpreter, kernels.
 
-from typing import Any, TypedDict
+from collections.abc import Sequence
+from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,6 +95,37 @@ class Workspace:
     def threads(self) -> int: ...
     @property
     def isa(self) -> str: ...
+
+# Selection by magnitude (edge_runtime/kernels/selection.py): (indices, values, least key selected), None where there is
+# a NaN. `infinity` is the bits of infinity; 16-bit arrays are uint16 and their keys the upper half of 32 bits.
+Selected: TypeAlias = tuple[NDArray[np.int32], NDArray[Any], int]
+
+def top_k(workspace: Workspace, xs: Sequence[NDArray[Any]], infinity: int, k: int) -> Selected | None: ...
+def top_k_residual(
+    workspace: Workspace, gradients: Sequence[NDArray[Any]], residuals: Sequence[NDArray[Any]], k: int
+) -> Selected | None: ...
+def dgc(
+    workspace: Workspace,
+    gradients: Sequence[NDArray[Any]],
+    momenta: Sequence[NDArray[Any]],
+    residuals: Sequence[NDArray[Any]],
+    k: int,
+    momentum_factor: float,
+    nesterov: bool,
+    masking: bool,
+) -> Selected | None: ...
+def above(workspace: Workspace, x: NDArray[Any], infinity: int, key: int) -> Selected | None: ...
+def sampled(
+    workspace: Workspace,
+    x: NDArray[Any],
+    infinity: int,
+    k: int,
+    seed: int,
+    sample: int,
+    least: int,
+    most: int,
+    attempts: int,
+) -> Selected | None: ...
 
 # (u, s, vt, error, passes) of a float32 matrix; see edge_runtime.kernels.low_rank. `energy` 0: exactly `rank`.
 def truncated_svd(

@@ -3,114 +3,15 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <limits>
 
-#include "bindings/device_arrays.h"
-#include "cuda/api.h"
+#include "bindings/device_call.h"
 
 namespace py = pybind11;
 
 namespace edge::cuda {
 namespace {
-
-// A driver call that failed, by name.
-void must(cudaError_t code, const char* call) {
-  if (code == cudaSuccess) return;
-  cudaGetLastError();  // a later call must not report this one
-  throw std::runtime_error(std::string(call) + ": " + cudaGetErrorName(code) + ": " +
-                           cudaGetErrorString(code));
-}
-
-std::uint64_t size_of(const DeviceArray& array) {
-  std::uint64_t size = 1;
-  for (const std::int64_t extent : array.shape) {
-    if (extent < 0 || __builtin_mul_overflow(size, static_cast<std::uint64_t>(extent), &size)) {
-      throw py::value_error("a shape does not fit 64 bits: " + described(array));
-    }
-  }
-  return size;
-}
-
-// The arrays of one call: checked as they are named, all on one device, which is current until the
-// end.
-class Call {
- public:
-  explicit Call(std::uintptr_t stream) : stream_(stream) {}
-  Call(const Call&) = delete;
-  Call& operator=(const Call&) = delete;
-  ~Call() {
-    if (before_ >= 0) cudaSetDevice(before_);
-  }
-
-  cudaStream_t stream() const { return reinterpret_cast<cudaStream_t>(stream_); }
-
-  // Of one of the types `wanted` and of this shape; -1: any extent.
-  DeviceArray array(const py::object& object, const char* name,
-                    const std::vector<std::string>& wanted, const std::vector<std::int64_t>& shape,
-                    bool written) {
-    DeviceArray it = device_array(object, name, stream_);
-    bool fits = it.shape.size() == shape.size();
-    for (std::size_t axis = 0; fits && axis < shape.size(); ++axis) {
-      fits = shape[axis] < 0 || shape[axis] == it.shape[axis];
-    }
-    bool typed = false;
-    std::string types;
-    for (const std::string& type : wanted) {
-      typed = typed || type == it.dtype;
-      types += (types.empty() ? "" : " or ") + type;
-    }
-    if (!fits || !typed) {
-      throw py::type_error(std::string(name) + " must be " +
-                           described({0, shape, types, false, {}}) + " (-1: any), got " +
-                           described(it));
-    }
-    if (written && it.read_only) throw py::value_error(std::string(name) + " is read-only");
-    if (size_of(it) > 0) place(it, name);
-    return it;
-  }
-  template <class T>
-  T* pointer(const py::object& object, const char* name, const char* type,
-             const std::vector<std::int64_t>& shape, bool written) {
-    held_.push_back(array(object, name, {type}, shape, written));
-    return reinterpret_cast<T*>(held_.back().address);
-  }
-  void* workspace(const py::object& object, std::uint64_t bytes) {
-    constexpr std::uintptr_t kAligned = 256;
-    held_.push_back(array(object, "workspace", {"uint8"}, {-1}, true));
-    const DeviceArray& it = held_.back();
-    if (size_of(it) < bytes) {
-      throw py::value_error("workspace must hold at least " + std::to_string(bytes) +
-                            " bytes, got " + std::to_string(size_of(it)));
-    }
-    if (it.address % kAligned != 0)
-      throw py::value_error("workspace must start at a multiple of 256 bytes");
-    return reinterpret_cast<void*>(it.address);
-  }
-
- private:
-  void place(const DeviceArray& it, const char* name) {
-    cudaPointerAttributes where{};
-    must(cudaPointerGetAttributes(&where, reinterpret_cast<const void*>(it.address)),
-         "cudaPointerGetAttributes");
-    if (where.type != cudaMemoryTypeDevice && where.type != cudaMemoryTypeManaged) {
-      throw py::value_error(std::string(name) + " does not point to device memory");
-    }
-    if (before_ < 0) {
-      must(cudaGetDevice(&before_), "cudaGetDevice");
-      must(cudaSetDevice(where.device), "cudaSetDevice");
-      device_ = where.device;
-    }
-    if (where.device != device_) {
-      throw py::value_error(std::string(name) + " is on device " + std::to_string(where.device) +
-                            ", the arrays before it on device " + std::to_string(device_));
-    }
-  }
-
-  std::uintptr_t stream_;
-  int before_ = -1;
-  int device_ = -1;
-  std::vector<DeviceArray> held_;
-};
 
 Element element_of(const std::string& dtype) {
   if (dtype == "float32") return Element::float32;
@@ -337,6 +238,92 @@ void dequantize(const py::object& q, const py::object& scales, bool sign, std::i
        "dequantize");
 }
 
+// Rank and sides of a decomposition.
+void check_rank(std::int64_t m, std::int64_t n, std::int64_t rank, std::uint64_t most) {
+  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+  if (m < 1 || n < 1 || m > kMost || n > kMost) {
+    throw py::value_error("a must have 1..2^31-1 rows and columns, got " + std::to_string(m) +
+                          " x " + std::to_string(n));
+  }
+  const std::int64_t largest = std::min({m, n, static_cast<std::int64_t>(most)});
+  if (rank < 1 || rank > largest) {
+    throw py::value_error("rank must be in 1.." + std::to_string(largest) + ", got " +
+                          std::to_string(rank));
+  }
+}
+
+std::uint64_t svd_bytes(std::int64_t m, std::int64_t n, std::int64_t rank, bool step) {
+  check_rank(m, n, rank, step ? kMostPowerRank : kMostSvdRank);
+  std::uint64_t bytes = 0;
+  must(svd_workspace_bytes(static_cast<std::uint64_t>(m), static_cast<std::uint64_t>(n),
+                           static_cast<std::uint64_t>(rank), step, bytes),
+       "svd_workspace_bytes");
+  return bytes;
+}
+
+void truncated_svd(const py::object& a, std::int64_t rank, double energy, const py::object& warm,
+                   std::uint64_t seed, std::int64_t iterations, double tolerance,
+                   const py::object& u, const py::object& s, const py::object& vt,
+                   const py::object& error, const py::object& used, const py::object& first_bad,
+                   const py::object& workspace, std::uintptr_t stream) {
+  if (iterations < 0 || iterations > 1000) {
+    throw py::value_error("iterations must be in 0..1000, got " + std::to_string(iterations));
+  }
+  if (!(energy > 0.0 && energy <= 1.0)) {
+    throw py::value_error("energy must be in (0, 1], got " + std::to_string(energy));
+  }
+  Call call(stream);
+  SvdCall it{};
+  const DeviceArray from = call.array(a, "a", {"float32"}, {-1, -1}, false);
+  const std::int64_t m = from.shape[0];
+  const std::int64_t n = from.shape[1];
+  check_rank(m, n, rank, kMostSvdRank);
+  it.a = reinterpret_cast<const float*>(from.address);
+  it.m = extent(from, 0);
+  it.n = extent(from, 1);
+  it.rank = static_cast<std::uint64_t>(rank);
+  if (!warm.is_none()) {
+    const DeviceArray start = call.array(warm, "warm", {"float32"}, {-1, n}, false);
+    it.warm = reinterpret_cast<const float*>(start.address);
+    it.warm_rank = extent(start, 0);
+  }
+  it.seed = seed;
+  it.iterations = static_cast<std::uint64_t>(iterations);
+  it.tolerance = tolerance;
+  it.energy = energy;
+  it.u = call.pointer<float>(u, "u", "float32", {m, rank}, true);
+  it.s = call.pointer<float>(s, "s", "float32", {rank}, true);
+  it.vt = call.pointer<float>(vt, "vt", "float32", {rank, n}, true);
+  it.error = call.pointer<float>(error, "error", "float32", {1}, true);
+  it.used = call.pointer<std::int32_t>(used, "used", "int32", {1}, true);
+  it.first_bad = call.pointer<std::int32_t>(first_bad, "first_bad", "int32", {1}, true);
+  void* const work = call.workspace(workspace, svd_bytes(m, n, rank, false));
+  must(svd_cuda(it, work, call.stream()), "truncated_svd");
+}
+
+void power_step(const py::object& a, const py::object& q, const py::object& p,
+                const py::object& next_q, const py::object& first_bad, const py::object& workspace,
+                std::uintptr_t stream) {
+  Call call(stream);
+  PowerCall it{};
+  const DeviceArray from = call.array(a, "a", {"float32"}, {-1, -1}, false);
+  const std::int64_t m = from.shape[0];
+  const std::int64_t n = from.shape[1];
+  const DeviceArray start = call.array(q, "q", {"float32"}, {n, -1}, false);
+  const std::int64_t rank = start.shape[1];
+  check_rank(m, n, rank, kMostPowerRank);
+  it.a = reinterpret_cast<const float*>(from.address);
+  it.m = extent(from, 0);
+  it.n = extent(from, 1);
+  it.rank = extent(start, 1);
+  it.q = reinterpret_cast<const float*>(start.address);
+  it.p = call.pointer<float>(p, "p", "float32", {m, rank}, true);
+  it.next_q = call.pointer<float>(next_q, "next_q", "float32", {n, rank}, true);
+  it.first_bad = call.pointer<std::int32_t>(first_bad, "first_bad", "int32", {1}, true);
+  void* const work = call.workspace(workspace, svd_bytes(m, n, rank, true));
+  must(power_step_cuda(it, work, call.stream()), "power_step");
+}
+
 // Each device that can be used: name, compute capability, bytes of memory.
 py::list devices() {
   int count = 0;
@@ -383,4 +370,13 @@ PYBIND11_MODULE(_cuda, m) {
         py::arg("q"), py::arg("scales"), py::arg("first_bad"), py::arg("stream"));
   m.def("dequantize", &dequantize, py::arg("q"), py::arg("scales"), py::arg("sign"),
         py::arg("block").noconvert(), py::arg("x"), py::arg("stream"));
+  m.def("svd_workspace_bytes", &svd_bytes, py::arg("m").noconvert(), py::arg("n").noconvert(),
+        py::arg("rank").noconvert(), py::arg("step"));
+  m.def("truncated_svd", &truncated_svd, py::arg("a"), py::arg("rank").noconvert(),
+        py::arg("energy"), py::arg("warm"), py::arg("seed").noconvert(),
+        py::arg("iterations").noconvert(), py::arg("tolerance"), py::arg("u"), py::arg("s"),
+        py::arg("vt"), py::arg("error"), py::arg("used"), py::arg("first_bad"),
+        py::arg("workspace"), py::arg("stream"));
+  m.def("power_step", &power_step, py::arg("a"), py::arg("q"), py::arg("p"), py::arg("next_q"),
+        py::arg("first_bad"), py::arg("workspace"), py::arg("stream"));
 }

@@ -66,4 +66,30 @@ cudaError_t quantize_cuda(const QuantizeCall& call, cudaStream_t stream);
 cudaError_t dequantize_cuda(const void* q, const float* scales, float* x, std::uint64_t n,
                             std::uint64_t block, bool sign, cudaStream_t stream);
 
+// See low_rank.cuh.
+struct SvdCall {
+  const float* a;
+  std::uint64_t m, n, rank;
+  const float* warm;
+  std::uint64_t warm_rank;
+  std::uint64_t seed, iterations;
+  double tolerance, energy;
+  float *u, *s, *vt, *error;
+  std::int32_t *used, *first_bad;
+};
+struct PowerCall {
+  const float* a;
+  std::uint64_t m, n, rank;
+  const float* q;
+  float *p, *next_q;
+  std::int32_t* first_bad;
+};
+constexpr std::uint64_t kMostSvdRank = 120;
+constexpr std::uint64_t kMostPowerRank = 128;
+// Of the current device.
+cudaError_t svd_workspace_bytes(std::uint64_t m, std::uint64_t n, std::uint64_t rank, bool step,
+                                std::uint64_t& bytes);
+cudaError_t svd_cuda(const SvdCall& call, void* workspace, cudaStream_t stream);
+cudaError_t power_step_cuda(const PowerCall& call, void* workspace, cudaStream_t stream);
+
 }  // namespace edge::cuda

@@ -21,6 +21,7 @@
 #include "kernels/random.h"
 #include "kernels/reduce.h"
 #include "kernels/sampled_softmax.h"
+#include "kernels/select.h"
 #include "kernels/sgd.h"
 #include "kernels/softmax_xent.h"
 #include "kernels/symmetric.h"
@@ -45,39 +46,44 @@ namespace edge {
   X(cast, CastArgs)                     \
   X(cumsum, CumsumArgs)                 \
   X(topk, TopkArgs)
-#define EDGE_OWN_KERNELS(X)      \
-  X(gemm, GemmArgs)              \
-  X(conv, ConvArgs)              \
-  X(conv_grad_x, ConvArgs)       \
-  X(conv_grad_w, ConvArgs)       \
-  X(relu, UnaryArgs)             \
-  X(relu_grad, UnaryArgs)        \
-  X(maxpool, PoolArgs)           \
-  X(maxpool_grad, PoolArgs)      \
-  X(avgpool, PoolArgs)           \
-  X(avgpool_grad, PoolArgs)      \
-  X(add, BinaryArgs)             \
-  X(sub, BinaryArgs)             \
-  X(mul, BinaryArgs)             \
-  X(reduce_sum, ReduceArgs)      \
-  X(transpose, TransposeArgs)    \
-  X(sgd, SgdArgs)                \
-  X(copy, CopyArgs)              \
-  X(unary, MapArgs)              \
-  X(matmul, MatmulArgs)          \
-  X(adamw, AdamwArgs)            \
-  X(blend, BlendArgs)            \
-  X(map, MapProgram)             \
-  X(random, RandomArgs)          \
-  X(gemm_sgd, GemmSgdArgs)       \
-  X(convert_half, ConvertArgs)   \
-  X(quantize, QuantizeArgs)      \
-  X(dequantize, DequantizeArgs)  \
-  X(narrow, NarrowArgs)          \
-  X(gram, GramArgs)              \
-  X(square_sums, SquareSumsArgs) \
-  X(cholesky, CholeskyArgs)      \
-  X(eigen, EigenArgs)            \
+#define EDGE_OWN_KERNELS(X)                \
+  X(gemm, GemmArgs)                        \
+  X(conv, ConvArgs)                        \
+  X(conv_grad_x, ConvArgs)                 \
+  X(conv_grad_w, ConvArgs)                 \
+  X(relu, UnaryArgs)                       \
+  X(relu_grad, UnaryArgs)                  \
+  X(maxpool, PoolArgs)                     \
+  X(maxpool_grad, PoolArgs)                \
+  X(avgpool, PoolArgs)                     \
+  X(avgpool_grad, PoolArgs)                \
+  X(add, BinaryArgs)                       \
+  X(sub, BinaryArgs)                       \
+  X(mul, BinaryArgs)                       \
+  X(reduce_sum, ReduceArgs)                \
+  X(transpose, TransposeArgs)              \
+  X(sgd, SgdArgs)                          \
+  X(copy, CopyArgs)                        \
+  X(unary, MapArgs)                        \
+  X(matmul, MatmulArgs)                    \
+  X(adamw, AdamwArgs)                      \
+  X(blend, BlendArgs)                      \
+  X(map, MapProgram)                       \
+  X(random, RandomArgs)                    \
+  X(select_sample, SelectSampleArgs)       \
+  X(select_filter, SelectFilterArgs)       \
+  X(select_below, SelectBelowArgs)         \
+  X(select_count, SelectCountArgs)         \
+  X(select_histogram, SelectHistogramArgs) \
+  X(gemm_sgd, GemmSgdArgs)                 \
+  X(convert_half, ConvertArgs)             \
+  X(quantize, QuantizeArgs)                \
+  X(dequantize, DequantizeArgs)            \
+  X(narrow, NarrowArgs)                    \
+  X(gram, GramArgs)                        \
+  X(square_sums, SquareSumsArgs)           \
+  X(cholesky, CholeskyArgs)                \
+  X(eigen, EigenArgs)                      \
   X(sampled_softmax, SampledSoftmaxArgs)
 #define EDGE_KERNELS(X) EDGE_OWN_KERNELS(X) EDGE_COMMON_KERNELS(X)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bench import kernels_coders
+from bench import kernels_coders, kernels_softmax
 from bench.kernel_rows import Machine
 from bench.recording import machine, save
 from edge_runtime.kernels import info
@@ -27,11 +27,7 @@ if TYPE_CHECKING:
     Measure = Callable[[Machine], list[dict[str, Any]]]
 
 # Row -> what measures it; the modules are bench/kernels_*.py, one a kernel.
-MEASURES: dict[str, Measure] = {
-    "K1": kernels_coders.measure_indices,
-    "K2": kernels_coders.measure_quantizers,
-    "K3": kernels_coders.measure_rans,
-}
+MEASURES: dict[str, Measure] = {**kernels_softmax.MEASURES, **kernels_coders.MEASURES}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -254,3 +254,6 @@ def _rans_peers(symbols: NDArray[np.int32], p: NDArray[np.float64]) -> tuple[Ste
     encode[CONSTRICTION] = write
     decode[CONSTRICTION] = lambda: constriction.stream.stack.AnsCoder(words).decode(model, VALUES)
     return encode, decode
+
+
+MEASURES = {"K1": measure_indices, "K2": measure_quantizers, "K3": measure_rans}

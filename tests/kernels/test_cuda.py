@@ -9,6 +9,7 @@ import pytest
 
 from edge_runtime import kernels
 from edge_runtime.kernels import cuda
+from edge_runtime.kernels.cuda import devices as cuda_devices
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -35,7 +36,7 @@ class FakeArray:
 def built() -> ModuleType:
     if not FOUND["built"]:
         pytest.skip("edge_runtime._cuda is not built (make cuda)")
-    return cuda.module()
+    return cuda_devices.module()
 
 
 def test_info_says_whether_it_is_built_and_why_there_is_no_device() -> None:
@@ -202,3 +203,27 @@ def test_codes_on_a_device_are_those_of_the_processor(rounding: str, n: int, blo
     read = kernels.dequantize_sign(wanted_q, wanted_scales, n, block) if rounding == "sign" else None
     expected = kernels.dequantize_int8(wanted_q, wanted_scales, block) if read is None else read
     np.testing.assert_array_equal(back.cpu().numpy(), expected)
+
+
+@pytest.mark.gpu
+@on_device
+@pytest.mark.parametrize(("m", "n", "rank"), [(1, 5, 1), (200, 300, 8), (1024, 1024, 32), (700, 64, 20)])
+def test_factors_on_a_device_are_as_good_as_the_best(m: int, n: int, rank: int) -> None:
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(5)
+    size = min(m, n)
+    left, right = (np.linalg.qr(rng.standard_normal((side, size)))[0] for side in (m, n))
+    spectrum = np.arange(1, size + 1) ** -0.5
+    a = ((left * spectrum) @ right.T).astype(np.float32)
+    shapes = {"u": (m, rank), "s": (rank,), "vt": (rank, n), "error": (1,)}
+    floats = {name: torch.empty(shape, device="cuda") for name, shape in shapes.items()}
+    numbers = {name: torch.empty(1, dtype=torch.int32, device="cuda") for name in ("used", "first_bad")}
+    out = cuda.Factors(**floats, **numbers)
+    work = torch.empty(cuda.truncated_svd_workspace_bytes(m, n, rank), dtype=torch.uint8, device="cuda")
+    queue = cuda.Queue(work, torch.cuda.current_stream().cuda_stream)
+    cuda.truncated_svd(torch.from_numpy(a).cuda(), cuda.Search(rank), out, queue)
+    u, s, vt = (x.cpu().numpy().astype(np.float64) for x in (out.u, out.s, out.vt))
+    best = np.sqrt(np.sum(spectrum[rank:] ** 2))
+    assert np.linalg.norm(a - (u * s) @ vt) <= 1.02 * best + 2e-6 * np.linalg.norm(a)
+    assert np.abs(u.T @ u - np.eye(rank)).max() <= 1e-5
+    assert np.abs(vt @ vt.T - np.eye(rank)).max() <= 1e-5
