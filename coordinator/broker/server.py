@@ -395,4 +395,4 @@ class Server:
 def _who(connection: Connection) -> str:
     """Whom the log speaks of."""
     session = connection.session
-    return f"{connection.peer} ({session.client_id if session else 'no login'})"
+    return f"{connection.peer} ({'no login' if session is None else session.client_id})"

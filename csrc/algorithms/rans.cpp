@@ -300,14 +300,13 @@ void check(const RansTables& tables, const RansForm& form, std::size_t symbols,
                                 std::to_string(indexes.size()) + " indexes");
   }
   const auto rows = static_cast<std::uint32_t>(tables.rows());
-  std::uint32_t most = 0;
-  for (const std::int32_t index : indexes) most = std::max(most, static_cast<std::uint32_t>(index));
-  for (std::size_t i = 0; most >= rows; ++i) {
-    if (static_cast<std::uint32_t>(indexes[i]) < rows) continue;
-    throw std::invalid_argument("indexes[" + std::to_string(i) + "] is " +
-                                std::to_string(indexes[i]) + ", but the tables have " +
-                                std::to_string(rows) + " rows");
-  }
+  const auto wrong = std::find_if(indexes.begin(), indexes.end(), [rows](std::int32_t index) {
+    return static_cast<std::uint32_t>(index) >= rows;
+  });
+  if (wrong == indexes.end()) return;
+  throw std::invalid_argument("indexes[" + std::to_string(wrong - indexes.begin()) + "] is " +
+                              std::to_string(*wrong) + ", but the tables have " +
+                              std::to_string(rows) + " rows");
 }
 
 }  // namespace

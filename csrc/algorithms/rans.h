@@ -1,23 +1,24 @@
 // rANS: integers under quantised distributions, near their entropy (Duda, 2013, arXiv 1311.2540;
 // the order of words and the escapes are those of ryg_rans and CompressAI).
 //
-// A table is a row of 16-bit cumulative counts 0 = c[0] < c[1] < ... < c[bins] = 65536 and an offset:
-// bin v < bins - 1 is the integer v + offset, the last bin is the escape. A state x >= L codes bin v
-// of frequency f = c[v + 1] - c[v], start c[v]:
+// A table is a row of 16-bit cumulative counts 0 = c[0] < c[1] < ... < c[bins] = 65536 and an
+// offset: bin v < bins - 1 is the integer v + offset, the last bin is the escape. A state x >= L
+// codes bin v of frequency f = c[v + 1] - c[v], start c[v]:
 //   write   while x >= (L >> 16) f 2^W: emit the low W bits, x >>= W
 //           x = floor(x / f) 2^16 + x mod f + c[v]
 //   read    v from c[v] <= x mod 2^16 < c[v + 1];  x = f floor(x / 2^16) + x mod 2^16 - c[v]
 //           while x < L: x = x 2^W + next W bits
 // Wide: L = 2^31, words of W = 32, at most one a symbol. Narrow: L = 2^23, bytes: what is left in a
-// state at the end is 4 bytes instead of 8, for short streams. Symbol i is in state i mod ways, ways
-// in {1, 2, 4}, all on one stream of words: so many symbols are in flight at once.
-// Escape: v < 0 is sent as -2 v - 1, v >= bins - 1 as 2 (v - bins + 1): the number of its 4-bit
-// groups, then the groups, lowest first, 4 bits each: x = x 2^4 + group.
-// Symbols are written last to first; then the states, last to first. So a stream is, in the order of
-// reading: the states (low word first), the words. It carries neither tables nor lengths.
+// state at the end is 4 bytes instead of 8, for short streams. Symbol i is in state i mod ways,
+// ways in {1, 2, 4}, all on one stream of words: so many symbols are in flight at once. Escape: v <
+// 0 is sent as -2 v - 1, v >= bins - 1 as 2 (v - bins + 1): the number of its 4-bit groups, then
+// the groups, lowest first, 4 bits each: x = x 2^4 + group. Symbols are written last to first; then
+// the states, last to first. So a stream is, in the order of reading: the states (low word first),
+// the words. It carries neither tables nor lengths.
 //
 // floor(x / f) without dividing: with 2^(s-1) < f <= 2^s and r = ceil(2^(63+s) / f), it is
-// floor(x r / 2^(63+s)) for x < 2^63: r = (2^(63+s) + e) / f, e < f, adds x e / (f 2^(63+s)) < 1 / f.
+// floor(x r / 2^(63+s)) for x < 2^63: r = (2^(63+s) + e) / f, e < f, adds x e / (f 2^(63+s)) < 1 /
+// f.
 //
 // Overhead: the states, 8 (or 4) bytes each, and less than 0.1 % above the tables' cross-entropy.
 // Extra memory: tables 20 bytes a bin and 528 a row; writing at most twice the stream and 22 KiB;
@@ -92,8 +93,8 @@ struct RansStream {
 RansStream rans_encode(const RansTables& tables, const RansForm& form,
                        Span<const std::int32_t> symbols, Span<const std::int32_t> indexes);
 
-// Fills `symbols`, as many as indexes. Throws the same, and StreamError where a rule is broken: what
-// a corrupted stream decodes to must leave every state at L with all words read. Time is
+// Fills `symbols`, as many as indexes. Throws the same, and StreamError where a rule is broken:
+// what a corrupted stream decodes to must leave every state at L with all words read. Time is
 // O(indexes), whatever the stream is.
 void rans_decode(const RansTables& tables, const RansForm& form, Span<const std::uint8_t> stream,
                  Span<const std::int32_t> indexes, Span<std::int32_t> symbols);

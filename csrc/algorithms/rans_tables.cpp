@@ -36,8 +36,8 @@ RansTables::Divisor divisor_of(std::uint32_t frequency) {
 
 }  // namespace
 
-RansTables::RansTables(Span<const std::int32_t> cdfs, Index width,
-                       Span<const std::int32_t> lengths, Span<const std::int32_t> offsets) {
+RansTables::RansTables(Span<const std::int32_t> cdfs, Index width, Span<const std::int32_t> lengths,
+                       Span<const std::int32_t> offsets) {
   const auto rows = static_cast<Index>(lengths.size());
   if (rows < 1 || rows > kMaxRows || offsets.size() != lengths.size() ||
       static_cast<Index>(cdfs.size()) != rows * width) {

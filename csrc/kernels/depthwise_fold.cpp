@@ -53,7 +53,8 @@ struct Triple {
   typename R::Floats tap[kTaps];
 };
 
-// A plane's vectors with the same columns, from top to bottom. FIRST, LAST: they begin, end their rows.
+// A plane's vectors with the same columns, from top to bottom. FIRST, LAST: they begin, end their
+// rows.
 template <class R, bool FIRST, bool LAST>
 EDGE_INLINE Triple<R> triple_at(const float* at) {
   using Floats = typename R::Floats;
@@ -104,15 +105,15 @@ void correlate_strip(const Kernel<R>& kernel, const float* from, Index vectors, 
   using Floats = typename R::Floats;
   const Kernel<R> k = kernel;
   const auto row = [&](int u, const Triple<R>& t) __attribute__((always_inline)) {
-    return k.w[u * kTaps] * t.tap[0] + k.w[u * kTaps + 1] * t.tap[1] + k.w[u * kTaps + 2] * t.tap[2];
+    return k.w[u * kTaps] * t.tap[0] + k.w[u * kTaps + 1] * t.tap[1] +
+           k.w[u * kTaps + 2] * t.tap[2];
   };
-  walk<R, FIRST, LAST>(
-      from, vectors, step,
-      [&](Index i, const Triple<R>& up, const Triple<R>& here, const Triple<R>& down)
-          __attribute__((always_inline)) {
-            const Floats sum = (k.bias + row(0, up)) + (row(1, here) + row(2, down));
-            put(to + i * step, sum < k.floor ? k.floor : sum);
-          });
+  walk<R, FIRST, LAST>(from, vectors, step,
+                       [&](Index i, const Triple<R>& up, const Triple<R>& here,
+                           const Triple<R>& down) __attribute__((always_inline)) {
+                         const Floats sum = (k.bias + row(0, up)) + (row(1, here) + row(2, down));
+                         put(to + i * step, sum < k.floor ? k.floor : sum);
+                       });
 }
 
 template <class R>
@@ -124,18 +125,17 @@ template <class R, bool FIRST, bool LAST>
 void add_strip(const float* x, const float* d_y, Index vectors, Index step, Sums<R>& sums) {
   using Floats = typename R::Floats;
   Sums<R> s = sums;
-  walk<R, FIRST, LAST>(
-      x, vectors, step,
-      [&](Index i, const Triple<R>& up, const Triple<R>& here, const Triple<R>& down)
-          __attribute__((always_inline)) {
-            const Floats d = get<Floats>(d_y + i * step);
-            EDGE_UNROLL
-            for (int v = 0; v < kTaps; ++v) {
-              s.tap[v] += d * up.tap[v];
-              s.tap[kTaps + v] += d * here.tap[v];
-              s.tap[2 * kTaps + v] += d * down.tap[v];
-            }
-          });
+  walk<R, FIRST, LAST>(x, vectors, step,
+                       [&](Index i, const Triple<R>& up, const Triple<R>& here,
+                           const Triple<R>& down) __attribute__((always_inline)) {
+                         const Floats d = get<Floats>(d_y + i * step);
+                         EDGE_UNROLL
+                         for (int v = 0; v < kTaps; ++v) {
+                           s.tap[v] += d * up.tap[v];
+                           s.tap[kTaps + v] += d * here.tap[v];
+                           s.tap[2 * kTaps + v] += d * down.tap[v];
+                         }
+                       });
   sums = s;
 }
 
@@ -248,9 +248,9 @@ bool with_rows(const depthwise::Problem& p, F f) {
 
 bool folded_conv(const ConvArgs& a, const Worker& worker) {
   return with_rows(depthwise::forward_problem(a), [&](auto rows) {
-    correlate<decltype(rows)>({a.images * a.groups, a.groups, a.height, a.width, a.x, a.w, a.bias,
-                               1, a.out, a.relu},
-                              worker);
+    correlate<decltype(rows)>(
+        {a.images * a.groups, a.groups, a.height, a.width, a.x, a.w, a.bias, 1, a.out, a.relu},
+        worker);
   });
 }
 

@@ -2,8 +2,8 @@
 // depthwise.h says, without padded copies. Internal to the kernels.
 //
 // A vector is a piece of a row, or several whole rows of a narrow plane. Its neighbours to the left
-// and right are made once, by shuffles at the plane's border, and serve the three rows they belong to.
-// Bytes moved: every operand once.
+// and right are made once, by shuffles at the plane's border, and serve the three rows they belong
+// to. Bytes moved: every operand once.
 #pragma once
 
 #include "kernels/declare.h"

@@ -250,6 +250,24 @@ void a_power_step_projects(double size) {
   });
 }
 
+void the_workspace_is_what_the_contract_says() {
+  for (const u64 processors : {1U, 14U, 132U}) {
+    for (const u64 m : {1U, 100U, 4096U}) {
+      for (const u64 n : {7U, 1024U, 4096U}) {
+        low_rank::Matrix it{};
+        low_rank::Buffers buffers{};
+        const u64 p = low_rank::width_of(m, n, 1);
+        const u64 most = std::max(m, n);
+        it.m = m, it.n = n, it.width = p;
+        const u64 bytes = low_rank::layout(it, processors, nullptr, &buffers);
+        CHECK(it.splits <= 2 * processors / edge::cuda::ceil_div(most, 64) + 1);
+        CHECK(bytes <=
+              4 * p * (m + n) + 4 * p * most * it.splits + 280 * p * p + 32 * processors + 9 * 256);
+      }
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -260,5 +278,6 @@ int main() {
   what_is_not_finite_is_found();
   a_power_step_projects(1.0);
   a_power_step_projects(1e-25);
+  the_workspace_is_what_the_contract_says();
   return check::finish();
 }

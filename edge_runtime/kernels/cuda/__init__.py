@@ -9,7 +9,7 @@ Every function raises
     CudaUnavailable: the module is not built, or there is no device;
     TypeError: an array has another dtype or shape than said, or lies in other memory;
     ValueError: a number is out of range, an output read-only, a workspace too small or not at a multiple of 256 bytes,
-        or the arrays are on several devices;
+        the arrays are on several devices, or share memory;
     RuntimeError: a launch failed; names the CUDA error.
 """
 
@@ -31,7 +31,7 @@ from edge_runtime.kernels.cuda.sampled_softmax import (
     sampled_softmax,
     sampled_softmax_workspace_bytes,
 )
-from edge_runtime.kernels.cuda.selection import Selected, Velocity, dgc, top_k, top_k_residual, top_k_workspace_bytes
+from edge_runtime.kernels.cuda.selection import Selected, Velocities, dgc, top_k, top_k_residual, top_k_workspace_bytes
 
 __all__ = [
     "CudaInfo",
@@ -47,7 +47,7 @@ __all__ = [
     "Search",
     "Selected",
     "Step",
-    "Velocity",
+    "Velocities",
     "convert",
     "dequantize",
     "dgc",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol, TypedDict
 
@@ -62,8 +63,9 @@ def module() -> ModuleType:
         raise CudaUnavailable(message) from error
 
 
+@cache
 def device_module() -> ModuleType:
-    """The compiled part, where it has a device to run on."""
+    """The compiled part, where it has a device to run on; looked for until there is one."""
     built = module()
     try:
         built.devices()

@@ -92,7 +92,7 @@ def truncated_svd(a: DeviceArray, search: Search, out: Factors, queue: Queue) ->
 
 @dataclass(frozen=True)
 class PowerFactors:
-    """Outputs of a step: p (m, r) orthonormal; q (n, r), which may be the one that went in; `first_bad` (1,) int32."""
+    """Outputs of a step: p (m, r) orthonormal; q (n, r), not the one that goes in; `first_bad` (1,) int32."""
 
     p: DeviceArray
     q: DeviceArray
