@@ -1,9 +1,9 @@
-// Joined steps of a map: what a normalisation with an activation and its gradient are made of, in one
-// loop each. Every number in between is rounded as by the step alone, so joining changes no bit.
-// Internal linkage, as everything in simd.h.
+// Joined steps of a map: what a normalisation with an activation and its gradient are made of, in
+// one loop each. Every number in between is rounded as by the step alone, so joining changes no
+// bit. Internal linkage, as everything in simd.h.
 //
-// An expression is made for one row of a tile by of(operands, row) and gives the vector from place i
-// on by at(i). kOperands are its own; those of what it is made of come first.
+// An expression is made for one row of a tile by of(operands, row) and gives the vector from place
+// i on by at(i). kOperands are its own; those of what it is made of come first.
 #pragma once
 
 #include "kernels/map_loops.h"
@@ -65,9 +65,7 @@ struct AffineClipGrad {
   EDGE_INLINE AffineClipGrad of(const LoopOperand* in, Index row) {
     return {row_of(in[0], row), AffineRelu::of(in + 1, row), number_of(in[4], row)};
   }
-  EDGE_INLINE_MEMBER Vec at(Index i) const {
-    return ClipGrad::apply(load(d + i), z.at(i), limit);
-  }
+  EDGE_INLINE_MEMBER Vec at(Index i) const { return ClipGrad::apply(load(d + i), z.at(i), limit); }
 };
 
 template <class D>
