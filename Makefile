@@ -47,7 +47,7 @@ cuda: $(STAMPS)/demo ## compile the device kernels for sm_75, sm_87 and sm_90 (l
 	    > $(STAMPS)/cmake-cuda.log || { cat $(STAMPS)/cmake-cuda.log; exit 1; }; \
 	  $(BIN)/cmake --build $(CUDA) --target _cuda && cp $(CUDA)/_cuda*.so edge_runtime/; fi
 
-fuzz: $(STAMPS)/test ## break plans for FUZZ_S seconds (600) under libFuzzer and the sanitizers
+fuzz: $(STAMPS)/test ## break plans and coded streams for FUZZ_S seconds (600) each under libFuzzer and the sanitizers
 	clang=$$(sh tests/ensure-clang.sh) && $(BIN)/cmake -S . -B $(FUZZED) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
 	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_FLAGS_RELWITHDEBINFO='-O1 -gline-tables-only' -DCMAKE_CXX_COMPILER=$$clang -DEDGE_FUZZ=ON \
 	  -DEDGE_PYTHON=OFF > $(STAMPS)/cmake-fuzz.log \
@@ -58,6 +58,8 @@ fuzz: $(STAMPS)/test ## break plans for FUZZ_S seconds (600) under libFuzzer and
 	@mkdir -p $(FUZZED)/corpus
 	$(FUZZED)/tests/csrc/fuzz_bytes $(FUZZED)/corpus $(FUZZED)/seeds -max_total_time=$(FUZZ_S) -max_len=65536 -timeout=60 \
 	  -rss_limit_mb=4096 -print_final_stats=1 -artifact_prefix=$(FUZZED)/
+	for name in gaps rans; do mkdir -p $(FUZZED)/corpus-$$name && $(FUZZED)/tests/csrc/fuzz_$$name $(FUZZED)/corpus-$$name \
+	  -max_total_time=$(FUZZ_S) -max_len=4096 -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 -artifact_prefix=$(FUZZED)/ || exit 1; done
 
 bench: $(STAMPS)/test ## ratios against what a user would pick instead; writes tests/bench/results/
 	$(BIN)/edge-runtime bench client $(ARGS)

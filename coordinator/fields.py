@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from edge_runtime.codecs import BadCodec, find_codec
+
 Check = Callable[[Any], str | None]
 
 
@@ -87,6 +89,18 @@ def texts(value: Any) -> str | None:
     """A list of at least one non-empty string."""
     good = isinstance(value, list) and value and all(isinstance(part, str) and part for part in value)
     return None if good else f"must be a list of non-empty texts, not {shown(value)}"
+
+
+def codec(value: Any) -> str | None:
+    """The stages of a codec."""
+    fault = texts(value)
+    if fault is not None:
+        return fault
+    try:
+        find_codec(value)
+    except BadCodec as error:
+        return f"cannot be built: {error}"
+    return None
 
 
 def numbers(count: int, each: Check) -> Check:

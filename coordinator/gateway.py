@@ -22,6 +22,7 @@ from coordinator.program import Program, make_task, rules_of
 from coordinator.results import export
 from coordinator.store import JournalTask, JournalUpdate, RoundFigures, Store, Version
 from coordinator.updates import check_update
+from edge_runtime.codecs import find_codec
 from edge_runtime.errors import RemoteError
 from edge_runtime.wire.events import (
     Command,
@@ -35,7 +36,7 @@ from edge_runtime.wire.events import (
     Warned,
 )
 from edge_runtime.wire.gateway import GatewaySession
-from edge_runtime.wire.tasks import format_task, parse_task
+from edge_runtime.wire.tasks import Carry, Task, format_task, parse_task
 
 EXIT_DONE, EXIT_FAILED = 0, 3
 
@@ -289,9 +290,9 @@ class RunningJob:
         return commands
 
     def _do_start(self, command: records.StartRound, now_s: float) -> list[Command]:
-        program, store = self._parts.program, self._parts.store
+        store = self._parts.store
         # Not the whole cohort: who is still at it answers the task of an earlier attempt, by its name.
-        asked = [make_task(program, self._version, device, command.attempt) for device in command.asked]
+        asked = [self._task(device, command.attempt) for device in command.asked]
         tasks = tuple(JournalTask(task.device, task.task, format_task(task)) for task in asked)
         store.start_round(command.round, command.attempt, tasks)
         self._round_began_s = now_s if command.attempt == 1 else self._round_began_s
@@ -306,8 +307,14 @@ class RunningJob:
         return self._publish_blobs()
 
     def _do_send(self, command: records.SendTask, _now_s: float) -> list[Command]:
-        task = make_task(self._parts.program, self._version, command.device, command.attempt)
-        return self.session.send_task(command.device, task)
+        return self.session.send_task(command.device, self._task(command.device, command.attempt))
+
+    def _task(self, device: str, attempt: int) -> Task:
+        """The same bytes whenever it is asked for: what counted in earlier rounds is settled."""
+        program, store = self._parts.program, self._parts.store
+        carries = bool(find_codec(program.upload.codec).carries)
+        carry = Carry(store.run(), store.last_counted(device, self._version.version)) if carries else None
+        return make_task(program, self._version, device, attempt, carry)
 
     def _do_close(self, command: records.CloseRound, _now_s: float) -> list[Command]:
         self._to_close.append(command)

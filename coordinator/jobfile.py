@@ -15,7 +15,7 @@ onnx = "model.onnx"      # relative to the job file
 
 [method]
 name = "fedavg"          # a row of coordinator.methods; its own options stand beside the name
-server_lr = 1.0          # optional, fedavg
+server_lr = 1.0          # optional
 
 [training]
 epochs = 1               # 1 .. 10,000 passes over the device's data a round
@@ -46,6 +46,9 @@ deadline_s = 60.0        # (0, 604800] seconds
 grace_s = 10.0           # optional, [0, 86400]: a device lost for less still counts as coming back
 fraction = 1.0           # optional, (0, 1]: the share of the online devices that a round asks
 
+[upload]                 # optional
+codec = ["dense"]        # or stages such as ["topk 0.01 ef", "fp16", "rice"]; docs/job-file.md
+
 [evaluate]
 data = "held-out"        # directory with test.npz (x, y) or t10k-*-ubyte idx files
 ```
@@ -62,6 +65,7 @@ from typing import Any
 
 from coordinator.fields import (
     Field,
+    codec,
     did_you_mean,
     integer,
     number,
@@ -119,6 +123,7 @@ class Job:
     training: Training
     round: Round
     evaluate_data: Path
+    codec: tuple[str, ...] | None = None  # the stages of devices' uploads; None: as the method has it
 
 
 @dataclass(frozen=True)
@@ -170,8 +175,10 @@ SCHEMA: Mapping[str, Mapping[str, Field]] = {
         "grace_s": Field(number(0, 86_400), required=False, default=10.0),
         "fraction": Field(number(0, 1, above_low=True), required=False, default=1.0),
     },
+    "upload": {"codec": Field(codec, required=False)},
     "evaluate": {"data": Field(_PATH)},
 }
+OPTIONAL = frozenset({"upload"})  # sections that may be left out
 
 
 def load_job(path: Path) -> Job:
@@ -240,6 +247,8 @@ def _misfits(document: Mapping[str, Any], schema: Mapping[str, Mapping[str, Fiel
         yield section, f"is not a section of a job file{did_you_mean(section, schema)}"
     for section, fields in schema.items():
         table = document.get(section)
+        if table is None and section in OPTIONAL:
+            continue
         if table is None:
             yield section, "is missing; add a section " + f"[{section}]"
         elif not isinstance(table, dict):
@@ -264,7 +273,15 @@ def _contradictions(document: Mapping[str, Any], home: Path) -> Iterator[tuple[s
     """What no single key shows: keys that need or exclude each other, and files that are not there."""
     model, rounds, evaluate = (_table(document, name) for name in ("model", "round", "evaluate"))
     yield from _model_contradictions(model, home)
-    yield from contradictions(_table(document, "training"), _table(document, "job").get("rounds"))
+    training = _table(document, "training")
+    yield from contradictions(training, _table(document, "job").get("rounds"))
+    name = _table(document, "method").get("name")
+    optimizers = METHODS[name].optimizers if isinstance(name, str) and name in METHODS else ()
+    if optimizers and training.get("optimizer", "sgd") not in optimizers:
+        yield (
+            "training.optimizer",
+            f"is {shown(training['optimizer'])}; {name} is told with {', '.join(optimizers)} alone",
+        )
     least, devices = rounds.get("min_updates"), rounds.get("devices")
     if type(least) is int and type(devices) is int and least > devices:
         yield "round.min_updates", f"is {least}, more than round.devices = {devices}"
@@ -293,7 +310,7 @@ def _table(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _job(document: Mapping[str, Any], schema: Mapping[str, Mapping[str, Field]], home: Path) -> Job:
-    tables = {name: with_defaults(fields, document[name]) for name, fields in schema.items()}
+    tables = {name: with_defaults(fields, document.get(name, {})) for name, fields in schema.items()}
     job, method = tables["job"], dict(tables["method"])
     target = job["target_accuracy"]
     return Job(
@@ -307,6 +324,7 @@ def _job(document: Mapping[str, Any], schema: Mapping[str, Mapping[str, Field]],
         training=make_training(tables["training"], job["rounds"]),
         round=_round(tables["round"]),
         evaluate_data=home / tables["evaluate"]["data"],
+        codec=None if tables["upload"]["codec"] is None else tuple(tables["upload"]["codec"]),
     )
 
 

@@ -2,7 +2,7 @@
 
 | table | a row is |
 | --- | --- |
-| job | the job (one row): its definition, how often a coordinator started on it, whether it is done |
+| job | the job (one row): its definition, how often a coordinator started on it, whether it is done, its run's digits |
 | versions | one version of the weights, and the server step's state; the blobs of the last few are kept |
 | devices | a device as last seen |
 | rounds | a round: "open", "folded" (its version is written) or "evaluated", and its metrics |
@@ -18,12 +18,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 JOURNAL_NAME = "journal.sqlite"
 
 _SCHEMA = """
 CREATE TABLE job (
-  id INTEGER PRIMARY KEY CHECK (id = 1), definition TEXT NOT NULL, epoch INTEGER NOT NULL, done TEXT
+  id INTEGER PRIMARY KEY CHECK (id = 1), definition TEXT NOT NULL, epoch INTEGER NOT NULL, done TEXT,
+  run TEXT NOT NULL
 );
 CREATE TABLE versions (
   version INTEGER PRIMARY KEY, sha256 TEXT NOT NULL, bytes INTEGER NOT NULL, weights BLOB, state BLOB
@@ -48,6 +49,11 @@ CREATE TABLE updates (
 );
 """
 
+
+# From a schema version to the next one, for journals that were begun before it.
+_UPGRADES = {
+    1: "ALTER TABLE job ADD COLUMN run TEXT NOT NULL DEFAULT ''; UPDATE job SET run = lower(hex(randomblob(8)));"
+}
 
 # Made at every start: journals that were begun without it get it too. Every `begin` of an upload looks a task up so.
 _INDEXES = "CREATE INDEX IF NOT EXISTS tasks_of_device ON tasks (device, task)"
@@ -100,7 +106,11 @@ def connect(path: Path) -> sqlite3.Connection:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version == 0:
             connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-        elif version != SCHEMA_VERSION:
+        while version in _UPGRADES:
+            upgrade = f"BEGIN IMMEDIATE; {_UPGRADES[version]} PRAGMA user_version = {version + 1}; COMMIT;"
+            connection.executescript(upgrade)
+            version += 1
+        if version not in {0, SCHEMA_VERSION}:
             connection.close()
             raise JournalError(
                 f"{path} has schema version {version}, this program writes {SCHEMA_VERSION}; "

@@ -1,5 +1,6 @@
 """From a job to what travels: the compiled plan, the first weights, and the tasks of a round."""
 
+import glob
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -16,11 +17,11 @@ from coordinator.methods import METHODS, Method, PhaseSpec
 from coordinator.round_records import Rules
 from coordinator.store import Version
 from coordinator.training_keys import Board, Stage, Training
-from edge_runtime.plan import ROLE_TRAINED, read_plan
+from edge_runtime.plan import AVERAGE, ROLE_TRAINED, read_plan
 from edge_runtime.rng import derive_seed
 from edge_runtime.tensors import decode_tensors, encode_tensors
-from edge_runtime.wire.tasks import Cache, Phase, Task, Upload
-from models.compiler import weights_of, with_weights
+from edge_runtime.wire.tasks import Cache, Carry, Phase, Task, Upload
+from models.compiler import statistics_of, weights_of, with_weights
 from models.compiler.budget import Budget, Found, Rate, compile_within
 from models.compiler.prefix import Split, compile_split
 from models.compiler.rules import AdamW, Rule, Sgd
@@ -109,6 +110,7 @@ class Program:
         stages: In the order of rounds.
         weights: The first weights, float32 by name.
         classes: Labels are 0 .. classes - 1.
+        statistics: Names of the model's running statistics.
     """
 
     job: Job
@@ -117,6 +119,12 @@ class Program:
     stages: tuple[StagePlans, ...]
     weights: Mapping[str, NDArray[np.float32]]
     classes: int
+    statistics: frozenset[str]
+
+    @property
+    def upload(self) -> Upload:
+        """What devices send back: the method's form through the job file's codec, or else the method's."""
+        return Upload(self.method.upload.form, self.job.codec or self.method.upload.codec)
 
     @property
     def plans(self) -> dict[str, PlanFile]:
@@ -142,7 +150,7 @@ def build_program(job: Job) -> Program:
         OSError: The model cannot be read.
     """
     model = _model(job)
-    method = METHODS[job.method].build(job.method_options)
+    method = METHODS[job.method].build(job.method_options, job.training)
     ends = accumulate(stage.rounds for stage in job.training.stages)
     return Program(
         job=job,
@@ -151,6 +159,7 @@ def build_program(job: Job) -> Program:
         stages=tuple(_stage(job, method, model, *each) for each in zip(job.training.stages, ends, strict=True)),
         weights=weights_of(model),
         classes=classes_of(model),
+        statistics=statistics_of(model),
     )
 
 
@@ -165,36 +174,59 @@ def _stage(job: Job, method: Method, whole: bytes, stage: Stage, last_round: int
     model = without(whole, stage.skip)
     tensors = frozenset(weights_of(model))
 
+    rule = rule_of(job.training, method.proximal)
+
     def plans(board: Board | None) -> StagePlans:
-        phases = {phase.plan: _compile(job.training, stage, board, phase.objective, model) for phase in method.phases}
+        phases = {
+            phase.plan: _compile(job.training.batch, rule, stage, board, phase.objective, model)
+            for phase in method.phases
+        }
         trained = {name: shape for each in phases.values() for name, shape in _trained(each.training).items()}
         return StagePlans(last_round, model, tensors, stage.lr, phases, trained)
 
     return replace(plans(None), boards=tuple((board, plans(board)) for board in job.training.boards))
 
 
-def _compile(training: Training, stage: Stage, board: Board | None, objective: str, model: bytes) -> PhasePlans:
+def _compile(  # noqa: PLR0913, PLR0917 what a plan is made of
+    batch: int, rule: Rule, stage: Stage, board: Board | None, objective: str, model: bytes
+) -> PhasePlans:
     if board is not None:
-        found = OBJECTIVES_WITHIN[objective](
-            model,
-            training.batch,
-            Budget(memory_bytes=board.memory_mb << 20, threads=board.threads),
-            trainable=stage.trainable,
-            frozen=stage.frozen,
-            rule=rule_of(training),
-            rate=ANY_RATE,
-        )
-        compiled = found.chosen.compiled
-        return PhasePlans(PlanFile(compiled.sha256, compiled.plan), None)
-    split = OBJECTIVES[objective](
-        model, batch=training.batch, trainable=stage.trainable, frozen=stage.frozen, rule=rule_of(training)
+        return _compile_within(batch, rule, stage, board, objective, model)
+    return _plans(OBJECTIVES[objective](model, batch=batch, trainable=stage.trainable, frozen=stage.frozen, rule=rule))
+
+
+def _compile_within(  # noqa: PLR0913, PLR0917 what a plan is made of
+    batch: int, rule: Rule, stage: Stage, board: Board, objective: str, model: bytes
+) -> PhasePlans:
+    """What fits a board: the search's plan, or one of the same tensors above a prefix, where both fit at once."""
+    limit_bytes = board.memory_mb << 20
+    found = OBJECTIVES_WITHIN[objective](
+        model,
+        batch,
+        Budget(memory_bytes=limit_bytes, threads=board.threads),
+        trainable=stage.trainable,
+        frozen=stage.frozen,
+        rule=rule,
+        rate=ANY_RATE,
     )
+    whole = found.chosen.compiled
+    trained = {name for name in whole.report.trained if not name.startswith(AVERAGE)}
+    if trained < weights_of(model).keys():
+        split = OBJECTIVES[objective](model, batch=batch, trainable=sorted(map(glob.escape, trained)), rule=rule)
+        both = [plan for plan in (split.training, split.prefix) if plan is not None]
+        if len(both) == 2 and sum(plan.report.engine_bytes(board.threads) for plan in both) <= limit_bytes:
+            return _plans(split)
+    return PhasePlans(PlanFile(whole.sha256, whole.plan), None)
+
+
+def _plans(split: Split) -> PhasePlans:
     prefix = None if split.prefix is None else PlanFile(split.prefix.sha256, split.prefix.plan)
     return PhasePlans(PlanFile(split.training.sha256, split.training.plan), prefix)
 
 
-def rule_of(training: Training) -> Rule:
-    """The compiler's record of the section's optimiser."""
+def rule_of(training: Training, proximal: float = 0.0) -> Rule:
+    """The compiler's record of the section's optimiser, with the method's proximal weight on top of the section's."""
+    proximal += training.proximal
     if training.optimizer == "adamw":
         beta1, beta2 = training.betas
         return AdamW(
@@ -203,20 +235,23 @@ def rule_of(training: Training) -> Rule:
             epsilon=training.epsilon,
             weight_decay=training.weight_decay,
             max_norm=training.max_norm,
-            proximal=training.proximal,
+            proximal=proximal,
+            ema=training.ema,
         )
     return Sgd(
         momentum=training.momentum,
         weight_decay=training.weight_decay,
         nesterov=training.nesterov,
         max_norm=training.max_norm,
-        proximal=training.proximal,
+        proximal=proximal,
+        ema=training.ema,
     )
 
 
 def _trained(plan: PlanFile) -> dict[str, tuple[int, ...]]:
+    """Shapes of what a device sends back; moving averages go under the names of their tensors."""
     tensors = read_plan(plan.data, expect_sha256=plan.sha256).named(ROLE_TRAINED)
-    return {name: tensor.shape for name, tensor in tensors.items()}
+    return {name: tensor.shape for name, tensor in tensors.items() if not name.startswith(AVERAGE)}
 
 
 def _model(job: Job) -> bytes:
@@ -241,6 +276,7 @@ def definition(program: Program) -> dict[str, str]:
         **{f"method.{key}": value for key, value in job.method_options.items()},
         **{f"training.{key}": value for key, value in asdict(job.training).items()},
         **{f"round.{key}": value for key, value in asdict(job.round).items()},
+        "upload.codec": program.upload.codec,
         "model": hashlib.sha256(program.model).hexdigest(),
         **{f"plan.{name}": plan.sha256 for name, plan in program.plans.items()},
     }
@@ -269,8 +305,8 @@ def make_version(
     return Version(number, hashlib.sha256(data).hexdigest(), data, encode_tensors(state))
 
 
-def make_task(program: Program, version: Version, device: str, attempt: int) -> Task:
-    """The task of one device in the round that starts from `version`.
+def make_task(program: Program, version: Version, device: str, attempt: int, carry: Carry | None = None) -> Task:
+    """The task of one device in the round that starts from `version`; `carry` where the codec carries something over.
 
     The seed depends on (job seed, round, device) only, so that every attempt trains on the same batches. A later
     attempt has a name of its own: a device repeats its answer, were it a failure, to a task it has answered.
@@ -289,8 +325,9 @@ def make_task(program: Program, version: Version, device: str, attempt: int) -> 
         blobs={version.sha256: len(version.weights)} | {plan.sha256: len(plan.data) for plan in stage.files},
         classes=program.classes,
         seed=derive_seed("task", job.seed, number, device),
-        upload=Upload(method.upload.form, method.upload.codec),
+        upload=program.upload,
         deadline_s=job.round.deadline_s,
+        carry=carry,
     )
 
 

@@ -21,15 +21,17 @@ def fold(program: Program, updates: Iterable[JournalUpdate], old: Version) -> Ve
 
     The journal gives them in ascending order of device ids, whatever order they arrived in, and one at a time.
     """
-    mean = program.method.aggregate(_contributions(program, updates))
-    weights, state = program.method.server_step(decode_tensors(old.weights)[0], mean, decode_tensors(old.state)[0])
+    method, plain = program.method, program.statistics
+    mean = method.aggregate(_contributions(program, updates, old.version), plain)
+    weights, state = method.server_step(decode_tensors(old.weights)[0], mean, decode_tensors(old.state)[0], plain)
     return make_version(old.version + 1, weights, state)
 
 
-def _contributions(program: Program, updates: Iterable[JournalUpdate]) -> Iterator[Contribution]:
-    codec = find_codec(program.method.upload.codec)
+def _contributions(program: Program, updates: Iterable[JournalUpdate], number: int) -> Iterator[Contribution]:
+    codec, stage = find_codec(program.upload.codec), program.stage(number)
     for update in updates:
-        yield Contribution(update.device, update.examples, codec.decode(update.data)[0])
+        tensors, metadata = codec.decode(update.data, stage.for_device(update.device).trained)
+        yield Contribution(update.device, update.examples, tensors, int(metadata["steps"]))
 
 
 def export(program: Program, store: Store, directory: Path) -> dict[str, Any]:

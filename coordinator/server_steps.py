@@ -1,10 +1,13 @@
-"""What the gateway does with a folded update: `(weights, mean, state) -> (weights, state)`.
+"""What the gateway does with a folded update: `(weights, mean, state, plain) -> (weights, state)`.
 
 State is a mapping of tensors that the journal keeps beside the weights of each version; a step without memory has an
-empty one.
+empty one. Tensors named in `plain` are running statistics: every step puts them at the average of the devices' own, for
+an optimiser's step could make a variance negative. A tensor that the mean does not hold stays as it is, and so does
+what the state holds for it. Everything is computed in float64 and rounded once to float32.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,29 +15,93 @@ from numpy.typing import NDArray
 from coordinator.aggregators import Mean, Tensors
 
 State = Mapping[str, NDArray[np.float32]]
-ServerStep = Callable[[Tensors, Mean, State], tuple[dict[str, NDArray[np.float32]], State]]
+ServerStep = Callable[[Tensors, Mean, State, Collection[str]], tuple[dict[str, NDArray[np.float32]], State]]
+
+Wide = NDArray[np.float64]
+# (mean, what the state holds for this tensor by slot) -> (what is added to the weights, the slots afterwards)
+Rule = Callable[[Wide, Mapping[str, Wide]], tuple[Wide, Mapping[str, Wide]]]
 
 
 def add_mean(server_lr: float) -> ServerStep:
-    """The step of FedAvg, `w <- w + server_lr * mean`, computed in float64 and rounded once to float32.
-
-    A tensor that the mean does not hold stays as it is.
+    """The step of FedAvg, `w <- w + server_lr * mean`.
 
     Args:
         server_lr: Finite and above 0; 1 puts the weights at the average of the devices' weights.
     """
+    return _each((), lambda mean, _: (server_lr * mean, {}))
 
-    def step(weights: Tensors, mean: Mean, state: State) -> tuple[dict[str, NDArray[np.float32]], State]:
+
+def add_momentum(server_lr: float, beta: float) -> ServerStep:
+    """The step of FedAvgM, `v <- beta * v + mean`, `w <- w + server_lr * v`.
+
+    Source: T.-M. H. Hsu, H. Qi, M. Brown: Measuring the Effects of Non-Identical Data Distribution for Federated Visual
+    Classification, 2019. The sum form: with beta 0.9 a steady mean moves ten times as far as in the averaging form.
+    """
+
+    def rule(mean: Wide, slots: Mapping[str, Wide]) -> tuple[Wide, Mapping[str, Wide]]:
+        v = beta * slots["v"] + mean
+        return server_lr * v, {"v": v}
+
+    return _each(("v",), rule)
+
+
+def adaptive(second: str, server_lr: float, beta1: float, beta2: float, tau: float) -> ServerStep:
+    """The steps of FedOpt: `m <- beta1 m + (1 - beta1) d`, v below, `w <- w + server_lr * m / (sqrt(v) + tau)`.
+
+    Args:
+        second: How v follows the squared mean: "adagrad" `v + d^2`; "adam" `beta2 v + (1 - beta2) d^2`; "yogi"
+            `v - (1 - beta2) d^2 sign(v - d^2)`. m and v begin at zero, and no bias is corrected.
+        server_lr: Above 0.
+        beta1: In [0, 1).
+        beta2: In [0, 1); not of adagrad.
+        tau: Above 0: how little a tensor's values must move to count as noise.
+
+    Source: S. Reddi et al.: Adaptive Federated Optimization, ICLR 2021, Algorithm 2.
+    """
+    follow = SECOND_MOMENTS[second]
+
+    def rule(mean: Wide, slots: Mapping[str, Wide]) -> tuple[Wide, Mapping[str, Wide]]:
+        m = beta1 * slots["m"] + (1 - beta1) * mean
+        v = follow(slots["v"], np.square(mean), beta2)
+        return server_lr * m / (np.sqrt(v) + tau), {"m": m, "v": v}
+
+    return _each(("m", "v"), rule)
+
+
+SECOND_MOMENTS: Mapping[str, Callable[[Wide, Wide, float], Wide]] = {
+    "adagrad": lambda v, square, _: v + square,
+    "adam": lambda v, square, beta2: beta2 * v + (1 - beta2) * square,
+    "yogi": lambda v, square, beta2: v - (1 - beta2) * square * np.sign(v - square),
+}
+
+
+def _each(slots: tuple[str, ...], rule: Rule) -> ServerStep:
+    """A step that treats every tensor alike and keeps these slots of each, under `slot/name`."""
+
+    def step(
+        weights: Tensors, mean: Mean, state: State, plain: Collection[str]
+    ) -> tuple[dict[str, NDArray[np.float32]], State]:
         _check_fit(weights, mean)
-        return {name: _moved(tensor, mean.get(name), server_lr) for name, tensor in weights.items()}, state
+        moved, kept = dict(weights), dict(state)
+        for name, towards in mean.items():
+            if name in plain:
+                moved[name] = _narrow(weights[name].astype(np.float64) + towards)
+                continue
+            held = {slot: _held(state, f"{slot}/{name}", towards.shape) for slot in slots}
+            added, after = rule(towards, held)
+            moved[name] = _narrow(weights[name].astype(np.float64) + added)
+            kept |= {f"{slot}/{name}": _narrow(array) for slot, array in after.items()}
+        return moved, kept
 
     return step
 
 
-def _moved(tensor: NDArray[np.float32], mean: NDArray[np.float64] | None, server_lr: float) -> NDArray[np.float32]:
-    if mean is None:
-        return tensor
-    return (tensor.astype(np.float64) + server_lr * mean).astype(np.float32)
+def _held(state: State, key: str, shape: tuple[int, ...]) -> Wide:
+    return state[key].astype(np.float64) if key in state else np.zeros(shape)
+
+
+def _narrow(array: NDArray[Any]) -> NDArray[np.float32]:
+    return array.astype(np.float32)
 
 
 def _check_fit(weights: Tensors, mean: Mean) -> None:

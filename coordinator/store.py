@@ -8,6 +8,7 @@ version r + 1.
 """
 
 import json
+import secrets
 import sqlite3
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -94,9 +95,14 @@ class Store:
             _check_same(json.loads(found[0]), definition, self._path.parent)
             return False
         with self._writing() as write:
-            write("INSERT INTO job VALUES (1, ?, 0, NULL)", (json.dumps(definition, sort_keys=True),))
+            columns = (json.dumps(definition, sort_keys=True), secrets.token_hex(8))
+            write("INSERT INTO job (id, definition, epoch, run) VALUES (1, ?, 0, ?)", columns)
             _insert_version(write, weights)
         return True
+
+    def run(self) -> str:
+        """16 hexadecimal digits drawn when the job was begun: what devices carry over is of this run or of another."""
+        return str(self._one("SELECT run FROM job")[0])
 
     def epoch(self) -> int:
         """The epoch of the last coordinator on this job; 0 before the first."""
@@ -184,6 +190,12 @@ class Store:
         found = self._one(
             "SELECT sha256 FROM updates JOIN tasks USING (round, device) WHERE device = ? AND task = ?", (device, task)
         )
+        return None if found is None else str(found[0])
+
+    def last_counted(self, device: str, before: int) -> str | None:
+        """The device's task in the rounds before this one whose update was the last to be accepted."""
+        query = "SELECT task FROM tasks WHERE device = ? AND round < ? AND state = 'done' ORDER BY round DESC LIMIT 1"
+        found = self._one(query, (device, before))
         return None if found is None else str(found[0])
 
     def bytes_up(self, number: int) -> int:

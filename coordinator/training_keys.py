@@ -32,6 +32,7 @@ TRAINING: Mapping[str, Field] = {
     "weight_decay": Field(number(0, 10), required=False, default=0.0),
     "max_norm": Field(number(0, 1e6, above_low=True), required=False),
     "proximal": Field(number(0, 1e6), required=False, default=0.0),
+    "ema": Field(number(0, 1, below_high=True), required=False),
     "trainable": Field(texts, required=False, default=["*"]),
     "frozen": Field(texts, required=False, default=[]),
     "stages": Field(tables(STAGE, MOST_STAGES), required=False),
@@ -77,6 +78,7 @@ class Training:
         weight_decay: Of both, as torch has it.
         max_norm: All gradients together are scaled down to this norm; None for not.
         proximal: Weight of half the squared distance from what was received.
+        ema: Decay of a moving average over a round's steps, which a device sends back for its weights; None for not.
         stages: One for a job without stages.
         boards: Devices that train as much of the model as their memory allows; a device is of the first it matches,
             and one that matches none trains all.
@@ -94,6 +96,7 @@ class Training:
     weight_decay: float
     max_norm: float | None
     proximal: float
+    ema: float | None
     stages: tuple[Stage, ...]
     boards: tuple[Board, ...]
     cache: str
@@ -130,6 +133,7 @@ def make_training(table: Mapping[str, Any], rounds: int) -> Training:
         weight_decay=float(table["weight_decay"]),
         max_norm=None if table["max_norm"] is None else float(table["max_norm"]),
         proximal=float(table["proximal"]),
+        ema=None if table["ema"] is None else float(table["ema"]),
         stages=tuple(_stage(stage, table) for stage in stages),
         boards=tuple(_board(with_defaults(BOARD, board)) for board in table["boards"] or ()),
         cache=table["cache"],

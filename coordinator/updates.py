@@ -60,7 +60,7 @@ def check_update(data: bytes, task: Task, trained: Mapping[str, tuple[int, ...]]
     Raises:
         RemoteError: A subclass for each rule: those of this module, and the codec's for bytes it cannot decode.
     """
-    tensors, metadata = find_codec(task.upload.codec).decode(data)
+    tensors, metadata = find_codec(task.upload.codec).decode(data, trained)
     _check_names(metadata, task)
     claims = Claims(examples=_count(metadata, "examples"), steps=_count(metadata, "steps"), loss=_loss(metadata))
     if claims.examples > announced_examples:

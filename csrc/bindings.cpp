@@ -290,6 +290,7 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("threads", &PyEngine::threads);
 
   edge::bind_workspace(m);
+  edge::bind_selection(m);
   edge::bind_low_rank(m);
   edge::bind_sampled_softmax(m);
   edge::bind_coders(m);

@@ -1,6 +1,7 @@
 # The compiled core: plan reader, interpreter, kernels.
 
-from typing import Any, TypedDict
+from collections.abc import Sequence
+from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +96,37 @@ class Workspace:
     @property
     def isa(self) -> str: ...
 
+# Selection by magnitude (edge_runtime/kernels/selection.py): (indices, values, least key selected), None where there is
+# a NaN. `infinity` is the bits of infinity; 16-bit arrays are uint16 and their keys the upper half of 32 bits.
+Selected: TypeAlias = tuple[NDArray[np.int32], NDArray[Any], int]
+
+def top_k(workspace: Workspace, xs: Sequence[NDArray[Any]], infinity: int, k: int) -> Selected | None: ...
+def top_k_residual(
+    workspace: Workspace, gradients: Sequence[NDArray[Any]], residuals: Sequence[NDArray[Any]], k: int
+) -> Selected | None: ...
+def dgc(
+    workspace: Workspace,
+    gradients: Sequence[NDArray[Any]],
+    momenta: Sequence[NDArray[Any]],
+    residuals: Sequence[NDArray[Any]],
+    k: int,
+    momentum_factor: float,
+    nesterov: bool,
+    masking: bool,
+) -> Selected | None: ...
+def above(workspace: Workspace, x: NDArray[Any], infinity: int, key: int) -> Selected | None: ...
+def sampled(
+    workspace: Workspace,
+    x: NDArray[Any],
+    infinity: int,
+    k: int,
+    seed: int,
+    sample: int,
+    least: int,
+    most: int,
+    attempts: int,
+) -> Selected | None: ...
+
 # (u, s, vt, error, passes) of a float32 matrix; see edge_runtime.kernels.low_rank. `energy` 0: exactly `rank`.
 def truncated_svd(
     workspace: Workspace,
@@ -132,6 +164,19 @@ def sampled_softmax(
 # What edge_runtime.kernels.coders documents.
 def encode_indices(indices: NDArray[np.int32], n: int) -> bytes: ...
 def decode_indices(data: bytes | bytearray | memoryview, n: int, max_count: int) -> NDArray[np.int32]: ...
+
+# Distributions of integers in counts of 65536, checked; ValueError names the row that is none.
+class RansTables:
+    def __init__(self, cdfs: NDArray[np.int32], lengths: NDArray[np.int32], offsets: NDArray[np.int32]) -> None: ...
+    @property
+    def rows(self) -> int: ...
+
+def rans_encode(
+    symbols: NDArray[np.int32], tables: RansTables, indexes: NDArray[np.int32], state_bits: int, ways: int
+) -> bytes: ...
+def rans_decode(
+    data: bytes | bytearray | memoryview, tables: RansTables, indexes: NDArray[np.int32], state_bits: int, ways: int
+) -> NDArray[np.int32]: ...
 
 # What edge_runtime.kernels.quantizers documents; float16 arrives and leaves as its bits.
 def to_float16(workspace: Workspace, x: NDArray[np.float32]) -> NDArray[np.uint16]: ...

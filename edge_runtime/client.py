@@ -16,6 +16,7 @@ from edge_runtime.data import Dataset, load_dataset
 from edge_runtime.errors import EdgeError
 from edge_runtime.features import Place
 from edge_runtime.link import Connected, Disconnected, Link, LinkEvent, Message, Refused, Subscribed
+from edge_runtime.slots import SLOTS_NAME, Slots
 from edge_runtime.state_directory import StateDirectory
 from edge_runtime.trainer import Failure, Job, Result, Trainer
 from edge_runtime.wire import (
@@ -75,7 +76,8 @@ class Client:
         )
         self._link = Link(config.broker, f"{config.device}-{boot}", self._session.will(), config.keepalive_s)
         place = Place(config.state / "features", config.feature_cache_mb << 20)
-        self._trainer = Trainer(dataset, config.threads, limit, self._link.wake, place)
+        slots = Slots(config.state / SLOTS_NAME)
+        self._trainer = Trainer(dataset, config.threads, limit, self._link.wake, place, slots)
 
     def stop(self, code: int = EXIT_OK) -> None:
         """End run() as soon as possible; safe in a signal handler."""

@@ -8,8 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
 
 from edge_runtime import _core
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+Content = TypeVar("Content")
 
 ROLE_TEMPORARY = 0
 ROLE_TRAINED = 1
@@ -21,6 +27,7 @@ ROLE_OUTPUT = 6
 ROLE_CONSTANT = 7
 
 ANCHOR = "global/"  # a frozen tensor "global/NAME" holds NAME as the task received it
+AVERAGE = "ema/"  # a trained tensor "ema/NAME" is the moving average of NAME and begins as NAME
 SEED = "seed"  # a scalar of plans that draw random numbers; whole, below 2**24; the board sets it, not the task
 
 CHECK_BYTES = 32
@@ -263,6 +270,15 @@ def read_plan(data: bytes, *, expect_sha256: str | None = None) -> Plan:
     )
     memory = (info["arena_bytes"], info["constants_bytes"], info["workspace_bytes"])
     return Plan(data, sha256, tensors, *memory, int.from_bytes(data[N_OPS_FIELD], "little"))
+
+
+def with_averages(weights: Mapping[str, Content], trained: Iterable[str]) -> dict[str, Content]:
+    """Weights to start from where a plan trains averages: each "ema/NAME" of `trained` begins as its tensor NAME.
+
+    One that `weights` already has goes on from there; one whose tensor it lacks stays missing.
+    """
+    begin = {name: name.removeprefix(AVERAGE) for name in trained if name.startswith(AVERAGE) and name not in weights}
+    return {**weights, **{name: weights[tensor] for name, tensor in begin.items() if tensor in weights}}
 
 
 def _check_sum(data: bytes) -> None:

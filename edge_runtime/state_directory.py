@@ -148,7 +148,7 @@ def kept_plans(directory: Path) -> Iterator[bytes]:
                 yield data
 
 
-def write_atomically(path: Path, *parts: bytes) -> None:
+def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
     """Write a file so that after a power cut the old content is there or the new one, never a mixture."""
     beside = path.with_name(path.name + ".new")
     with beside.open("wb") as file:

@@ -25,6 +25,7 @@ from edge_runtime.feature_file import drop_others
 from edge_runtime.features import Features, Place, plan_budget
 from edge_runtime.plan import (
     ANCHOR,
+    AVERAGE,
     ROLE_BATCH,
     ROLE_FROZEN,
     ROLE_OUTPUT,
@@ -34,8 +35,11 @@ from edge_runtime.plan import (
     SEED,
     Plan,
     Tensor,
+    with_averages,
 )
 from edge_runtime.rng import derive_seed
+from edge_runtime.slots import Slots, encode_carried, kept_answer
+from edge_runtime.tensors import decode_tensors
 from edge_runtime.wire.tasks import Phase, Task, Upload, format_task, parse_task
 
 __all__ = [
@@ -46,6 +50,7 @@ __all__ = [
     "Phase",
     "PlanMissing",
     "ScalarMismatch",
+    "SlotsMissing",
     "Task",
     "TaskStopped",
     "Update",
@@ -87,6 +92,10 @@ class NonFiniteUpdate(EdgeError):
     """Training gave NaN or infinity."""
 
 
+class SlotsMissing(EdgeError):
+    """The codec carries something over, and there is nowhere to keep it."""
+
+
 class TaskStopped(EdgeError):
     """The caller asked to stop between two steps."""
 
@@ -119,12 +128,13 @@ def run_task(  # noqa: PLR0913 the one seam between a task and what it runs on
     threads: int = 1,
     memory_limit_bytes: int | None = None,
     place: Place | None = None,
+    slots: Slots | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     warn: Callable[[str], None] = lambda _: None,
 ) -> Update:
-    """Run the phases in order and encode trained minus received.
+    """Run the phases in order and encode trained minus received; of a tensor whose moving average was trained, that.
 
-    Equal arguments give equal bytes.
+    Equal arguments, slots among them, give equal bytes; a task whose update is in the slots is answered with it.
 
     Args:
         task: What to do.
@@ -134,6 +144,7 @@ def run_task(  # noqa: PLR0913 the one seam between a task and what it runs on
         threads: Of the engine.
         memory_limit_bytes: Engines and features in memory that need more are refused.
         place: Where features may be kept on disk, and how many; without it they are kept in memory or not at all.
+        slots: Where a codec that carries something over keeps it; such a task needs them.
         should_stop: Asked before every step.
         warn: Told what costs time but not the task.
 
@@ -142,14 +153,21 @@ def run_task(  # noqa: PLR0913 the one seam between a task and what it runs on
 
     Raises:
         NoExamples, LabelOutOfRange, ShapeMismatch: The local data do not fit the task.
-        PlanMissing, WeightMismatch, ScalarMismatch, BadBatchShape, BadPrefix, UnknownCodec: The task's parts do not fit
-            together.
+        PlanMissing, WeightMismatch, ScalarMismatch, BadBatchShape, BadPrefix, BadCodec, SlotsMissing: The task's parts
+            do not fit together.
         CacheDamaged: Kept features cannot be read any more.
         NonFiniteUpdate: Training diverged; names the step or the tensor.
         TaskStopped: should_stop said so.
     """
     codec = find_codec(task.upload.codec)
     _check_labels(dataset, task.classes)
+    if codec.carries and (slots is None or task.carry is None):
+        raise SlotsMissing(
+            f"codec {list(codec.stages)} carries {codec.carries} over; the task needs `carry`, and slots"
+        )
+    answered = _answered(task, slots, len(dataset))
+    if answered is not None:
+        return answered
     trained: dict[str, NDArray[np.float32]] = {}
     losses: list[float] = []
     epoch = 0
@@ -159,12 +177,30 @@ def run_task(  # noqa: PLR0913 the one seam between a task and what it runs on
     for phase in task.phases:
         given = {**{ANCHOR + name: array for name, array in weights.items()}, **weights, **trained}
         epochs = range(epoch, epoch + phase.epochs)
-        trained |= _run_phase(phase, _plans_of(phase, plans), given, board, task.seed, epochs, losses)
+        ran = _plans_of(phase, plans)
+        trained |= _run_phase(
+            phase, ran, with_averages(given, ran[0].named(ROLE_TRAINED)), board, task.seed, epochs, losses
+        )
         epoch += phase.epochs
+    trained = _averaged(trained)
     delta = {name: _subtract(name, trained.pop(name), weights[name]) for name in sorted(trained)}
     metadata = _metadata(task, len(dataset), losses)
-    data, _ = codec.encode(delta, metadata, None)
+    if slots is None or not codec.carries:
+        data = codec.encode(delta, metadata, {})
+    else:
+        data, warning = encode_carried(slots, codec, task, delta, metadata)
+        if warning:
+            warn(warning)
     return Update(data, hashlib.sha256(data).hexdigest(), len(dataset), float(np.mean(losses)), len(losses))
+
+
+def _answered(task: Task, slots: Slots | None, examples: int) -> Update | None:
+    """The update of this very task, if the slots have it: its process ended before it could say so."""
+    data = None if slots is None else kept_answer(slots, task)
+    said = {} if data is None else decode_tensors(data)[1]
+    if data is None or said["examples"] != str(examples):
+        return None  # the data may have changed since; what was sent then goes back into the slots
+    return Update(data, hashlib.sha256(data).hexdigest(), examples, float(said["loss"]), int(said["steps"]))
 
 
 @dataclass(frozen=True)
@@ -185,6 +221,12 @@ def _stopper(should_stop: Callable[[], bool], losses: list[float]) -> Callable[[
             raise TaskStopped(f"stopped after {len(losses)} steps")
 
     return may_go_on
+
+
+def _averaged(trained: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    """What is sent back: moving averages in the place of their tensors."""
+    averages = {name.removeprefix(AVERAGE): array for name, array in trained.items() if name.startswith(AVERAGE)}
+    return {name: averages.get(name, array) for name, array in trained.items() if not name.startswith(AVERAGE)}
 
 
 def _plans_of(phase: Phase, plans: Mapping[str, Plan]) -> tuple[Plan, Plan | None]:

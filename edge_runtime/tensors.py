@@ -30,6 +30,7 @@ __all__ = [
     "UnknownDtype",
     "decode_tensors",
     "encode_tensors",
+    "tensor_file_parts",
 ]
 
 MAX_HEADER_BYTES = 1 << 20
@@ -38,6 +39,7 @@ MAX_DIMENSIONS = 8
 
 _LENGTH_BYTES = 8
 _DTYPES: dict[str, np.dtype[Any]] = {
+    "BF16": np.dtype("<u2"),  # NumPy has no bfloat16: its bits, the upper half of a float32's
     "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),
     "F64": np.dtype("<f8"),
@@ -105,10 +107,20 @@ def encode_tensors(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, s
         BadShape: An array has more than 8 dimensions.
         TooManyTensors, HeaderTooLarge: The file would break the reader's caps.
     """
+    return b"".join(tensor_file_parts(tensors, metadata))
+
+
+def tensor_file_parts(
+    tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None
+) -> list[bytes | memoryview]:
+    """The same file in pieces that one behind the other are it; those of contiguous arrays are views of them.
+
+    Args, Raises: as of `encode_tensors`.
+    """
     if len(tensors) > MAX_TENSORS:
         raise TooManyTensors(f"{len(tensors)} tensors; a file holds at most {MAX_TENSORS}")
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    parts: list[bytes] = []
+    parts: list[memoryview] = []
     end = 0
     for name in sorted(tensors):
         entry, part = _encode_one(name, tensors[name], end)
@@ -119,7 +131,7 @@ def encode_tensors(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, s
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER_BYTES:
         raise HeaderTooLarge(f"the header takes {len(text)} bytes; the cap is {MAX_HEADER_BYTES}")
-    return b"".join([len(text).to_bytes(_LENGTH_BYTES, "little"), text, *parts])
+    return [len(text).to_bytes(_LENGTH_BYTES, "little"), text, *parts]
 
 
 def decode_tensors(
@@ -160,13 +172,13 @@ def decode_tensors(
     return tensors, metadata
 
 
-def _encode_one(name: str, tensor: NDArray[Any], begin: int) -> tuple[dict[str, Any], bytes]:
+def _encode_one(name: str, tensor: NDArray[Any], begin: int) -> tuple[dict[str, Any], memoryview]:
     dtype = tensor.dtype.newbyteorder("<")
     if dtype not in _CODES:
         raise UnknownDtype(f"tensor {name!r} is {tensor.dtype}; a tensor file holds {', '.join(_DTYPES)}")
     if tensor.ndim > MAX_DIMENSIONS:
         raise BadShape(f"tensor {name!r} has {tensor.ndim} dimensions; the cap is {MAX_DIMENSIONS}")
-    part = tensor.astype(dtype, copy=False).tobytes()
+    part = np.ascontiguousarray(tensor, dtype).reshape(-1).view(np.uint8).data
     shape = [int(size) for size in tensor.shape]
     return {"dtype": _CODES[dtype], "shape": shape, "data_offsets": [begin, begin + len(part)]}, part
 

@@ -13,6 +13,7 @@ from edge_runtime.engine import EngineMemoryError
 from edge_runtime.errors import EdgeError
 from edge_runtime.features import Place
 from edge_runtime.plan import PlanError, read_plan
+from edge_runtime.slots import Slots
 from edge_runtime.task import Task, Update, run_task
 from edge_runtime.tensors import decode_tensors
 from edge_runtime.wire.fetch import BlobMissing
@@ -52,13 +53,14 @@ class Result:
 class Trainer:
     """Runs one job at a time in a thread of its own; a job that comes while another is being stopped waits for it."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 what all tasks of a device share
         self,
         dataset: Dataset,
         threads: int,
         memory_limit_bytes: int | None,
         wake: Callable[[], None],
         place: Place | None = None,
+        slots: Slots | None = None,
     ) -> None:
         """Prepare to run.
 
@@ -68,8 +70,10 @@ class Trainer:
             memory_limit_bytes: Plans that need more are refused.
             wake: Called from the thread when a result is there.
             place: Where features may be kept.
+            slots: Where codecs keep what they carry over.
         """
         self._place = place
+        self._slots = slots
         self._dataset = dataset
         self._threads = threads
         self._memory_limit_bytes = memory_limit_bytes
@@ -151,6 +155,7 @@ class Trainer:
             threads=self._threads,
             memory_limit_bytes=self._memory_limit_bytes,
             place=self._place,
+            slots=self._slots,
             should_stop=stop.is_set,
             warn=warnings.append,
         )

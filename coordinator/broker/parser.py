@@ -116,7 +116,9 @@ class Parser:
             return False
         if self._length > self.max_packet_bytes:
             raise PacketTooLarge(
-                "packet size", f"{self._length} bytes announced, at most {self.max_packet_bytes} accepted here"
+                "packet size",
+                f"{self._length} bytes announced, at most {self.max_packet_bytes} accepted here; send smaller packets "
+                f"or raise {'--max-connect-kb' if self.only else '--max-packet-kb'}",
             )
         return True
 

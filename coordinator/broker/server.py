@@ -147,7 +147,7 @@ class Server:
         for waiting in self._behind.values():
             waiting.discard(connection)
         session, will = connection.session, connection.will
-        log.info("%s (%s): %s", connection.peer, session.client_id if session else "no login", reason)
+        log.info("%s: %s", _who(connection), reason)
         if session is not None:
             self._log_out(session)
         if will is not None:
@@ -203,7 +203,8 @@ class Server:
                 self._refuse(connection, p.BAD_VERSION, str(error))
             self._end(connection, str(error))
         except (MalformedPacket, RetainedFull) as error:
-            log.warning("%s is disconnected: %s", connection.peer, error)
+            # MQTT 3.1.1 has no packet that says why: closing is the one answer a server may give (section 4.8).
+            log.warning("%s is disconnected: %s", _who(connection), error)
             self._end(connection, str(error))
 
     def _handle(self, connection: Connection, packet: Packet) -> None:
@@ -389,3 +390,9 @@ class Server:
         if session is not None:
             self._router.discard(session)
             log.warning("the session of client %r is forgotten, with %d messages: %s", client_id, len(session), reason)
+
+
+def _who(connection: Connection) -> str:
+    """Whom the log speaks of."""
+    session = connection.session
+    return f"{connection.peer} ({'no login' if session is None else session.client_id})"

@@ -6,8 +6,20 @@ A method is a value. A new one is a new file with a function that returns a Meth
 from collections.abc import Mapping
 
 from coordinator.methods.fedavg import FEDAVG
+from coordinator.methods.fedavgm import FEDAVGM
+from coordinator.methods.fednova import FEDNOVA
+from coordinator.methods.fedopt import FEDADAGRAD, FEDADAM, FEDYOGI
+from coordinator.methods.fedprox import FEDPROX
 from coordinator.methods.method import Method, MethodKind, PhaseSpec, Upload
 
-METHODS: Mapping[str, MethodKind] = {"fedavg": FEDAVG}
+METHODS: Mapping[str, MethodKind] = {
+    "fedadagrad": FEDADAGRAD,
+    "fedadam": FEDADAM,
+    "fedavg": FEDAVG,
+    "fedavgm": FEDAVGM,
+    "fednova": FEDNOVA,
+    "fedprox": FEDPROX,
+    "fedyogi": FEDYOGI,
+}
 
 __all__ = ["METHODS", "Method", "MethodKind", "PhaseSpec", "Upload"]

@@ -17,6 +17,7 @@ Deviations from the paper:
   server_lr = 1 this is the paper's average, up to float32 rounding of the difference.
 - n sums over the devices whose updates were accepted, so the weights always add up to one.
 - The last batch of an epoch may be short; its gradient is the mean over its own rows.
+- Running statistics of batch normalisation are averaged as they are, whatever server_lr is.
 - The paper's local solver is plain SGD; the job file may add momentum, weight decay and Nesterov's step.
 """
 
@@ -28,6 +29,7 @@ from coordinator.aggregators import weighted_mean
 from coordinator.fields import Field, number
 from coordinator.methods.method import Method, MethodKind, PhaseSpec, Upload
 from coordinator.server_steps import add_mean
+from coordinator.training_keys import Training
 
 
 def fedavg(server_lr: float = 1.0) -> Method:
@@ -42,11 +44,12 @@ def fedavg(server_lr: float = 1.0) -> Method:
     )
 
 
-def _from_options(options: Mapping[str, Any]) -> Method:
+def _from_options(options: Mapping[str, Any], _training: Training) -> Method:
     return fedavg(server_lr=float(options["server_lr"]))
 
 
+SERVER_LR = Field(number(0, 100, above_low=True), required=False, default=1.0)
 FEDAVG = MethodKind(
-    options={"server_lr": Field(number(0, 100, above_low=True), required=False, default=1.0)},
+    options={"server_lr": SERVER_LR},
     build=_from_options,
 )

@@ -8,6 +8,7 @@ from coordinator.aggregators import Aggregate
 from coordinator.fields import Field
 from coordinator.round_records import Event, Move, State
 from coordinator.server_steps import ServerStep
+from coordinator.training_keys import Training
 
 Schedule = Callable[[State, Event, float], Move]
 
@@ -46,6 +47,7 @@ class Method:
         schedule: The state machine that runs the rounds, (state, event, now_s) -> (state, commands).
         aggregate: The fold from many updates to one.
         server_step: The fold's result applied to the weights.
+        proximal: Weight of the distance from what was received, beside the job file's.
     """
 
     name: str
@@ -54,11 +56,19 @@ class Method:
     schedule: Schedule
     aggregate: Aggregate
     server_step: ServerStep
+    proximal: float = 0.0
 
 
 @dataclass(frozen=True)
 class MethodKind:
-    """A row of the method table: the keys its [method] section takes, and how a Method is made of them."""
+    """A row of the method table.
+
+    Attributes:
+        options: The keys that its [method] section takes.
+        build: Makes a Method of them and of the [training] section.
+        optimizers: Those of [training] that it can be told with.
+    """
 
     options: Mapping[str, Field]
-    build: Callable[[Mapping[str, Any]], Method]
+    build: Callable[[Mapping[str, Any], Training], Method]
+    optimizers: tuple[str, ...] = ("sgd", "adamw")

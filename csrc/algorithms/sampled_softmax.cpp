@@ -11,17 +11,19 @@ namespace edge {
 
 namespace {
 
-constexpr Index kRowFloats = 64 * 1024;  // of a block of rows, 256 KiB: half a second-level cache
+// Of rows that are copied once for both parts, and of a block of them where they are copied twice:
+// 512 and 256 KiB, which a second-level cache holds beside the logits.
+constexpr Index kMostRowFloats = 128 * 1024, kBlockFloats = 64 * 1024;
 constexpr Index kMostGroups = 64;
 
 Index up_to(Index value, Index step) { return (value + step - 1) / step * step; }
 
-// Whole units that fit, at least one.
+// All classes, or as many whole units as fit, at least one.
 Index block_of(const SoftmaxLayout& layout, Index classes) {
-  Index most = kRowFloats / layout.width_pitch;
-  if (!layout.keep) most = std::min(most, kSoftmaxTile / layout.batch_pitch);
-  const Index units = std::max<Index>(1, most / kSoftmaxUnit);
-  return std::min(units, layout.units) * kSoftmaxUnit < classes ? units * kSoftmaxUnit : classes;
+  const Index logits = layout.keep ? classes : kSoftmaxTile / layout.batch_pitch;
+  if (classes <= std::min(logits, kMostRowFloats / layout.width_pitch)) return classes;
+  const Index most = std::min(logits, kBlockFloats / layout.width_pitch) / kSoftmaxUnit;
+  return std::min(classes, std::max<Index>(1, most) * kSoftmaxUnit);
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 
 namespace edge {
 
+void bind_selection(pybind11::module_& m);
 void bind_low_rank(pybind11::module_& m);
 void bind_sampled_softmax(pybind11::module_& m);
 void bind_coders(pybind11::module_& m);

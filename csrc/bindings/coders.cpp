@@ -1,6 +1,7 @@
 #include <vector>
 
 #include "algorithms/gaps.h"
+#include "algorithms/rans.h"
 #include "bindings/arrays.h"
 #include "bindings/bind.h"
 
@@ -63,6 +64,39 @@ py::array_t<std::int32_t> decode_indices(const py::object& data, Index n, Index 
   return indices;
 }
 
+RansForm form_of(int state_bits, int ways) {
+  if (state_bits != 32 && state_bits != 64) {
+    throw py::value_error("state_bits must be 32 or 64, got " + std::to_string(state_bits));
+  }
+  return {state_bits == 64, ways};
+}
+
+py::bytes encode_symbols(const py::array& symbol_array, const RansTables& tables,
+                         const py::array& index_array, int state_bits, int ways) {
+  const auto symbols = input<std::int32_t>(symbol_array, "symbols", 1);
+  const auto indexes = input<std::int32_t>(index_array, "indexes", 1);
+  const RansForm form = form_of(state_bits, ways);
+  RansStream stream;
+  {
+    const py::gil_scoped_release release;
+    stream = rans_encode(tables, form, symbols, indexes);
+  }
+  return py::bytes(reinterpret_cast<const char*>(stream.buffer.data()) + stream.begin,
+                   stream.buffer.size() - stream.begin);
+}
+
+py::array_t<std::int32_t> decode_symbols(const py::object& data, const RansTables& tables,
+                                         const py::array& index_array, int state_bits, int ways) {
+  const HeldBytes stream(data);
+  const auto indexes = input<std::int32_t>(index_array, "indexes", 1);
+  const RansForm form = form_of(state_bits, ways);
+  py::array_t<std::int32_t> symbols(static_cast<py::ssize_t>(indexes.size()));
+  const Span<std::int32_t> span(symbols.mutable_data(), indexes.size());
+  const py::gil_scoped_release release;
+  rans_decode(tables, form, stream.span(), indexes, span);
+  return symbols;
+}
+
 // StreamError(rule, message), as PlanError.
 PYBIND11_CONSTINIT py::gil_safe_call_once_and_store<py::object> stream_error;
 
@@ -89,6 +123,20 @@ void bind_coders(py::module_& m) {
 
   m.def("encode_indices", &encode_indices, py::arg("indices").noconvert(), py::arg("n"));
   m.def("decode_indices", &decode_indices, py::arg("data"), py::arg("n"), py::arg("max_count"));
+
+  py::class_<RansTables>(m, "RansTables")
+      .def(py::init([](const py::array& cdfs, const py::array& lengths, const py::array& offsets) {
+             const auto counts = input<std::int32_t>(cdfs, "cdfs", 2);
+             return RansTables(counts, cdfs.shape(1), input<std::int32_t>(lengths, "lengths", 1),
+                               input<std::int32_t>(offsets, "offsets", 1));
+           }),
+           py::arg("cdfs").noconvert(), py::arg("lengths").noconvert(),
+           py::arg("offsets").noconvert())
+      .def_property_readonly("rows", &RansTables::rows);
+  m.def("rans_encode", &encode_symbols, py::arg("symbols").noconvert(), py::arg("tables"),
+        py::arg("indexes").noconvert(), py::arg("state_bits"), py::arg("ways"));
+  m.def("rans_decode", &decode_symbols, py::arg("data"), py::arg("tables"),
+        py::arg("indexes").noconvert(), py::arg("state_bits"), py::arg("ways"));
 }
 
 }  // namespace edge

@@ -3,114 +3,16 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <deque>
 #include <limits>
 
-#include "bindings/device_arrays.h"
-#include "cuda/api.h"
+#include "bindings/device_call.h"
 
 namespace py = pybind11;
 
 namespace edge::cuda {
 namespace {
-
-// A driver call that failed, by name.
-void must(cudaError_t code, const char* call) {
-  if (code == cudaSuccess) return;
-  cudaGetLastError();  // a later call must not report this one
-  throw std::runtime_error(std::string(call) + ": " + cudaGetErrorName(code) + ": " +
-                           cudaGetErrorString(code));
-}
-
-std::uint64_t size_of(const DeviceArray& array) {
-  std::uint64_t size = 1;
-  for (const std::int64_t extent : array.shape) {
-    if (extent < 0 || __builtin_mul_overflow(size, static_cast<std::uint64_t>(extent), &size)) {
-      throw py::value_error("a shape does not fit 64 bits: " + described(array));
-    }
-  }
-  return size;
-}
-
-// The arrays of one call: checked as they are named, all on one device, which is current until the
-// end.
-class Call {
- public:
-  explicit Call(std::uintptr_t stream) : stream_(stream) {}
-  Call(const Call&) = delete;
-  Call& operator=(const Call&) = delete;
-  ~Call() {
-    if (before_ >= 0) cudaSetDevice(before_);
-  }
-
-  cudaStream_t stream() const { return reinterpret_cast<cudaStream_t>(stream_); }
-
-  // Of one of the types `wanted` and of this shape; -1: any extent.
-  DeviceArray array(const py::object& object, const char* name,
-                    const std::vector<std::string>& wanted, const std::vector<std::int64_t>& shape,
-                    bool written) {
-    DeviceArray it = device_array(object, name, stream_);
-    bool fits = it.shape.size() == shape.size();
-    for (std::size_t axis = 0; fits && axis < shape.size(); ++axis) {
-      fits = shape[axis] < 0 || shape[axis] == it.shape[axis];
-    }
-    bool typed = false;
-    std::string types;
-    for (const std::string& type : wanted) {
-      typed = typed || type == it.dtype;
-      types += (types.empty() ? "" : " or ") + type;
-    }
-    if (!fits || !typed) {
-      throw py::type_error(std::string(name) + " must be " +
-                           described({0, shape, types, false, {}}) + " (-1: any), got " +
-                           described(it));
-    }
-    if (written && it.read_only) throw py::value_error(std::string(name) + " is read-only");
-    if (size_of(it) > 0) place(it, name);
-    return it;
-  }
-  template <class T>
-  T* pointer(const py::object& object, const char* name, const char* type,
-             const std::vector<std::int64_t>& shape, bool written) {
-    held_.push_back(array(object, name, {type}, shape, written));
-    return reinterpret_cast<T*>(held_.back().address);
-  }
-  void* workspace(const py::object& object, std::uint64_t bytes) {
-    constexpr std::uintptr_t kAligned = 256;
-    held_.push_back(array(object, "workspace", {"uint8"}, {-1}, true));
-    const DeviceArray& it = held_.back();
-    if (size_of(it) < bytes) {
-      throw py::value_error("workspace must hold at least " + std::to_string(bytes) +
-                            " bytes, got " + std::to_string(size_of(it)));
-    }
-    if (it.address % kAligned != 0)
-      throw py::value_error("workspace must start at a multiple of 256 bytes");
-    return reinterpret_cast<void*>(it.address);
-  }
-
- private:
-  void place(const DeviceArray& it, const char* name) {
-    cudaPointerAttributes where{};
-    must(cudaPointerGetAttributes(&where, reinterpret_cast<const void*>(it.address)),
-         "cudaPointerGetAttributes");
-    if (where.type != cudaMemoryTypeDevice && where.type != cudaMemoryTypeManaged) {
-      throw py::value_error(std::string(name) + " does not point to device memory");
-    }
-    if (before_ < 0) {
-      must(cudaGetDevice(&before_), "cudaGetDevice");
-      must(cudaSetDevice(where.device), "cudaSetDevice");
-      device_ = where.device;
-    }
-    if (where.device != device_) {
-      throw py::value_error(std::string(name) + " is on device " + std::to_string(where.device) +
-                            ", the arrays before it on device " + std::to_string(device_));
-    }
-  }
-
-  std::uintptr_t stream_;
-  int before_ = -1;
-  int device_ = -1;
-  std::vector<DeviceArray> held_;
-};
 
 Element element_of(const std::string& dtype) {
   if (dtype == "float32") return Element::float32;
@@ -128,52 +30,119 @@ void check_count(std::uint64_t n, std::int64_t k) {
   }
 }
 
-std::uint64_t top_k_bytes(std::int64_t n, std::int64_t k, const std::string& dtype) {
+std::uint64_t top_k_bytes(std::int64_t n, std::int64_t k, const std::string& dtype,
+                          std::uint32_t tensors) {
   if (n < 1) throw py::value_error("n must be positive, got " + std::to_string(n));
   check_count(static_cast<std::uint64_t>(n), k);
   return top_k_workspace_bytes(static_cast<std::uint64_t>(n), static_cast<std::uint64_t>(k),
-                               element_of(dtype));
+                               element_of(dtype), tensors);
 }
 
-void top_k(const py::object& x, std::int64_t k, const py::object& indices, const py::object& values,
-           const py::object& first_nan, const py::object& workspace, std::uintptr_t stream) {
-  Call call(stream);
-  const DeviceArray from = call.array(x, "x", {"float32", "float16", "bfloat16"}, {-1}, false);
-  const std::uint64_t n = size_of(from);
-  check_count(n, k);
-  const Element element = element_of(from.dtype);
-  auto* const places = call.pointer<std::int32_t>(indices, "indices", "int32", {k}, true);
-  auto* const to = call.pointer<void>(values, "values", from.dtype.c_str(), {k}, true);
-  auto* const nan = call.pointer<std::int32_t>(first_nan, "first_nan", "int32", {1}, true);
-  void* const work =
-      call.workspace(workspace, top_k_workspace_bytes(n, static_cast<std::uint64_t>(k), element));
-  must(top_k_cuda(reinterpret_cast<const void*>(from.address), element, n,
-                  static_cast<std::uint32_t>(k), places, to, nan, work, call.stream()),
-       "top_k");
+// Where results go, whatever they are selected from.
+struct Outputs {
+  py::object indices, values, first_nan, starts;
+};
+
+// Names the tensors' numbers in errors.
+class Names {
+ public:
+  const char* operator()(const char* name, std::size_t number, std::size_t count) {
+    names_.push_back(count == 1 ? name : std::string(name) + "[" + std::to_string(number) + "]");
+    return names_.back().c_str();
+  }
+
+ private:
+  std::deque<std::string> names_;  // which does not move them
+};
+
+std::uint64_t elements_of(const std::vector<SelectedFrom>& tensors) {
+  std::uint64_t n = 0;
+  for (const SelectedFrom& tensor : tensors) n += tensor.n;
+  return n;
 }
 
-void top_k_feedback(const py::object& gradient, const py::object& residual,
-                    const py::object& momentum, float factor, bool nesterov, bool masked,
-                    std::int64_t k, const py::object& indices, const py::object& values,
-                    const py::object& first_nan, const py::object& workspace,
-                    std::uintptr_t stream) {
-  Call call(stream);
-  const DeviceArray from = call.array(gradient, "gradient", {"float32"}, {-1}, false);
-  const std::uint64_t n = size_of(from);
+SelectionCall selection_call(Call& call, const std::vector<SelectedFrom>& tensors,
+                             const std::string& dtype, std::int64_t k, const Outputs& out,
+                             const py::object& workspace) {
+  const std::uint64_t n = elements_of(tensors);
   check_count(n, k);
-  auto* const carried = call.pointer<float>(residual, "residual", "float32", from.shape, true);
-  auto* const velocity =
-      momentum.is_none() ? nullptr
-                         : call.pointer<float>(momentum, "momentum", "float32", from.shape, true);
-  auto* const places = call.pointer<std::int32_t>(indices, "indices", "int32", {k}, true);
-  auto* const to = call.pointer<float>(values, "values", "float32", {k}, true);
-  auto* const nan = call.pointer<std::int32_t>(first_nan, "first_nan", "int32", {1}, true);
-  void* const work = call.workspace(
-      workspace, top_k_workspace_bytes(n, static_cast<std::uint64_t>(k), Element::float32));
-  must(top_k_feedback_cuda(reinterpret_cast<const float*>(from.address), carried, velocity, factor,
-                           nesterov, masked, n, static_cast<std::uint32_t>(k), places, to, nan,
-                           work, call.stream()),
-       "top_k_feedback");
+  SelectionCall it{};
+  it.tensors = tensors.data();
+  it.count = static_cast<std::uint32_t>(tensors.size());
+  it.element = element_of(dtype);
+  it.k = static_cast<std::uint32_t>(k);
+  it.indices = call.pointer<std::int32_t>(out.indices, "indices", "int32", {k}, true);
+  it.values = call.pointer<void>(out.values, "values", dtype.c_str(), {k}, true);
+  it.first_nan = call.pointer<std::int32_t>(out.first_nan, "first_nan", "int32", {1}, true);
+  if (!out.starts.is_none()) {
+    const auto count = static_cast<std::int64_t>(tensors.size()) + 1;
+    it.starts = call.pointer<std::int32_t>(out.starts, "starts", "int32", {count}, true);
+  }
+  const std::uint64_t bytes =
+      top_k_workspace_bytes(n, static_cast<std::uint64_t>(k), it.element, it.count);
+  it.workspace = call.workspace(workspace, bytes);
+  return it;
+}
+
+void check_tensors(std::size_t count) {
+  constexpr std::size_t kMost = 1U << 20U;
+  if (count < 1 || count > kMost) {
+    throw py::value_error("there must be 1..2^20 tensors, got " + std::to_string(count));
+  }
+}
+
+void top_k(const std::vector<py::object>& arrays, std::int64_t k, const py::object& indices,
+           const py::object& values, const py::object& first_nan, const py::object& starts,
+           const py::object& workspace, std::uintptr_t stream) {
+  check_tensors(arrays.size());
+  Call call(stream);
+  Names names;
+  std::vector<std::string> types{"float32", "float16", "bfloat16"};
+  std::vector<DeviceArray> held;  // for the length of the call
+  std::vector<SelectedFrom> tensors;
+  for (std::size_t i = 0; i < arrays.size(); ++i) {
+    held.push_back(call.array(arrays[i], names("x", i, arrays.size()), types, {-1}, false));
+    types = {held.back().dtype};  // the others' too
+    tensors.push_back(
+        {reinterpret_cast<void*>(held.back().address), nullptr, nullptr, size_of(held.back())});
+  }
+  const SelectionCall it =
+      selection_call(call, tensors, types[0], k, {indices, values, first_nan, starts}, workspace);
+  must(top_k_cuda(it, call.stream()), "top_k");
+}
+
+void top_k_feedback(const std::vector<py::object>& gradients,
+                    const std::vector<py::object>& residuals,
+                    const std::vector<py::object>& momenta, float factor, bool nesterov,
+                    bool masked, std::int64_t k, const py::object& indices,
+                    const py::object& values, const py::object& first_nan, const py::object& starts,
+                    const py::object& workspace, std::uintptr_t stream) {
+  const std::size_t count = gradients.size();
+  check_tensors(count);
+  if (residuals.size() != count || (!momenta.empty() && momenta.size() != count)) {
+    throw py::value_error("there must be a residual for each of " + std::to_string(count) +
+                          " gradients, and momentum for each or none");
+  }
+  Call call(stream);
+  Names names;
+  std::vector<SelectedFrom> tensors;
+  for (std::size_t i = 0; i < count; ++i) {
+    const DeviceArray from =
+        call.array(gradients[i], names("gradient", i, count), {"float32"}, {-1}, false);
+    SelectedFrom tensor{};
+    tensor.n = size_of(from);
+    tensor.gradient = reinterpret_cast<const float*>(from.address);
+    tensor.x =
+        call.pointer<void>(residuals[i], names("residual", i, count), "float32", from.shape, true);
+    if (!momenta.empty()) {
+      tensor.momentum =
+          call.pointer<float>(momenta[i], names("momentum", i, count), "float32", from.shape, true);
+    }
+    tensors.push_back(tensor);
+  }
+  const SelectionCall it =
+      selection_call(call, tensors, "float32", k, {indices, values, first_nan, starts}, workspace);
+  must(top_k_feedback_cuda(it, factor, nesterov, masked, call.stream()), "top_k_feedback");
 }
 
 std::uint64_t extent(const DeviceArray& array, std::size_t axis) {
@@ -251,6 +220,178 @@ void sampled_softmax(const py::object& features, const py::object& labels, const
   must(softmax_cuda(it, work, call.stream()), "sampled_softmax");
 }
 
+void convert(const py::object& x, const py::object& out, std::uintptr_t stream) {
+  const std::vector<std::string> types{"float32", "float16", "bfloat16"};
+  Call call(stream);
+  const DeviceArray from = call.array(x, "x", types, {-1}, false);
+  const DeviceArray to = call.array(out, "out", types, from.shape, true);
+  if ((from.dtype == "float32") == (to.dtype == "float32")) {
+    throw py::type_error(
+        "one of x and out must be float32 and the other float16 or bfloat16, got " + from.dtype +
+        " and " + to.dtype);
+  }
+  if (from.dtype == "float32") {
+    must(narrow_cuda(reinterpret_cast<const float*>(from.address), element_of(to.dtype),
+                     reinterpret_cast<void*>(to.address), size_of(from), call.stream()),
+         "convert");
+  } else {
+    must(widen_cuda(reinterpret_cast<const void*>(from.address), element_of(from.dtype),
+                    reinterpret_cast<float*>(to.address), size_of(from), call.stream()),
+         "convert");
+  }
+}
+
+Quantizer quantizer_of(const std::string& rounding, const std::string& norm) {
+  if (rounding == "nearest") return Quantizer::nearest;
+  if (rounding == "sign") return Quantizer::sign;
+  if (rounding != "stochastic") {
+    throw py::value_error("rounding must be nearest, stochastic or sign, got " + rounding);
+  }
+  if (norm != "l2" && norm != "max") throw py::value_error("norm must be l2 or max, got " + norm);
+  return norm == "l2" ? Quantizer::stochastic_l2 : Quantizer::stochastic_max;
+}
+
+// How many scales n values have.
+std::int64_t scales_of(std::uint64_t n, std::int64_t block, bool sign) {
+  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+  if (block < 1 || block > kMost || (sign && block % 8 != 0)) {
+    throw py::value_error("block must be in 1..2147483647, and for signs a multiple of 8, got " +
+                          std::to_string(block));
+  }
+  if (n > static_cast<std::uint64_t>(kMost)) {
+    throw py::value_error("at most 2^31 - 1 values, got " + std::to_string(n));
+  }
+  return (static_cast<std::int64_t>(n) + block - 1) / block;
+}
+
+void* codes_of(Call& call, const py::object& q, std::uint64_t n, bool sign, bool written) {
+  const std::int64_t count = static_cast<std::int64_t>(sign ? (n + 7) / 8 : n);
+  return call.pointer<void>(q, "q", sign ? "uint8" : "int8", {count}, written);
+}
+
+void quantize(const py::object& x, const std::string& rounding, const std::string& norm,
+              std::int64_t block, std::int64_t levels, std::uint64_t seed, const py::object& q,
+              const py::object& scales, const py::object& first_bad, std::uintptr_t stream) {
+  Call call(stream);
+  QuantizeCall it{};
+  it.quantizer = quantizer_of(rounding, norm);
+  const bool sign = it.quantizer == Quantizer::sign;
+  if (levels < 1 || levels > 127) {
+    throw py::value_error("levels must be in 1..127, got " + std::to_string(levels));
+  }
+  const DeviceArray from = call.array(x, "x", {"float32"}, {-1}, false);
+  it.x = reinterpret_cast<const float*>(from.address);
+  it.n = size_of(from);
+  const std::int64_t count = scales_of(it.n, block, sign);
+  it.block = static_cast<std::uint64_t>(block);
+  it.levels = static_cast<float>(levels);
+  it.seed = seed;
+  it.q = codes_of(call, q, it.n, sign, true);
+  it.scales = call.pointer<float>(scales, "scales", "float32", {count}, true);
+  it.first_bad = call.pointer<std::int32_t>(first_bad, "first_bad", "int32", {1}, true);
+  must(quantize_cuda(it, call.stream()), "quantize");
+}
+
+void dequantize(const py::object& q, const py::object& scales, bool sign, std::int64_t block,
+                const py::object& x, std::uintptr_t stream) {
+  Call call(stream);
+  const DeviceArray to = call.array(x, "x", {"float32"}, {-1}, true);
+  const std::uint64_t n = size_of(to);
+  const std::int64_t count = scales_of(n, block, sign);
+  const void* const codes = codes_of(call, q, n, sign, false);
+  const auto* const factors =
+      call.pointer<const float>(scales, "scales", "float32", {count}, false);
+  must(dequantize_cuda(codes, factors, reinterpret_cast<float*>(to.address), n,
+                       static_cast<std::uint64_t>(block), sign, call.stream()),
+       "dequantize");
+}
+
+// Rank and sides of a decomposition.
+void check_rank(std::int64_t m, std::int64_t n, std::int64_t rank, std::uint64_t most) {
+  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+  if (m < 1 || n < 1 || m > kMost || n > kMost) {
+    throw py::value_error("a must have 1..2^31-1 rows and columns, got " + std::to_string(m) +
+                          " x " + std::to_string(n));
+  }
+  const std::int64_t largest = std::min({m, n, static_cast<std::int64_t>(most)});
+  if (rank < 1 || rank > largest) {
+    throw py::value_error("rank must be in 1.." + std::to_string(largest) + ", got " +
+                          std::to_string(rank));
+  }
+}
+
+std::uint64_t svd_bytes(std::int64_t m, std::int64_t n, std::int64_t rank, bool step) {
+  check_rank(m, n, rank, step ? kMostPowerRank : kMostSvdRank);
+  std::uint64_t bytes = 0;
+  must(svd_workspace_bytes(static_cast<std::uint64_t>(m), static_cast<std::uint64_t>(n),
+                           static_cast<std::uint64_t>(rank), step, bytes),
+       "svd_workspace_bytes");
+  return bytes;
+}
+
+void truncated_svd(const py::object& a, std::int64_t rank, double energy, const py::object& warm,
+                   std::uint64_t seed, std::int64_t iterations, double tolerance,
+                   const py::object& u, const py::object& s, const py::object& vt,
+                   const py::object& error, const py::object& used, const py::object& first_bad,
+                   const py::object& workspace, std::uintptr_t stream) {
+  if (iterations < 0 || iterations > 1000) {
+    throw py::value_error("iterations must be in 0..1000, got " + std::to_string(iterations));
+  }
+  if (!(energy > 0.0 && energy <= 1.0)) {
+    throw py::value_error("energy must be in (0, 1], got " + std::to_string(energy));
+  }
+  Call call(stream);
+  SvdCall it{};
+  const DeviceArray from = call.array(a, "a", {"float32"}, {-1, -1}, false);
+  const std::int64_t m = from.shape[0];
+  const std::int64_t n = from.shape[1];
+  check_rank(m, n, rank, kMostSvdRank);
+  it.a = reinterpret_cast<const float*>(from.address);
+  it.m = extent(from, 0);
+  it.n = extent(from, 1);
+  it.rank = static_cast<std::uint64_t>(rank);
+  if (!warm.is_none()) {
+    const DeviceArray start = call.array(warm, "warm", {"float32"}, {-1, n}, false);
+    it.warm = reinterpret_cast<const float*>(start.address);
+    it.warm_rank = extent(start, 0);
+  }
+  it.seed = seed;
+  it.iterations = static_cast<std::uint64_t>(iterations);
+  it.tolerance = tolerance;
+  it.energy = energy;
+  it.u = call.pointer<float>(u, "u", "float32", {m, rank}, true);
+  it.s = call.pointer<float>(s, "s", "float32", {rank}, true);
+  it.vt = call.pointer<float>(vt, "vt", "float32", {rank, n}, true);
+  it.error = call.pointer<float>(error, "error", "float32", {1}, true);
+  it.used = call.pointer<std::int32_t>(used, "used", "int32", {1}, true);
+  it.first_bad = call.pointer<std::int32_t>(first_bad, "first_bad", "int32", {1}, true);
+  void* const work = call.workspace(workspace, svd_bytes(m, n, rank, false));
+  must(svd_cuda(it, work, call.stream()), "truncated_svd");
+}
+
+void power_step(const py::object& a, const py::object& q, const py::object& p,
+                const py::object& next_q, const py::object& first_bad, const py::object& workspace,
+                std::uintptr_t stream) {
+  Call call(stream);
+  PowerCall it{};
+  const DeviceArray from = call.array(a, "a", {"float32"}, {-1, -1}, false);
+  const std::int64_t m = from.shape[0];
+  const std::int64_t n = from.shape[1];
+  const DeviceArray start = call.array(q, "q", {"float32"}, {n, -1}, false);
+  const std::int64_t rank = start.shape[1];
+  check_rank(m, n, rank, kMostPowerRank);
+  it.a = reinterpret_cast<const float*>(from.address);
+  it.m = extent(from, 0);
+  it.n = extent(from, 1);
+  it.rank = extent(start, 1);
+  it.q = reinterpret_cast<const float*>(start.address);
+  it.p = call.pointer<float>(p, "p", "float32", {m, rank}, true);
+  it.next_q = call.pointer<float>(next_q, "next_q", "float32", {n, rank}, true);
+  it.first_bad = call.pointer<std::int32_t>(first_bad, "first_bad", "int32", {1}, true);
+  void* const work = call.workspace(workspace, svd_bytes(m, n, rank, true));
+  must(power_step_cuda(it, work, call.stream()), "power_step");
+}
+
 // Each device that can be used: name, compute capability, bytes of memory.
 py::list devices() {
   int count = 0;
@@ -277,13 +418,14 @@ PYBIND11_MODULE(_cuda, m) {
   m.attr("compiled_for") = EDGE_CUDA_ARCHITECTURES;
   m.def("devices", &devices);
   m.def("top_k_workspace_bytes", &top_k_bytes, py::arg("n").noconvert(), py::arg("k").noconvert(),
-        py::arg("dtype"));
-  m.def("top_k", &top_k, py::arg("x"), py::arg("k").noconvert(), py::arg("indices"),
-        py::arg("values"), py::arg("first_nan"), py::arg("workspace"), py::arg("stream"));
-  m.def("top_k_feedback", &top_k_feedback, py::arg("gradient"), py::arg("residual"),
-        py::arg("momentum"), py::arg("factor"), py::arg("nesterov"), py::arg("masked"),
+        py::arg("dtype"), py::arg("tensors").noconvert());
+  m.def("top_k", &top_k, py::arg("arrays"), py::arg("k").noconvert(), py::arg("indices"),
+        py::arg("values"), py::arg("first_nan"), py::arg("starts"), py::arg("workspace"),
+        py::arg("stream"));
+  m.def("top_k_feedback", &top_k_feedback, py::arg("gradients"), py::arg("residuals"),
+        py::arg("momenta"), py::arg("factor"), py::arg("nesterov"), py::arg("masked"),
         py::arg("k").noconvert(), py::arg("indices"), py::arg("values"), py::arg("first_nan"),
-        py::arg("workspace"), py::arg("stream"));
+        py::arg("starts"), py::arg("workspace"), py::arg("stream"));
   m.def("softmax_workspace_bytes", &softmax_bytes, py::arg("batch").noconvert(),
         py::arg("width").noconvert(), py::arg("classes").noconvert(), py::arg("update"));
   m.def("sampled_softmax", &sampled_softmax, py::arg("features"), py::arg("labels"),
@@ -291,4 +433,19 @@ PYBIND11_MODULE(_cuda, m) {
         py::arg("correction"), py::arg("correction_of_all"), py::arg("scale"),
         py::arg("own_positives"), py::arg("loss"), py::arg("d_features"), py::arg("d_rows"),
         py::arg("lr"), py::arg("workspace"), py::arg("stream"));
+  m.def("convert", &convert, py::arg("x"), py::arg("out"), py::arg("stream"));
+  m.def("quantize", &quantize, py::arg("x"), py::arg("rounding"), py::arg("norm"),
+        py::arg("block").noconvert(), py::arg("levels").noconvert(), py::arg("seed").noconvert(),
+        py::arg("q"), py::arg("scales"), py::arg("first_bad"), py::arg("stream"));
+  m.def("dequantize", &dequantize, py::arg("q"), py::arg("scales"), py::arg("sign"),
+        py::arg("block").noconvert(), py::arg("x"), py::arg("stream"));
+  m.def("svd_workspace_bytes", &svd_bytes, py::arg("m").noconvert(), py::arg("n").noconvert(),
+        py::arg("rank").noconvert(), py::arg("step"));
+  m.def("truncated_svd", &truncated_svd, py::arg("a"), py::arg("rank").noconvert(),
+        py::arg("energy"), py::arg("warm"), py::arg("seed").noconvert(),
+        py::arg("iterations").noconvert(), py::arg("tolerance"), py::arg("u"), py::arg("s"),
+        py::arg("vt"), py::arg("error"), py::arg("used"), py::arg("first_bad"),
+        py::arg("workspace"), py::arg("stream"));
+  m.def("power_step", &power_step, py::arg("a"), py::arg("q"), py::arg("p"), py::arg("next_q"),
+        py::arg("first_bad"), py::arg("workspace"), py::arg("stream"));
 }

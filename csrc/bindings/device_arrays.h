@@ -39,8 +39,10 @@ struct DeviceArray {
   std::uintptr_t address = 0;
   std::vector<std::int64_t> shape;
   std::string dtype;  // as NumPy names it, and "bfloat16"
+  std::uint64_t item_bytes = 0;
   bool read_only = false;
-  pybind11::object owner;  // keeps the memory for the call
+  std::uintptr_t ready_on = 0;  // a stream whose work so far must be done first; 0: none
+  pybind11::object owner;       // keeps the memory for the call
 };
 
 inline std::string described(const DeviceArray& array) {
@@ -109,6 +111,7 @@ inline DeviceArray from_dlpack(const pybind11::object& object, const char* name,
   const char kinds[] = {'i', 'u', 'f', '?', 'b'};
   const char kind = tensor.dtype.code < sizeof kinds ? kinds[tensor.dtype.code] : '?';
   out.dtype = type_name(kind, tensor.dtype.bits) + (tensor.dtype.lanes == 1 ? "" : " vectors");
+  out.item_bytes = (static_cast<std::uint64_t>(tensor.dtype.bits) * tensor.dtype.lanes + 7) / 8;
   out.address = reinterpret_cast<std::uintptr_t>(tensor.data) + tensor.byte_offset;
   out.shape.assign(tensor.shape, tensor.shape + tensor.ndim);
   if (tensor.strides != nullptr) {
@@ -129,9 +132,13 @@ inline DeviceArray from_interface(const pybind11::object& object, const char* na
   }
   const int size = std::stoi(type.substr(2));
   out.dtype = type_name(type[1], 8 * size);
+  out.item_bytes = static_cast<std::uint64_t>(size);
   const auto data = py::cast<std::pair<std::uintptr_t, bool>>(fields["data"]);
   out.address = data.first;
   out.read_only = data.second;
+  if (fields.contains("stream") && !fields["stream"].is_none()) {
+    out.ready_on = py::cast<std::uintptr_t>(fields["stream"]);
+  }
   if (fields.contains("strides") && !fields["strides"].is_none()) {
     require_contiguous(name, out.shape, py::cast<std::vector<std::int64_t>>(fields["strides"]),
                        size);

@@ -39,7 +39,7 @@ class DeviceBlock {
     return value;
   }
   __device__ __forceinline__ u32 add(u32* at, u32 value) { return atomicAdd(at, value); }
-  __device__ __forceinline__ void max(u32* at, u32 value) { atomicMax(at, value); }
+  __device__ __forceinline__ void min(u32* at, u32 value) { atomicMin(at, value); }
 
   // `warps` is shared memory for kWarps values.
   template <class T>
@@ -131,8 +131,8 @@ class StreamLauncher {
 
   u64 processors() const { return processors_; }
   cudaError_t error() const { return error_; }
-  void zero(void* memory, u64 bytes) {
-    if (error_ == cudaSuccess) error_ = cudaMemsetAsync(memory, 0, bytes, stream_);
+  void fill(void* memory, unsigned char byte, u64 bytes) {
+    if (error_ == cudaSuccess) error_ = cudaMemsetAsync(memory, byte, bytes, stream_);
   }
   template <class Kernel>
   void launch(u64 blocks, const typename Kernel::Args& args) {

@@ -79,9 +79,9 @@ class EmulatedBlock {
   T add(T* at, T value) {
     return __atomic_fetch_add(at, value, __ATOMIC_ACQ_REL);
   }
-  void max(u32* at, u32 value) {
+  void min(u32* at, u32 value) {
     u32 seen = __atomic_load_n(at, __ATOMIC_RELAXED);
-    while (value > seen && !__atomic_compare_exchange_n(at, &seen, value, false, __ATOMIC_RELAXED,
+    while (value < seen && !__atomic_compare_exchange_n(at, &seen, value, false, __ATOMIC_RELAXED,
                                                         __ATOMIC_RELAXED)) {
     }
   }
@@ -137,7 +137,7 @@ class EmulatedLauncher {
   EmulatedLauncher(u32 processors, Order order) : processors_(processors), order_(order) {}
 
   u64 processors() const { return processors_; }
-  void zero(void* memory, u64 bytes) { std::memset(memory, 0, bytes); }
+  void fill(void* memory, unsigned char byte, u64 bytes) { std::memset(memory, byte, bytes); }
   template <class Kernel>
   void launch(u64 blocks, const typename Kernel::Args& args) {
     if (blocks == 0 || blocks > 0x7fffffffU) throw std::logic_error("no such grid");

@@ -21,7 +21,8 @@
 // test.
 //
 // An algorithm of several launches is a function over a launcher, which has
-//   launcher.launch<Kernel>(blocks, args), launcher.zero(pointer, bytes), launcher.processors()
+//   launcher.launch<Kernel>(blocks, args), launcher.fill(pointer, byte, bytes),
+//   launcher.processors()
 // and neither allocates nor waits. It fills a device with a few blocks for each of its processors.
 #pragma once
 
@@ -75,6 +76,56 @@ struct alignas(4 * sizeof(T)) Four {
 template <class T>
 EDGE_DEVICE bool aligned_for_four(const T* p) {
   return reinterpret_cast<std::uintptr_t>(p) % sizeof(Four<T>) == 0;
+}
+
+// Four elements from `at` on; where fewer are left the rest are not touched.
+template <class T>
+EDGE_DEVICE int load_four(const T* x, u64 at, u64 n, bool whole, T (&out)[4]) {
+  if (at + 4 <= n) {
+    if (whole) {
+      const Four<T> four = *reinterpret_cast<const Four<T>*>(x + at);
+      for (int j = 0; j < 4; ++j) out[j] = four.at[j];
+    } else {
+      for (int j = 0; j < 4; ++j) out[j] = x[at + static_cast<u64>(j)];
+    }
+    return 4;
+  }
+  int count = 0;
+  for (; count < 4 && at + static_cast<u64>(count) < n; ++count) {
+    out[count] = x[at + static_cast<u64>(count)];
+  }
+  return count;
+}
+
+template <class T>
+EDGE_DEVICE void store_some(T* x, u64 at, int count, bool whole, const T (&in)[4]) {
+  if (whole && count == 4) {
+    Four<T> four;
+    for (int j = 0; j < 4; ++j) four.at[j] = in[j];
+    *reinterpret_cast<Four<T>*>(x + at) = four;
+    return;
+  }
+  for (int j = 0; j < count; ++j) x[at + static_cast<u64>(j)] = in[j];
+}
+
+EDGE_DEVICE u32 bits_of(float value) {
+#if defined(__CUDA_ARCH__)
+  return __float_as_uint(value);
+#else
+  u32 bits = 0;
+  static_assert(sizeof bits == sizeof value, "IEEE binary32");
+  __builtin_memcpy(&bits, &value, sizeof bits);
+  return bits;
+#endif
+}
+EDGE_DEVICE float float_of(u32 bits) {
+#if defined(__CUDA_ARCH__)
+  return __uint_as_float(bits);
+#else
+  float value = 0.0F;
+  __builtin_memcpy(&value, &bits, sizeof value);
+  return value;
+#endif
 }
 
 }  // namespace edge::cuda

@@ -8,6 +8,7 @@ namespace edge {
 namespace {
 
 constexpr std::uint32_t kColumnAxis = 8;
+using Values = std::vector<std::int32_t>;
 
 // Every rule looks for a step and those that it reads. What nothing reads any more is dropped after
 // each round, so that a later rule sees who reads what.
@@ -24,7 +25,6 @@ class StepJoiner {
   }
 
  private:
-  using Values = std::vector<std::int32_t>;
   static std::size_t at(std::int32_t value) { return static_cast<std::size_t>(value); }
 
   MapValue& value_of(std::int32_t number) { return list_.values[at(number)]; }
@@ -262,7 +262,40 @@ class StepJoiner {
   std::vector<std::int32_t> readers_;
 };
 
+// Of a relu or a clip of an affine function: x, a, b, and the limit of a clip; none for another
+// step.
+Values activation_of(const MapListing& list, const MapValue& value) {
+  if (value.function == MapFunction::affine_clip) return value.in;
+  if (value.function != MapFunction::multiply_add_relu) return {};
+  Values in = value.in;
+  const auto axes = [&](std::size_t k) {
+    return list.values[static_cast<std::size_t>(in[k])].axes;
+  };
+  if ((axes(0) & kColumnAxis) == 0) std::swap(in[0], in[1]);
+  const bool of_rows = ((axes(1) | axes(2)) & kColumnAxis) == 0;
+  return axes(0) == list.whole() && (axes(0) & kColumnAxis) != 0 && of_rows ? in : Values{};
+}
+
 }  // namespace
+
+StepPair pair_of(const MapListing& list, std::size_t first, std::size_t second) {
+  const MapValue& value = list.values[first];
+  Values in = activation_of(list, list.values[second]);
+  if (in.empty()) return {};
+  const bool clip = in.size() == 4;
+  const MapFunction gradient =
+      clip ? MapFunction::weighted_clip_grad : MapFunction::weighted_relu_grad;
+  if (value.function == gradient && std::equal(in.begin(), in.end(), value.in.begin() + 1))
+    return {gradient, value.in};
+  if (value.function != MapFunction::sub || in[0] != static_cast<std::int32_t>(first)) return {};
+  const auto axes = [&](std::size_t k) {
+    return list.values[static_cast<std::size_t>(value.in[k])].axes;
+  };
+  if (axes(0) != list.whole() || (axes(1) & kColumnAxis) != 0) return {};
+  in.insert(in.begin() + 1, value.in[1]);
+  in[0] = value.in[0];
+  return {clip ? MapFunction::centred_clip : MapFunction::centred_relu, in};
+}
 
 void mark_needed(MapListing& list) {
   for (MapValue& value : list.values) value.needed = false;

@@ -197,9 +197,12 @@ class Layout {
       if (missing(v) && list_.values[v].step) order.push_back(v);
       if (wanted[v]) computed_[v] = true;
     }
+    // Numbers of rows follow from no element, so they can be made first.
+    std::stable_partition(order.begin(), order.end(),
+                          [this](std::size_t v) { return list_.values[v].axes != list_.whole(); });
     if (stores) order_stores(order, depth);
     stage.steps.begin = here();
-    for (const std::size_t v : order) add_step(v);
+    add_steps(order);
     stage.steps.end = here();
     // What a tile reads stays until the last one has.
     for (std::int32_t i = stage.steps.begin; i < stage.steps.end; ++i) {
@@ -292,6 +295,27 @@ class Layout {
     laid_->steps.push_back(step);
   }
 
+  // Neighbours go over the tile together where a loop makes both.
+  void add_steps(const std::vector<std::size_t>& order) {
+    for (std::size_t i = 0; i < order.size(); ++i) {
+      const std::size_t next = i + 1 < order.size() ? order[i + 1] : order[i];
+      if (!add_pair(order[i], next) && !add_pair(next, order[i]))
+        add_step(order[i]);
+      else
+        ++i;
+    }
+  }
+
+  bool add_pair(std::size_t first, std::size_t second) {
+    const StepPair pair = pair_of(list_, first, second);
+    if (pair.in.empty()) return false;
+    MapStep step = step_of(pair.function, kind_of(list_.values[first]), pair.in);
+    step.out = slots_[first] = born(step.kind);
+    step.second = slots_[second] = born(step.kind);
+    laid_->steps.push_back(step);
+    return true;
+  }
+
   void add_reductions(std::int32_t depth, MapStage& stage) {
     stage.reductions.begin = static_cast<std::int32_t>(laid_->reductions.size());
     for (std::size_t v = 0; v < list_.values.size(); ++v) {
@@ -377,6 +401,7 @@ class Layout {
     for (MapStep& step : laid_->steps) {
       for (std::int32_t& in : step.in) settle(in);
       settle(step.out);
+      settle(step.second);
     }
     for (MapReduction& reduction : laid_->reductions) {
       for (std::int32_t& in : reduction.summand.in) settle(in);

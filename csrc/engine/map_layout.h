@@ -78,6 +78,13 @@ void mark_needed(MapListing& list);
 // Makes one step of several where the kernels have one; the bits of every result stay the same.
 void join_steps(MapListing& list);
 
+// Two steps that one loop makes: its function and operands, none where there is no such loop.
+struct StepPair {
+  MapFunction function = MapFunction::add;
+  std::vector<std::int32_t> in;
+};
+StepPair pair_of(const MapListing& list, std::size_t first, std::size_t second);
+
 // Puts a checked listing in order.
 std::shared_ptr<const LaidMap> lay_out_map(MapListing list, const Operands& operands);
 

@@ -1,5 +1,6 @@
 #include "kernels/depthwise.h"
 
+#include "kernels/depthwise_fold.h"
 #include "kernels/depthwise_pack.h"
 
 namespace edge {
@@ -201,11 +202,13 @@ void correlate_planes(const Correlation& c, const Worker& worker) {
 }  // namespace
 
 void depthwise_conv(const ConvArgs& a, const Worker& worker) {
+  if (folded_conv(a, worker)) return;
   const Problem p = depthwise::forward_problem(a);
   correlate_planes({&p, a.x, a.w, 1, a.bias, a.out, a.relu}, worker);
 }
 
 void depthwise_grad_x(const ConvArgs& a, const Worker& worker) {
+  if (folded_grad_x(a, worker)) return;
   const Problem p = depthwise::backward_problem(a);
   const Index last = a.kernel_h * a.kernel_w - 1;
   correlate_planes({&p, a.x, a.w + last, -1, nullptr, a.out, false}, worker);

@@ -1,4 +1,5 @@
 #include "kernels/depthwise.h"
+#include "kernels/depthwise_fold.h"
 #include "kernels/depthwise_pack.h"
 
 namespace edge {
@@ -161,6 +162,7 @@ void add_images(const Problem& p, const ConvArgs& a, Index group, const Worker& 
 }  // namespace
 
 void depthwise_grad_w(const ConvArgs& a, const Worker& worker) {
+  if (folded_grad_w(a, worker)) return;
   const Problem p = depthwise::forward_problem(a);
   const Index packed = depthwise::packed_floats(depthwise::blocks_of(p, p.images));
   const Index taps = p.v.taps * p.h.taps;

@@ -21,6 +21,7 @@
 #include "kernels/random.h"
 #include "kernels/reduce.h"
 #include "kernels/sampled_softmax.h"
+#include "kernels/select.h"
 #include "kernels/sgd.h"
 #include "kernels/softmax_xent.h"
 #include "kernels/symmetric.h"
@@ -29,28 +30,12 @@
 
 namespace edge {
 
-// Name and arguments of every kernel: the one list that declarations and tables are made of.
-#define EDGE_KERNELS(X)                 \
-  X(gemm, GemmArgs)                     \
-  X(conv, ConvArgs)                     \
-  X(conv_grad_x, ConvArgs)              \
-  X(conv_grad_w, ConvArgs)              \
-  X(relu, UnaryArgs)                    \
-  X(relu_grad, UnaryArgs)               \
-  X(maxpool, PoolArgs)                  \
-  X(maxpool_grad, PoolArgs)             \
-  X(avgpool, PoolArgs)                  \
-  X(avgpool_grad, PoolArgs)             \
-  X(add, BinaryArgs)                    \
-  X(sub, BinaryArgs)                    \
-  X(mul, BinaryArgs)                    \
-  X(reduce_sum, ReduceArgs)             \
-  X(transpose, TransposeArgs)           \
+// Name and arguments of every kernel: the one list that declarations and tables are made of. The
+// common ones make no training step faster with 512 bits than with 256: they are not compiled for
+// AVX-512, whose table takes AVX2's.
+#define EDGE_COMMON_KERNELS(X)          \
   X(softmax_xent, SoftmaxXentArgs)      \
   X(softmax_xent_grad, SoftmaxXentArgs) \
-  X(sgd, SgdArgs)                       \
-  X(copy, CopyArgs)                     \
-  X(unary, MapArgs)                     \
   X(binary, BroadcastArgs)              \
   X(where, BroadcastArgs)               \
   X(minmax, MinmaxArgs)                 \
@@ -59,23 +44,48 @@ namespace edge {
   X(gather, GatherArgs)                 \
   X(scatter_add, GatherArgs)            \
   X(cast, CastArgs)                     \
-  X(matmul, MatmulArgs)                 \
   X(cumsum, CumsumArgs)                 \
-  X(topk, TopkArgs)                     \
-  X(adamw, AdamwArgs)                   \
-  X(blend, BlendArgs)                   \
-  X(map, MapProgram)                    \
-  X(random, RandomArgs)                 \
-  X(gemm_sgd, GemmSgdArgs)              \
-  X(narrow, NarrowArgs)                 \
-  X(gram, GramArgs)                     \
-  X(square_sums, SquareSumsArgs)        \
-  X(cholesky, CholeskyArgs)             \
-  X(eigen, EigenArgs)                   \
-  X(convert_half, ConvertArgs)          \
-  X(quantize, QuantizeArgs)             \
-  X(dequantize, DequantizeArgs)         \
+  X(topk, TopkArgs)
+#define EDGE_OWN_KERNELS(X)                \
+  X(gemm, GemmArgs)                        \
+  X(conv, ConvArgs)                        \
+  X(conv_grad_x, ConvArgs)                 \
+  X(conv_grad_w, ConvArgs)                 \
+  X(relu, UnaryArgs)                       \
+  X(relu_grad, UnaryArgs)                  \
+  X(maxpool, PoolArgs)                     \
+  X(maxpool_grad, PoolArgs)                \
+  X(avgpool, PoolArgs)                     \
+  X(avgpool_grad, PoolArgs)                \
+  X(add, BinaryArgs)                       \
+  X(sub, BinaryArgs)                       \
+  X(mul, BinaryArgs)                       \
+  X(reduce_sum, ReduceArgs)                \
+  X(transpose, TransposeArgs)              \
+  X(sgd, SgdArgs)                          \
+  X(copy, CopyArgs)                        \
+  X(unary, MapArgs)                        \
+  X(matmul, MatmulArgs)                    \
+  X(adamw, AdamwArgs)                      \
+  X(blend, BlendArgs)                      \
+  X(map, MapProgram)                       \
+  X(random, RandomArgs)                    \
+  X(select_sample, SelectSampleArgs)       \
+  X(select_filter, SelectFilterArgs)       \
+  X(select_below, SelectBelowArgs)         \
+  X(select_count, SelectCountArgs)         \
+  X(select_histogram, SelectHistogramArgs) \
+  X(gemm_sgd, GemmSgdArgs)                 \
+  X(convert_half, ConvertArgs)             \
+  X(quantize, QuantizeArgs)                \
+  X(dequantize, DequantizeArgs)            \
+  X(narrow, NarrowArgs)                    \
+  X(gram, GramArgs)                        \
+  X(square_sums, SquareSumsArgs)           \
+  X(cholesky, CholeskyArgs)                \
+  X(eigen, EigenArgs)                      \
   X(sampled_softmax, SampledSoftmaxArgs)
+#define EDGE_KERNELS(X) EDGE_OWN_KERNELS(X) EDGE_COMMON_KERNELS(X)
 
 struct Kernels {
   const char* isa;

@@ -87,7 +87,9 @@ struct Machine {
     find(step, tile, in);
     const Index rows = step.by_rows ? tile.rows : 1;
     const Index columns = step.by_rows ? tile.columns : size_of(step.kind, tile);
-    loop_of(step.function, step.moving)(at[step.out], in, rows, columns);
+    if (step.second < 0)
+      return loop_of(step.function, step.moving)(at[step.out], in, rows, columns);
+    pair_loop_of(step.function)(at[step.out], at[step.second], in, rows, columns);
   }
 
   void run(MapRange range, const Tile& tile) {

@@ -52,6 +52,8 @@ enum class MapFunction : std::int32_t {
   weighted_sum,        // (d * s + x * t) + u
   weighted_relu_grad,  // a weighted_sum whose d is an affine_relu_grad
   weighted_clip_grad,  // a weighted_sum whose d is an affine_clip_grad
+  centred_relu,        // x - m, and relu((x - m) * a + b)
+  centred_clip,        // x - m, and min(relu((x - m) * a + b), limit)
   square_difference,   // (x - a) * (x - a): of a sum
   element,             // of a sum: what it is of
 };
@@ -98,6 +100,8 @@ struct MapStep {
   std::int8_t row_numbers[kMapStepOperands] = {};  // 0 or 1 to the next row; -1 for a whole row
   std::int32_t in[kMapStepOperands] = {};
   std::int32_t out = 0;  // no slot of an operand or of `in`
+  std::int32_t second =
+      -1;  // of a step with two results; beside a weighted gradient its activation
 };
 
 struct MapReduction {

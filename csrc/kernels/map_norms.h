@@ -54,7 +54,9 @@ struct AffineReluGrad {
   EDGE_INLINE AffineReluGrad of(const LoopOperand* in, Index row) {
     return {row_of(in[0], row), AffineRelu::of(in + 1, row)};
   }
-  EDGE_INLINE_MEMBER Vec at(Index i) const { return ReluGrad::apply(load(d + i), z.at(i)); }
+  EDGE_INLINE_MEMBER Vec through(Vec y, Index i) const { return ReluGrad::apply(load(d + i), y); }
+  EDGE_INLINE_MEMBER Vec at(Index i) const { return through(z.at(i), i); }
+  EDGE_INLINE_MEMBER Vec activation(Vec y) const { return y; }
 };
 
 struct AffineClipGrad {
@@ -65,7 +67,11 @@ struct AffineClipGrad {
   EDGE_INLINE AffineClipGrad of(const LoopOperand* in, Index row) {
     return {row_of(in[0], row), AffineRelu::of(in + 1, row), number_of(in[4], row)};
   }
-  EDGE_INLINE_MEMBER Vec at(Index i) const { return ClipGrad::apply(load(d + i), z.at(i), limit); }
+  EDGE_INLINE_MEMBER Vec through(Vec y, Index i) const {
+    return ClipGrad::apply(load(d + i), y, limit);
+  }
+  EDGE_INLINE_MEMBER Vec at(Index i) const { return through(z.at(i), i); }
+  EDGE_INLINE_MEMBER Vec activation(Vec y) const { return Min::apply(y, limit); }
 };
 
 template <class D>
@@ -79,8 +85,43 @@ struct WeightedSum {
     return {D::of(in, row), row_of(rest[1], row), number_of(rest[0], row), number_of(rest[2], row),
             number_of(rest[3], row)};
   }
-  EDGE_INLINE_MEMBER Vec at(Index i) const {
-    return (product(d.at(i), s) + product(load(x + i), t)) + u;
+  EDGE_INLINE_MEMBER Vec sum(Vec slope, Index i) const {
+    return (product(slope, s) + product(load(x + i), t)) + u;
+  }
+  EDGE_INLINE_MEMBER Vec at(Index i) const { return sum(d.at(i), i); }
+};
+
+// Two results of one visit.
+struct Both {
+  Vec first, second;
+};
+
+// The gradient, and the activation it goes through.
+template <class D>
+struct SlopeAndActivation {
+  WeightedSum<D> slope;
+  EDGE_INLINE SlopeAndActivation of(const LoopOperand* in, Index row) {
+    return {WeightedSum<D>::of(in, row)};
+  }
+  EDGE_INLINE_MEMBER Both at(Index i) const {
+    const Vec y = slope.d.z.at(i);
+    return {slope.sum(slope.d.through(y, i), i), slope.d.activation(y)};
+  }
+};
+
+// x - m, and the activation of an affine function of that. CLIP: there is a limit.
+template <bool CLIP>
+struct CentredAndActivation {
+  const float* x;
+  Vec m, a, b, limit;
+  EDGE_INLINE CentredAndActivation of(const LoopOperand* in, Index row) {
+    return {row_of(in[0], row), number_of(in[1], row), number_of(in[2], row), number_of(in[3], row),
+            CLIP ? number_of(in[4], row) : Vec{}};
+  }
+  EDGE_INLINE_MEMBER Both at(Index i) const {
+    const Vec centred = load(x + i) - m;
+    const Vec y = MultiplyAddRelu::apply(centred, a, b);
+    return {centred, CLIP ? Min::apply(y, limit) : y};
   }
 };
 
@@ -91,6 +132,36 @@ void loop_joined(float* out, const LoopOperand* in, Index rows, Index columns) {
     float* y = out + r * columns;
     EDGE_UNROLL_4
     for (Index i = 0; i < columns; i += kLanes) store(y + i, f.at(i));
+  }
+}
+
+using PairLoop = void (*)(float* out, float* second, const LoopOperand* in, Index rows,
+                          Index columns);
+
+template <class F>
+void loop_pair(float* out, float* second, const LoopOperand* in, Index rows, Index columns) {
+  for (Index r = 0; r < rows; ++r) {
+    const F f = F::of(in, r);
+    float *y = out + r * columns, *z = second + r * columns;
+    EDGE_UNROLL_4
+    for (Index i = 0; i < columns; i += kLanes) {
+      const Both both = f.at(i);
+      store(y + i, both.first);
+      store(z + i, both.second);
+    }
+  }
+}
+
+PairLoop pair_loop_of(MapFunction function) {
+  switch (function) {
+    case MapFunction::centred_relu:
+      return loop_pair<CentredAndActivation<false>>;
+    case MapFunction::centred_clip:
+      return loop_pair<CentredAndActivation<true>>;
+    case MapFunction::weighted_relu_grad:
+      return loop_pair<SlopeAndActivation<AffineReluGrad>>;
+    default:
+      return loop_pair<SlopeAndActivation<AffineClipGrad>>;
   }
 }
 

@@ -51,7 +51,8 @@ void example_row(const Args& args, const Worker& worker, Index b, float* to) {
   const SoftmaxLayout& at = args.layout;
   const bool counts = b < args.batch && labels_of(args, worker)[b] >= 0;
   const float* from = args.features + b * args.width;
-  for (Index k = 0; k < at.width_pitch; ++k) to[k] = counts && k < args.width ? from[k] : 0.0F;
+  if (counts) copy_run(from, args.width, to);
+  for (Index k = counts ? args.width : 0; k < at.width_pitch; ++k) to[k] = 0.0F;
   if (args.scale == 0.0F) return;
   const float inverse = inverse_length(to, at.width_pitch);
   worker.shared[at.lengths + b] = inverse;
@@ -105,52 +106,70 @@ void multiply_rows(const Args& args, const Worker& worker, Unit unit, const floa
   }
 }
 
-// Adds corrections, leaves out what does not count, and raises the peaks.
-void correct(const Args& args, const Worker& worker, Unit unit, Index panel, float* z, Index pitch,
-             float* peaks) {
-  const std::int32_t* labels = labels_of(args, worker) + panel * kTileColumns;
+// What is added to the logits of a unit's classes.
+void corrections_of(const Args& args, Unit unit, float* to) {
   for (Index r = 0; r < unit.count; ++r) {
-    const Index j = unit.begin + r;
-    const bool negative = j >= args.positives;
-    const float correction = !negative                    ? 0.0F
-                             : args.correction != nullptr ? args.correction[j]
-                                                          : args.correction_of_all;
-    const bool own = j < args.own;
-    for (Index v = 0; v < kTileColumns; v += kLanes) {
-      Vec x = load(z + r * pitch + v) + correction;
-      if (own) {
-        const IntVec label = bits_of(load(reinterpret_cast<const float*>(labels + v)));
-        x = select(label == static_cast<std::int32_t>(j), x, splat(-__builtin_inff()));
-      }
-      const Vec peak = load(peaks + v);
-      store(z + r * pitch + v, x);
-      store(peaks + v, select(x > peak, x, peak));
-    }
+    const float negative =
+        args.correction != nullptr ? args.correction[unit.begin + r] : args.correction_of_all;
+    to[r] = unit.begin + r < args.positives ? 0.0F : negative;
   }
 }
 
-// z <- e^(z - peak); what they add up to joins sums, which were relative to `before`.
-void exponentials(Index count, float* z, Index pitch, const float* before, const float* peaks,
-                  float* sums) {
-  for (Index v = 0; v < kTileColumns; v += kLanes) {
-    const Vec peak = load(peaks + v);
-    Vec sum = {};
-    for (Index r = 0; r < count; ++r) {
-      const Vec e = exp_falling(load(z + r * pitch + v) - peak);
-      store(z + r * pitch + v, e);
-      sum += e;
-    }
-    store(sums + v, load(sums + v) * exp_falling(load(before + v) - peak) + sum);
+// Of the first classes, leaves out all that are not an example's own.
+void hide(const Args& args, const Worker& worker, Unit unit, Index panel, float* z, Index pitch) {
+  const std::int32_t* labels = labels_of(args, worker) + panel * kTileColumns;
+  for (Index r = 0; r < smaller(unit.count, args.own - unit.begin); ++r) {
+    for (Index i = 0; i < kTileColumns; ++i)
+      z[r * pitch + i] = labels[i] == unit.begin + r ? z[r * pitch + i] : -__builtin_inff();
   }
+}
+
+// Raises the peaks to those of corrected logits.
+void raise_peaks(Index count, const float* corrections, const float* z, Index pitch, float* peaks) {
+  Vec top[kPanelVectors];
+  EDGE_UNROLL
+  for (Index v = 0; v < kPanelVectors; ++v) top[v] = load(peaks + v * kLanes);
+  for (Index r = 0; r < count; ++r) {
+    EDGE_UNROLL
+    for (Index v = 0; v < kPanelVectors; ++v) {
+      const Vec x = load(z + r * pitch + v * kLanes) + corrections[r];
+      top[v] = x > top[v] ? x : top[v];
+    }
+  }
+  EDGE_UNROLL
+  for (Index v = 0; v < kPanelVectors; ++v) store(peaks + v * kLanes, top[v]);
+}
+
+// z <- e^(z + correction - peak); what they add up to joins sums, which were relative to `before`.
+void exponentials(Index count, const float* corrections, float* z, Index pitch, const float* before,
+                  const float* peaks, float* sums) {
+  Vec peak[kPanelVectors], sum[kPanelVectors];
+  EDGE_UNROLL
+  for (Index v = 0; v < kPanelVectors; ++v) {
+    peak[v] = load(peaks + v * kLanes);
+    sum[v] = load(sums + v * kLanes) * exp_falling(load(before + v * kLanes) - peak[v]);
+  }
+  for (Index r = 0; r < count; ++r) {
+    EDGE_UNROLL
+    for (Index v = 0; v < kPanelVectors; ++v) {
+      float* at = z + r * pitch + v * kLanes;
+      const Vec e = exp_falling((load(at) + corrections[r]) - peak[v]);
+      store(at, e);
+      sum[v] += e;
+    }
+  }
+  EDGE_UNROLL
+  for (Index v = 0; v < kPanelVectors; ++v) store(sums + v * kLanes, sum[v]);
 }
 
 // The logits of the labels, of which each lies in one unit.
-void note_targets(const Args& args, const Worker& worker, Unit unit, Index panel, const float* z,
-                  Index pitch) {
+void note_targets(const Args& args, const Worker& worker, Unit unit, Index panel,
+                  const float* corrections, const float* z, Index pitch) {
   const std::int32_t* labels = labels_of(args, worker);
   for (Index i = 0; i < kTileColumns; ++i) {
     const Index b = panel * kTileColumns + i, r = labels[b] - unit.begin;
-    if (r >= 0 && r < unit.count) worker.shared[args.layout.targets + b] = z[r * pitch + i];
+    if (r >= 0 && r < unit.count)
+      worker.shared[args.layout.targets + b] = z[r * pitch + i] + corrections[r];
   }
 }
 
@@ -176,6 +195,8 @@ void sum_group(const Args& args, const Worker& worker, Index group) {
   for (Index number = group * at.unit_group; number < end; ++number) {
     const Unit unit = unit_of(args, number);
     const float* rows = unit_rows(args, worker, unit);
+    float corrections[kSoftmaxUnit];
+    corrections_of(args, unit, corrections);
     for (Index panel = 0; panel < panels; ++panel) {
       const Index b = panel * kTileColumns;
       float* z = at.keep ? worker.shared + at.logits + unit.begin * at.batch_pitch + b
@@ -184,9 +205,10 @@ void sum_group(const Args& args, const Worker& worker, Index group) {
       multiply_rows(args, worker, unit, rows, panel, z, pitch);
       float before[kTileColumns];
       for (Index v = 0; v < kTileColumns; v += kLanes) store(before + v, load(peaks + b + v));
-      correct(args, worker, unit, panel, z, pitch, peaks + b);
-      note_targets(args, worker, unit, panel, z, pitch);
-      exponentials(unit.count, z, pitch, before, peaks + b, sums + b);
+      hide(args, worker, unit, panel, z, pitch);
+      note_targets(args, worker, unit, panel, corrections, z, pitch);
+      raise_peaks(unit.count, corrections, z, pitch, peaks + b);
+      exponentials(unit.count, corrections, z, pitch, before, peaks + b, sums + b);
     }
   }
 }
@@ -224,18 +246,24 @@ void finish_examples(const Args& args, const Worker& worker) {
 
 // ---- phases 3, 5, ...: G of one block, in place of its logits ----------------------------------
 
-void scale_unit(const Args& args, const Worker& worker, Index number, Index panel, float* z) {
+// Kept are exponentials below their unit's peak, made again are logits.
+void scale_unit(const Args& args, const Worker& worker, Index number, const float* corrections,
+                Index panel, float* z) {
   const SoftmaxLayout& at = args.layout;
   const Unit unit = unit_of(args, number);
   const Index b = panel * kTileColumns;
-  const float* peaks = worker.shared + at.peaks + b;
   const float* kept = worker.shared + at.group_peaks + number * at.batch_pitch + b;
   for (Index v = 0; v < kTileColumns; v += kLanes) {
-    const Vec peak = load(peaks + v), factor = load(worker.shared + at.factors + b + v);
+    const Vec peak = load(worker.shared + at.peaks + b + v);
+    const Vec factor = load(worker.shared + at.factors + b + v);
     const Vec of_kept = at.keep ? factor * exp_falling(load(kept + v) - peak) : Vec{};
-    for (Index r = 0; r < unit.count; ++r) {
-      const Vec x = load(z + r * at.batch_pitch + v);
-      store(z + r * at.batch_pitch + v, at.keep ? x * of_kept : factor * exp_falling(x - peak));
+    for (Index r = 0; r < unit.count && at.keep; ++r) {
+      float* to = z + r * at.batch_pitch + v;
+      store(to, load(to) * of_kept);
+    }
+    for (Index r = 0; r < unit.count && !at.keep; ++r) {
+      float* to = z + r * at.batch_pitch + v;
+      store(to, factor * exp_falling((load(to) + corrections[r]) - peak));
     }
   }
 }
@@ -262,16 +290,16 @@ void logit_gradients(const Args& args, const Worker& worker, Index block) {
     float* rows = worker.shared + at.rows + (unit.begin - begin) * at.width_pitch;
     float* factors = worker.shared + at.row_factors + (unit.begin - begin);
     if (at.blocks > 1) gather_rows(args, unit.begin, unit.count, rows, factors);
+    float corrections[kSoftmaxUnit];
+    corrections_of(args, unit, corrections);
     for (Index panel = 0; panel < panels; ++panel) {
       float* z = worker.shared + at.logits + panel * kTileColumns +
                  (unit.begin - (at.keep ? 0 : begin)) * at.batch_pitch;
       if (!at.keep) {
-        float peaks[kTileColumns];
-        for (Index i = 0; i < kTileColumns; ++i) peaks[i] = kLowest;
         multiply_rows(args, worker, unit, rows, panel, z, at.batch_pitch);
-        correct(args, worker, unit, panel, z, at.batch_pitch, peaks);
+        hide(args, worker, unit, panel, z, at.batch_pitch);
       }
-      scale_unit(args, worker, number, panel, z);
+      scale_unit(args, worker, number, corrections, panel, z);
       subtract_targets(args, worker, unit, panel, weight, z);
     }
   }
@@ -282,18 +310,19 @@ void logit_gradients(const Args& args, const Worker& worker, Index block) {
 // d_features += G^T rows over one block, for a worker's tiles of it.
 void add_to_features(const Args& args, const Worker& worker, Index count, const float* g) {
   const SoftmaxLayout& at = args.layout;
+  const float* rows = worker.shared + at.rows;
+  const StridedTaps taps{at.batch_pitch, at.width_pitch};
   const Index tiles = row_tiles(args.batch), panels = ceil_div(args.width, kTileColumns);
   const Share share = share_of(tiles * panels, worker);
   for (Index i = share.begin; i < share.end; ++i) {
     const Index b = row_tile_begin(args.batch, i % tiles), k = i / tiles * kTileColumns;
-    tile_rows<kPanelVectors, true>(
-        row_tile_begin(args.batch, i % tiles + 1) - b, g + b, 1,
-        StridedTaps{at.batch_pitch, at.width_pitch}, count, worker.shared + at.rows + k,
-        worker.shared + at.d_features + b * at.width_pitch + k, at.width_pitch);
+    float* sums = worker.shared + at.d_features + b * at.width_pitch + k;
+    tile_rows<kPanelVectors, true>(row_tile_begin(args.batch, i % tiles + 1) - b, g + b, 1, taps,
+                                   count, rows + k, sums, at.width_pitch);
   }
 }
 
-// d_rows = G features for a worker's part of one block, and what becomes of them.
+// d_rows = G features for a worker's tiles of one block, and what becomes of them.
 void make_row_gradients(const Args& args, const Worker& worker, Index begin, Index count,
                         const float* g) {
   const SoftmaxLayout& at = args.layout;
@@ -301,19 +330,19 @@ void make_row_gradients(const Args& args, const Worker& worker, Index begin, Ind
   const Share share = share_of(row_tiles(count), worker);
   for (Index tile = share.begin; tile < share.end; ++tile) {
     const Index j = row_tile_begin(count, tile), rows = row_tile_begin(count, tile + 1) - j;
+    for (Index r = j; r < j + rows && args.updated != nullptr; ++r) ask_for(args, begin + r);
     for (Index k = 0; k < args.width; k += kTileColumns) {
       tile_rows<kPanelVectors>(
           rows, g + j * at.batch_pitch, at.batch_pitch, StridedTaps{1, kTileColumns}, args.batch,
           worker.shared + at.by_example + k * args.batch, sums + k, at.width_pitch);
     }
-    for (Index r = 0; r < rows; ++r) {
-      float* sum = sums + r * at.width_pitch;
-      const Index in_block = j + r;
+    for (Index r = j; r < j + rows; ++r) {
+      float* sum = sums + (r - j) * at.width_pitch;
       if (args.scale != 0.0F) {
-        across(sum, worker.shared + at.rows + in_block * at.width_pitch, args.width,
-               worker.shared[at.row_factors + in_block], 1.0F / (args.scale * args.scale));
+        across(sum, worker.shared + at.rows + r * at.width_pitch, args.width,
+               worker.shared[at.row_factors + r], 1.0F / (args.scale * args.scale));
       }
-      finish_row(args, begin + in_block, sum);
+      finish_row(args, begin + r, sum);
     }
   }
 }

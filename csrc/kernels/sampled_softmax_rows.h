@@ -1,11 +1,13 @@
 // Class rows on their way in and out of sampled_softmax. Internal linkage.
 #pragma once
 
+#include "kernels/lanes.h"
 #include "kernels/sampled_softmax.h"
-#include "kernels/simd.h"
 
 namespace edge {
 namespace EDGE_ISA {
+
+constexpr Index kAheadFloats = 2048;  // 8 KiB, in a first-level cache of 32
 
 // `length` is a multiple of the vector.
 EDGE_INLINE float dot_of(const float* a, const float* b, Index length) {
@@ -34,8 +36,7 @@ EDGE_INLINE const float* row_of(const SampledSoftmaxArgs& args, Index j) {
   return args.rows + (args.classes == nullptr ? j : Index{args.classes[j]}) * args.width;
 }
 
-// Rows lie anywhere in a table that no cache holds, so the lines of the next ones are asked for
-// while this one is copied.
+// Rows lie anywhere in a table that no cache holds, so their lines are asked for ahead of use.
 EDGE_INLINE void ask_for(const SampledSoftmaxArgs& args, Index j) {
   if (j >= args.count) return;
   const float* row = row_of(args, j);
@@ -47,11 +48,12 @@ EDGE_INLINE void ask_for(const SampledSoftmaxArgs& args, Index j) {
 static const float* gather_rows(const SampledSoftmaxArgs& args, Index begin, Index count, float* to,
                                 float* factors) {
   const Index width = args.width, pitch = args.layout.width_pitch;
+  const Index ahead = 1 + kAheadFloats / width;
   for (Index r = 0; r < count; ++r) {
     const float* from = row_of(args, begin + r);
     float* row = to + r * pitch;
-    ask_for(args, begin + r + kSoftmaxUnit);
-    for (Index k = 0; k < width; ++k) row[k] = from[k];
+    ask_for(args, begin + r + ahead);
+    copy_run(from, width, row);
     for (Index k = width; k < pitch; ++k) row[k] = 0.0F;
     if (args.scale == 0.0F) continue;
     const float factor = args.scale * inverse_length(row, pitch);
@@ -64,15 +66,16 @@ static const float* gather_rows(const SampledSoftmaxArgs& args, Index begin, Ind
 // A row's gradient is written, or moves the row; what was left out may be another class's row.
 EDGE_INLINE void finish_row(const SampledSoftmaxArgs& args, Index j, const float* gradient) {
   if (args.d_rows != nullptr) {
-    float* to = args.d_rows + j * args.width;
-    for (Index k = 0; k < args.width; ++k) to[k] = gradient[k];
+    copy_run(gradient, args.width, args.d_rows + j * args.width);
   }
   const bool out =
       j >= args.positives && args.correction != nullptr && args.correction[j] == -__builtin_inff();
   if (args.updated != nullptr && !out) {
     float* to = args.updated + (row_of(args, j) - args.rows);
-    EDGE_INDEPENDENT
-    for (Index k = 0; k < args.width; ++k) to[k] -= args.lr * gradient[k];
+    const Index whole = args.width - args.width % kLanes;
+    for (Index k = 0; k < whole; k += kLanes)
+      store(to + k, load(to + k) - args.lr * load(gradient + k));
+    for (Index k = whole; k < args.width; ++k) to[k] -= args.lr * gradient[k];
   }
 }
 

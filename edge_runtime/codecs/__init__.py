@@ -1,32 +1,24 @@
-"""Codecs: named tensors <-> the bytes of an update. CODECS is the whole list."""
+"""Codecs: named tensors <-> the bytes of an update."""
 
 from collections.abc import Sequence
 
-from edge_runtime.codecs.codec import Codec, State
+from edge_runtime.codecs.codec import RESIDUAL, BadCodec, BadUpdate, Codec, State
 from edge_runtime.codecs.dense import DENSE
-from edge_runtime.errors import RemoteError
 
-__all__ = ["CODECS", "Codec", "State", "UnknownCodec", "find_codec"]
-
-CODECS = {codec.name: codec for codec in (DENSE,)}
-
-
-class UnknownCodec(RemoteError):
-    """A task names a codec this version does not have."""
+__all__ = ["DENSE", "RESIDUAL", "BadCodec", "BadUpdate", "Codec", "State", "find_codec"]
 
 
 def find_codec(stages: Sequence[str]) -> Codec:
-    """Look up the codec of a task's upload.
+    """The codec of a task's upload.
 
     Args:
-        stages: The pipeline's stages by name; this version has pipelines of one stage.
-
-    Returns:
-        The codec.
+        stages: As in a job file's `upload.codec`: ["dense"], or those of edge_runtime/codecs/pipeline.py.
 
     Raises:
-        UnknownCodec: Lists what is known.
+        BadCodec: A stage is unknown, out of place, or has arguments out of range.
     """
-    if len(stages) != 1 or stages[0] not in CODECS:
-        raise UnknownCodec(f"codec {list(stages)!r} is not known here; known are {', '.join(sorted(CODECS))}")
-    return CODECS[stages[0]]
+    if tuple(stages) == DENSE.stages:
+        return DENSE
+    from edge_runtime.codecs.pipeline import build_pipeline  # noqa: PLC0415 boards that send all as it is need no more
+
+    return build_pipeline(stages)

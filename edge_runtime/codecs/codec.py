@@ -1,4 +1,4 @@
-"""What a codec is: a frozen record of two functions; what it carries from one call to the next is handed in and out."""
+"""What a codec is: a frozen record of functions; what it carries from one call to the next is handed in and out."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,10 +6,24 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-__all__ = ["Codec", "State"]
+from edge_runtime.errors import RemoteError
 
-# {name: (...) float32} carried over to the next encoding (a residual, say), or None for a codec that carries nothing.
-State = Mapping[str, NDArray[Any]] | None
+__all__ = ["RESIDUAL", "BadCodec", "BadUpdate", "Codec", "Shapes", "State"]
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+# {slot: {tensor: (...) float32}}, carried over to the next encoding; empty for a codec that carries nothing.
+State = dict[str, dict[str, NDArray[Any]]]
+
+RESIDUAL = "residual"  # the slot of what is still to be sent; a codec that carries anything has it
+
+
+class BadCodec(RemoteError):
+    """A codec is asked for that this version cannot build; says which stage and what is known."""
+
+
+class BadUpdate(RemoteError):
+    """The bytes of an update are not what the codec writes for these tensors."""
 
 
 @dataclass(frozen=True)
@@ -17,12 +31,16 @@ class Codec:
     """A pair of functions between named tensors and bytes.
 
     Attributes:
-        name: As a task names it.
-        encode: (tensors, metadata, state) -> (bytes, new state). The tensors are not modified; equal arguments give
-            equal bytes; the bytes carry the metadata.
-        decode: bytes -> (tensors, metadata). Raises a RemoteError for bytes that no encode wrote.
+        stages: As a task names them; equal stages make equal codecs.
+        encode: (tensors, metadata, state) -> bytes. The tensors are float32 and finite; they and the state are
+            changed: what the bytes do not say of the tensors is in the state afterwards, if the codec carries
+            anything. Equal arguments give equal bytes; the bytes carry the metadata.
+        decode: (bytes, shapes) -> (tensors, metadata), with the names and shapes that the encoder had. Raises a
+            RemoteError for bytes that no encode wrote.
+        carries: The slots of its state.
     """
 
-    name: str
-    encode: Callable[[Mapping[str, NDArray[Any]], Mapping[str, str], State], tuple[bytes, State]]
-    decode: Callable[[bytes], tuple[dict[str, NDArray[Any]], dict[str, str]]]
+    stages: tuple[str, ...]
+    encode: Callable[[dict[str, NDArray[Any]], Mapping[str, str], State], bytes]
+    decode: Callable[[bytes, Shapes], tuple[dict[str, NDArray[Any]], dict[str, str]]]
+    carries: tuple[str, ...] = ()

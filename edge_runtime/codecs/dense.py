@@ -5,18 +5,18 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from edge_runtime.codecs.codec import Codec, State
+from edge_runtime.codecs.codec import Codec, Shapes, State
 from edge_runtime.tensors import decode_tensors, encode_tensors
 
 __all__ = ["DENSE"]
 
 
-def _encode(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str], state: State) -> tuple[bytes, State]:
-    return encode_tensors(tensors, metadata), state
+def _encode(tensors: dict[str, NDArray[Any]], metadata: Mapping[str, str], _state: State) -> bytes:
+    return encode_tensors(tensors, metadata)
 
 
-def _decode(data: bytes) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+def _decode(data: bytes, _shapes: Shapes) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     return decode_tensors(data)
 
 
-DENSE = Codec(name="dense", encode=_encode, decode=_decode)
+DENSE = Codec(stages=("dense",), encode=_encode, decode=_decode)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,13 +13,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["decode_indices", "encode_indices"]
+__all__ = ["decode_indices", "encode_indices", "rans_decode", "rans_encode"]
 
 BLOCK = 256
 FORM_BITS = 6
 RAW = 32
 QUOTIENTS = 16
 WIDTH_BITS = 5
+STATES = {64: (1 << 31, 32), 32: (1 << 23, 8)}  # the lowest state, the bits of a word
 
 
 def encode_indices(indices: NDArray[np.int32], n: int) -> bytes:
@@ -40,6 +43,74 @@ def decode_indices(data: bytes, n: int) -> NDArray[np.int32]:
     indices = np.cumsum(gaps.astype(np.int64) + 1) - 1
     assert len(indices) == 0 or indices[-1] < n
     return indices.astype(np.int32)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One distribution: cumulative counts up to 65536, the last bin the escape, and the symbol of the first bin."""
+
+    cdf: list[int]
+    offset: int
+
+
+def rans_encode(symbols: list[int], rows: list[Row], indexes: list[int], state_bits: int, ways: int) -> bytes:
+    """As `coders.rans_encode`, with whole numbers and a list of words."""
+    low, word_bits = STATES[state_bits]
+    states, words = [low] * ways, list[int]()
+
+    def room(way: int, frequency: int) -> int:
+        x = states[way]
+        while x >= (low >> 16 << word_bits) * frequency:
+            words.append(x & ((1 << word_bits) - 1))
+            x >>= word_bits
+        return x
+
+    for i in reversed(range(len(symbols))):
+        row, way = rows[indexes[i]], i % ways
+        value, escape = symbols[i] - row.offset, len(row.cdf) - 2
+        if not 0 <= value < escape:
+            code = -2 * value - 1 if value < 0 else 2 * (value - escape)
+            groups = [code >> (4 * j) & 15 for j in range(-(-code.bit_length() // 4))]
+            for group in [*reversed(groups), len(groups)]:
+                states[way] = room(way, 1 << 12) << 4 | group
+            value = escape
+        frequency = row.cdf[value + 1] - row.cdf[value]
+        quotient, rest = divmod(room(way, frequency), frequency)
+        states[way] = (quotient << 16) + rest + row.cdf[value]
+    state_bytes = b"".join(x.to_bytes(state_bits // 8, "little") for x in states)
+    return state_bytes + b"".join(word.to_bytes(word_bits // 8, "little") for word in reversed(words))
+
+
+def rans_decode(data: bytes, rows: list[Row], indexes: list[int], state_bits: int, ways: int) -> list[int]:
+    """Read a stream that is known to be good."""
+    low, word_bits = STATES[state_bits]
+    size = state_bits // 8
+    states = [int.from_bytes(data[way * size : way * size + size], "little") for way in range(ways)]
+    step = word_bits // 8
+    words = iter(int.from_bytes(data[i : i + step], "little") for i in range(ways * size, len(data), step))
+
+    def take(way: int, x: int) -> None:
+        while x < low:
+            x = x << word_bits | next(words)
+        states[way] = x
+
+    def take_group(way: int) -> int:
+        group = states[way] & 15
+        take(way, states[way] >> 4)
+        return group
+
+    symbols = []
+    for i, index in enumerate(indexes):
+        row, way = rows[index], i % ways
+        count = states[way] & 0xFFFF
+        value = bisect.bisect_right(row.cdf, count) - 1
+        take(way, (row.cdf[value + 1] - row.cdf[value]) * (states[way] >> 16) + count - row.cdf[value])
+        if value == len(row.cdf) - 2:
+            code = sum(take_group(way) << (4 * j) for j in range(take_group(way)))
+            value = -(code // 2) - 1 if code % 2 else code // 2 + value
+        symbols.append(value + row.offset)
+    assert states == [low] * ways
+    return symbols
 
 
 def _block(gaps: list[int]) -> str:

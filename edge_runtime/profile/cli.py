@@ -17,6 +17,7 @@ from edge_runtime.profile.peak import measure_peak
 from edge_runtime.profile.png import draw_png
 from edge_runtime.profile.report import Profile, as_json, as_text
 from edge_runtime.profile.source import Source, open_source
+from edge_runtime.profile.upload import measure_upload, upload_json, upload_text
 
 __all__ = ["main"]
 
@@ -29,6 +30,8 @@ def main(argv: list[str]) -> int:
     try:
         source = open_source(args.target, args.data, build_flags)
         profile = profile_source(source, threads=args.threads or source.threads, isa=args.isa, steps=args.steps)
+        stages = args.codec or source.codec
+        upload = None if stages is None else measure_upload(source.plan, stages)
         if args.png is not None:
             args.png.write_bytes(draw_png(profile.anatomy))
     except ModuleNotFoundError as error:
@@ -42,10 +45,12 @@ def main(argv: list[str]) -> int:
         print(f"edge-runtime profile: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
     if args.json:
-        print(json.dumps(as_json(profile)))
+        print(json.dumps(as_json(profile) | ({} if upload is None else {"upload": upload_json(upload)})))
     else:
         blocks = (sys.stdout.encoding or "").lower().startswith("utf")
         print(as_text(profile, top=args.top, width=shutil.get_terminal_size().columns, blocks=blocks))
+        if upload is not None:
+            print("\n" + upload_text(upload))
     return 0
 
 
@@ -90,5 +95,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--isa", default="auto", help="instruction set of the kernels (default auto)")
     parser.add_argument("--top", type=int, default=15, help="slowest operations to list (default 15)")
     parser.add_argument("--png", type=Path, metavar="FILE", help="also write the arena's picture")
+    parser.add_argument(
+        "--codec",
+        nargs="+",
+        metavar="STAGE",
+        help="also what an update takes through a job's codec, as in 'topk 0.01 ef' fp16 rice (default: the device's)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object; its keys are in docs/engine.md")
     return parser

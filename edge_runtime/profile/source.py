@@ -14,6 +14,7 @@ from edge_runtime.client_config import read_config
 from edge_runtime.data import Dataset, load_dataset
 from edge_runtime.errors import LocalError
 from edge_runtime.plan import ROLE_BATCH, ROLE_TRAINED, Plan, read_plan
+from edge_runtime.slots import SLOTS_NAME, read_kept
 from edge_runtime.state_directory import kept_plans
 
 if TYPE_CHECKING:
@@ -32,12 +33,13 @@ class NotCompiled(LocalError):
 
 @dataclass(frozen=True)
 class Source:
-    """A plan, local data to feed it (None: random numbers), and where it came from in words."""
+    """A plan, local data to feed it (None: random numbers), where it came from in words, and a device's last codec."""
 
     plan: Plan
     dataset: Dataset | None
     origin: str
     threads: int = 1
+    codec: tuple[str, ...] | None = None
 
 
 def open_source(target: Path, data: Path | None, build_flags: Sequence[str]) -> Source:
@@ -65,10 +67,16 @@ def open_source(target: Path, data: Path | None, build_flags: Sequence[str]) -> 
         # What trains above a frozen prefix takes features, which no data set holds.
         if dataset is None and set(plan.named(ROLE_BATCH)) == {"x", "y"}:
             dataset = load_dataset(config.data)
-        return Source(plan, dataset, f"client {config.device}", config.threads)
+        return Source(plan, dataset, f"client {config.device}", config.threads, _codec_of(config.state))
     if target.is_dir():
-        return Source(_trained_last(target), dataset, f"state directory {target}")
+        return Source(_trained_last(target), dataset, f"state directory {target}", codec=_codec_of(target))
     return Source(read_plan(target.read_bytes()), dataset, f"plan {target}")
+
+
+def _codec_of(state: Path) -> tuple[str, ...] | None:
+    """The codec of a device's last update, if it carries something over."""
+    kept = read_kept(state / SLOTS_NAME)
+    return None if kept is None else kept.stages
 
 
 def _trained_last(state: Path) -> Plan:

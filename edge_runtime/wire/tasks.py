@@ -12,6 +12,7 @@ __all__ = [
     "MAX_BLOB_BYTES",
     "BlobNotListed",
     "Cache",
+    "Carry",
     "Phase",
     "Task",
     "UnknownForm",
@@ -29,6 +30,7 @@ MAX_TASK_NAME = 200
 MAX_CACHE_BYTES = 1 << 40
 
 _TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_RUN = re.compile(r"[0-9a-f]{16}")
 _FORMS = ("delta",)
 _PLACES = ("memory", "disk")
 
@@ -82,6 +84,19 @@ class Upload:
 
 
 @dataclass(frozen=True)
+class Carry:
+    """What a codec that carries something over must know.
+
+    Attributes:
+        run: 16 hexadecimal digits that no other run of a job has.
+        counted: The name of this device's task whose update was the last to count; None if none did.
+    """
+
+    run: str
+    counted: str | None = None
+
+
+@dataclass(frozen=True)
 class Task:
     """What one device is asked to do once.
 
@@ -98,6 +113,7 @@ class Task:
         seed: Of the order of examples, 0 <= seed < 2**64.
         upload: What to send back.
         deadline_s: How long the coordinator waits, counted from when it sent the task.
+        carry: For a codec that carries something over.
     """
 
     task: str
@@ -112,6 +128,7 @@ class Task:
     seed: int
     upload: Upload
     deadline_s: float
+    carry: Carry | None = None
 
 
 def format_task(task: Task) -> bytes:
@@ -151,6 +168,7 @@ def parse_task(payload: bytes) -> Task:
         seed=fields.integer(message, "seed", low=0),
         upload=_upload(fields.mapping(message, "upload", cap=16)),
         deadline_s=fields.number(message, "deadline_s", low=0.0, high=1e9),
+        carry=_carry(fields.mapping(message, "carry", cap=16)) if message.get("carry") is not None else None,
     )
     for blob in (task.weights, *(plan for phase in task.phases for plan in phase.plans)):
         if blob not in task.blobs:
@@ -198,6 +216,13 @@ def _blobs(sizes: dict[str, Any]) -> dict[str, int]:
     for name in sizes:
         fields.digest({"the name of a blob": name}, "the name of a blob")
     return {name: fields.integer(sizes, name, low=1, high=MAX_BLOB_BYTES) for name in sizes}
+
+
+def _carry(message: dict[str, Any]) -> Carry:
+    run = fields.text(message, "run", cap=16)
+    if _RUN.fullmatch(run) is None:
+        raise fields.BadField(f"run is {run!a}; it is 16 hexadecimal digits")
+    return Carry(run, None if message.get("counted") is None else _name(message, "counted"))
 
 
 def _upload(message: dict[str, Any]) -> Upload:

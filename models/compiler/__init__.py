@@ -5,7 +5,7 @@ import (onnx_import) -> simplify -> autodiff -> freeze and prune -> simplify and
 """
 
 from models.compiler.errors import CompileError, ModelError, NotDifferentiable, UnsupportedOp
-from models.compiler.export import weights_of, with_weights
+from models.compiler.export import statistics_of, weights_of, with_weights
 from models.compiler.ir import Graph
 from models.compiler.onnx_import import import_onnx
 from models.compiler.onnx_objective import compile_onnx_loss
@@ -24,6 +24,7 @@ __all__ = [
     "compile_onnx_loss",
     "compile_training",
     "import_onnx",
+    "statistics_of",
     "weights_of",
     "with_weights",
 ]

@@ -25,6 +25,12 @@ def weights_of(model: bytes) -> dict[str, NDArray[np.float32]]:
     return weights
 
 
+def statistics_of(model: bytes) -> frozenset[str]:
+    """The names of a model's running statistics: means and variances of its batch normalisations."""
+    nodes = read_model(model).graph.node
+    return frozenset(name for node in nodes if node.op_type == "BatchNormalization" for name in node.input[3:5])
+
+
 def with_weights(model: bytes, weights: Mapping[str, NDArray[np.float32]]) -> bytes:
     """The same model with some initializers replaced; what only training does is turned off.
 

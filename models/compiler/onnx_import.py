@@ -18,12 +18,12 @@ import onnx.inliner
 import onnx.numpy_helper
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
 from numpy.typing import NDArray
-from onnx.reference import ReferenceEvaluator
 
 import models.compiler.graph as g
 from models.compiler.errors import CompileError, ModelError, UnsupportedOp
 from models.compiler.ir import Graph, Value, topological
 from models.compiler.onnx_einsum import CONVERTERS as EINSUM
+from models.compiler.onnx_empty import evaluate, is_empty, not_empty, with_empty
 from models.compiler.onnx_formulas import CONVERTERS as FORMULAS
 from models.compiler.onnx_indexing import CONVERTERS as INDEXING
 from models.compiler.onnx_losses import CONVERTERS as LOSSES
@@ -241,7 +241,7 @@ def convert_node(node: onnx.NodeProto, reading: Reading, terms: dict[str, Term],
         told = KNOWN_OPERANDS.get(node.op_type, ())
         inputs = [_operand(name, reading, terms, notes, told=i in told) for i, name in enumerate(node.input)]
         made = _result(node, label, inputs, reading, notes)
-        terms.update(zip(node.output, made if isinstance(made, list) else [made], strict=False))
+        terms.update(zip(node.output, made if isinstance(made, Sequence) else [made], strict=False))
     except UnsupportedOp:
         raise
     except BROKEN as error:
@@ -255,11 +255,15 @@ def _qualified(node: onnx.NodeProto) -> str:
 
 def _result(
     node: onnx.NodeProto, label: str, inputs: list[Term | None], reading: Reading, notes: list[str]
-) -> Term | list[Value]:
+) -> Term | Sequence[Term]:
+    if node.op_type == "Concat":
+        inputs = not_empty(node, inputs)
+    if any(is_empty(t) for t in inputs):
+        return list(with_empty(node, inputs, reading.opset))
     arrays = [t for t in inputs if isinstance(t, np.ndarray)]
     small = _folded_elements(node, arrays) <= MAX_FOLDED_ELEMENTS
     if node.op_type in FOLDABLE and arrays and len(arrays) == sum(t is not None for t in inputs) and small:
-        return _fold(node, arrays, reading.opset)
+        return evaluate(node, arrays, reading.opset)[0]
     attrs = {a.name: _attribute(a) for a in node.attribute}
     outputs = 1 + sum(name in reading.read for name in node.output[1:] if name)
     view = ModelNode(
@@ -309,6 +313,8 @@ def _initializer(name: str, tensor: onnx.TensorProto, notes: list[str]) -> Term:
         raise ModelError(f"initializer {name!r} is {kind}; training is in float32, convert the model first")
     if tensor.data_type != onnx.TensorProto.FLOAT:
         return _array(tensor)
+    if 0 in tensor.dims:
+        return _array(tensor)
     if not tensor.dims:
         notes.append(f"initializer {name!r} has no dimensions and is taken as a constant")
         return _array(tensor)
@@ -325,14 +331,3 @@ def _folded_elements(node: onnx.NodeProto, inputs: Sequence[Array]) -> int:
     """Elements that computing a node on known arrays would touch; only one operator makes many of few."""
     filled = math.prod(int(d) for d in inputs[0].ravel()) if node.op_type == "ConstantOfShape" and inputs else 0
     return sum(a.size for a in inputs) + filled
-
-
-def _fold(node: onnx.NodeProto, inputs: Sequence[Array], opset: int) -> Array:
-    """Compute a node on known arrays with the reference evaluator."""
-    given = dict(zip([name for name in node.input if name], inputs, strict=True))
-    function = onnx.helper.make_function(
-        "fold", "fold", list(given), list(node.output[:1]), [node], [onnx.helper.make_opsetid("", opset)]
-    )
-    results = ReferenceEvaluator(function).run(None, given, attributes={})
-    assert isinstance(results, list)
-    return np.asarray(results[0])

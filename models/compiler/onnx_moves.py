@@ -19,7 +19,7 @@ def _concat(node: ModelNode, terms: Terms) -> Value:
     return g.concat(values, axis_of(node, len(values[0].shape), 0))
 
 
-def _split(node: ModelNode, terms: Terms) -> list[Value]:
+def _split(node: ModelNode, terms: Terms) -> list[Term]:
     x = value(terms, 0)
     axis = axis_of(node, len(x.shape), 0)
     sizes = integers(node, terms, "split", 1)
@@ -27,12 +27,18 @@ def _split(node: ModelNode, terms: Terms) -> list[Value]:
         parts = int(node.attrs.get("num_outputs", node.declared))
         step = -(-x.shape[axis] // parts)
         sizes = [min(step, x.shape[axis] - step * i) for i in range(parts)]
-    if sum(sizes) != x.shape[axis] or min(sizes) < 1:
+    if sum(sizes) != x.shape[axis] or min(sizes) < 0:
         raise ModelError(f"the pieces {sizes} do not make up {x.shape[axis]}")
-    return list(g.split(x, sizes, axis))
+    pieces = iter(g.split(x, [n for n in sizes if n], axis))
+    return [next(pieces) if n else _nothing(x, [*x.shape[:axis], 0, *x.shape[axis + 1 :]]) for n in sizes]
 
 
-def _slice(node: ModelNode, terms: Terms) -> Value:
+def _nothing(x: Value, shape: Sequence[int]) -> Term:
+    """A part of x without elements."""
+    return np.zeros(shape, x.type.dtype)
+
+
+def _slice(node: ModelNode, terms: Terms) -> Term:
     """Starts, ends and axes as attributes up to opset 9, then as operands; Python's rule for what is out of range."""
     x = value(terms, 0)
     begins, ends = integers(node, terms, "starts", 1), integers(node, terms, "ends", 2)
@@ -43,7 +49,7 @@ def _slice(node: ModelNode, terms: Terms) -> Value:
     cuts = {a % len(x.shape): slice(b, e, s) for a, b, e, s in zip(axes, begins, ends, steps, strict=True)}
     ranges = [range(n)[cuts.get(a, slice(None))] for a, n in enumerate(x.shape)]
     if any(not r for r in ranges):
-        raise ModelError(f"nothing is left of {list(x.shape)}")
+        return _nothing(x, [len(r) for r in ranges])
     return g.slice(x, [r[0] for r in ranges], [len(r) for r in ranges], [r.step for r in ranges])
 
 

@@ -58,7 +58,7 @@ class ModelNode:
 
 
 # One term is output 0; a node of several outputs answers a list.
-Convert = Callable[[ModelNode, Terms], Term | list[Value]]
+Convert = Callable[[ModelNode, Terms], Term | Sequence[Term]]
 
 
 def value(terms: Terms, index: int) -> Value:

@@ -6,22 +6,19 @@ plan, which a task sets. All rules share `Shared`: what is done to a gradient be
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TypeVar
 
 import models.compiler.graph as g
-from edge_runtime.plan import ANCHOR
+from edge_runtime.plan import ANCHOR, AVERAGE
 from models.compiler.errors import CompileError
 from models.compiler.ir import Role, Value
 from models.compiler.storage import Owner
 
 LEARNING_RATE = "lr"
 CONTROL = "control/"  # slots of what `control_variates` adds to the gradients
-AVERAGE = "ema/"  # slots of the moving averages
 Pairs = Sequence[tuple[Value, Value]]  # parameter and gradient, in the order they shall be updated
-Content = TypeVar("Content")
 
 
 @dataclass(frozen=True)
@@ -35,12 +32,6 @@ class Updates:
 
     outputs: list[Value]
     owners: dict[Value, Owner]
-
-
-def with_averages(weights: Mapping[str, Content], trained: Iterable[str]) -> dict[str, Content]:
-    """Weights to start from where a plan trains averages: each "ema/NAME" of `trained` begins as its tensor NAME."""
-    averages = [name for name in trained if name.startswith(AVERAGE) and name not in weights]
-    return {**weights, **{name: weights[name.removeprefix(AVERAGE)] for name in averages}}
 
 
 def _slot(role: Role, name: str, shape: tuple[int, ...], owners: dict[Value, Owner]) -> Value:

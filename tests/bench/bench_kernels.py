@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bench import kernels_coders, kernels_low_rank, kernels_softmax
 from bench.kernel_rows import Machine
-from bench.kernels_low_rank import t8, t9, t10
 from bench.recording import machine, save
 from edge_runtime.kernels import info
 from edge_runtime.profile.peak import measure_peak
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Measure = Callable[[Machine], list[dict[str, Any]]]
 
 # Row -> what measures it; the modules are bench/kernels_*.py, one a kernel.
-MEASURES: dict[str, Measure] = {"T8": t8, "T9": t9, "T10": t10}
+MEASURES: dict[str, Measure] = {**kernels_softmax.MEASURES, **kernels_low_rank.MEASURES, **kernels_coders.MEASURES}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -170,3 +170,6 @@ def _peers(
         ),
     }
     return {name: peers[name][0] for name in names}, {name: peers[name][1] for name in names}
+
+
+MEASURES = {"T8": t8, "T9": t9, "T10": t10}

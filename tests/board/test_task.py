@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edge_runtime.codecs import CODECS, UnknownCodec, find_codec
+from edge_runtime.codecs import BadCodec
 from edge_runtime.data import Dataset, NoExamples, ShapeMismatch, batch_indices
-from edge_runtime.engine import EngineMemoryError
+from edge_runtime.engine import Engine, EngineMemoryError
 from edge_runtime.plan import read_plan
 from edge_runtime.task import (
     BadBatchShape,
@@ -15,6 +15,7 @@ from edge_runtime.task import (
     NonFiniteUpdate,
     PlanMissing,
     ScalarMismatch,
+    SlotsMissing,
     Task,
     TaskStopped,
     Update,
@@ -95,6 +96,31 @@ def test_a_proximal_pull_is_towards_what_the_task_brought(mlp: Compiled, mu: flo
     assert (gone[1] < 0.1 * gone[0]) == (mu > 0.0)
 
 
+@pytest.mark.parametrize("split", [False, True], ids=["one phase", "two phases"])
+def test_of_a_trained_moving_average_that_is_sent(mlp: Compiled, split: bool) -> None:  # noqa: FBT001 - a parameter
+    decay = 0.7
+    graph = import_onnx(MODELS["mlp"]((6,), 4, 3), batch=8)
+    plain, averaged = (compile_training(graph, rule=Sgd(momentum=0.0, ema=e)) for e in (None, decay))
+    plan = read_plan(averaged.plan)
+    epochs = (1, 1) if split else (2,)
+    task = make_task(mlp, phases=tuple(Phase(averaged.sha256, n, {"lr": 0.05}) for n in epochs))
+    got, _ = decode_tensors(run_task(task, {plan.sha256: plan}, mlp.weights, DATA).data)
+    average = {name: value.astype(np.float64) for name, value in mlp.weights.items()}
+    engine = Engine(read_plan(plain.plan))
+    for name, value in mlp.weights.items():
+        engine.write(name, value)
+    engine.write("lr", np.array(0.05, np.float32))
+    for epoch in range(2):
+        for rows in batch_indices(len(DATA), 8, task.seed, epoch):
+            engine.view("x")[: len(rows)], engine.view("y")[...] = DATA.x[rows], -1
+            engine.view("y")[: len(rows)] = DATA.y[rows]
+            engine.step()
+            average = {name: decay * value + (1 - decay) * engine.read(name) for name, value in average.items()}
+    assert got.keys() == mlp.weights.keys()
+    for name, value in average.items():
+        np.testing.assert_allclose(got[name], value - mlp.weights[name], rtol=1e-4, atol=1e-6)
+
+
 def oriented(weight: np.ndarray, inputs: int) -> np.ndarray:
     return weight if weight.shape[0] == inputs else weight.T
 
@@ -153,8 +179,9 @@ def test_a_stop_comes_between_two_steps(mlp: Compiled) -> None:
     [
         ({"classes": 3}, LabelOutOfRange, "0 .. 2"),
         ({"phases": (Phase("0" * 64, 1, {"lr": 0.1}),)}, PlanMissing, "0" * 64),
-        ({"upload": Upload(codec=("topk",))}, UnknownCodec, "known are dense"),
-        ({"upload": Upload(codec=("dense", "dense"))}, UnknownCodec, "known are dense"),
+        ({"upload": Upload(codec=("topk",))}, BadCodec, "takes the share of values"),
+        ({"upload": Upload(codec=("dense", "dense"))}, BadCodec, "'dense' is unknown or out of place"),
+        ({"upload": Upload(codec=("topk 0.1 ef",))}, SlotsMissing, "carries .'residual',. over"),
     ],
 )
 def test_a_task_that_does_not_fit_is_refused(
@@ -205,17 +232,6 @@ def test_weights_that_are_not_finite_give_no_update(mlp: Compiled) -> None:
     broken.flat[0] = np.inf
     with pytest.raises(NonFiniteUpdate):
         run(replace(mlp, weights={**mlp.weights, name: broken}))
-
-
-def test_every_codec_gives_back_what_it_took() -> None:
-    tensors = {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}
-    for name, codec in CODECS.items():
-        assert find_codec([name]) is codec
-        data, state = codec.encode(tensors, {"task": "t"}, None)
-        again, metadata = codec.decode(data)
-        assert state is None
-        assert metadata == {"task": "t"}
-        assert np.array_equal(again["w"], tensors["w"])
 
 
 @pytest.mark.parametrize(

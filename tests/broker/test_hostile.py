@@ -72,6 +72,20 @@ def test_a_publish_that_announces_200_mb_is_closed_and_costs_no_memory(embedded:
     assert "at most 307200 accepted" in broker.log.read_text()
 
 
+def test_a_publish_may_be_as_large_as_the_cap_and_a_larger_one_is_named_in_a_warning(embedded: Start) -> None:
+    broker = embedded("--max-packet-kb", "1")
+    subscriber, publisher = broker.client("reader"), broker.client("big-sender")
+    subscriber.subscribe(("t", 0))
+    publisher.publish("t", bytes(1024 - 3), 0)  # a topic of one letter takes three bytes
+    assert len(subscriber.next_message().payload) == 1021
+    publisher.send(Publish("t", bytes(1024 - 2), 0))
+    publisher.expect_close()
+    (warning,) = [line for line in broker.log.read_text().splitlines() if "big-sender" in line]
+    assert "1025 bytes announced, at most 1024 accepted here" in warning
+    assert "--max-packet-kb" in warning
+    assert_serves(broker, "after")
+
+
 def test_clients_that_announce_the_cap_and_stall_cost_little(embedded: Start) -> None:
     broker = embedded()
     before_kb = rss_kb(broker.process.pid)

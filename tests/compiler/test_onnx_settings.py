@@ -64,9 +64,11 @@ REFUSED: list[tuple[str, tuple[int, ...], list[Any], dict[str, Any], str]] = [
     ("ScatterND", (2, 3), [ROWS, np.zeros((2, 3), FLOAT)], {"reduction": "mul"}, "none and add are"),
     ("ScatterElements", (2, 3), [np.zeros((2, 4), INT), np.zeros((2, 4), FLOAT)], {"axis": 0}, "larger than the data"),
     ("ScatterElements", (2, 3), [np.zeros((2, 2), FLOAT), np.zeros((2, 2), FLOAT)], {}, "whole numbers are needed"),
-    ("Concat", (2, 3), [np.zeros((2, 0), FLOAT)], {"axis": 1}, "empty dimension"),
-    ("Slice", (2, 3), [np.array([3], INT), np.array([9], INT), np.array([1], INT)], {}, "nothing is left"),
-    ("Split", (2, 3), [np.array([3, 0], INT)], {"axis": 1}, "do not make up"),
+    ("Concat", (2, 3), [np.zeros((4, 0), FLOAT)], {"axis": 1}, "cannot be joined"),
+    ("Gemm", (2, 3), [np.zeros((3, 0), FLOAT)], {}, "without elements is read by"),
+    ("MatMul", (2, 3), [np.zeros((0, 5), FLOAT)], {}, "Issues with types"),
+    ("Where", (2, 3), [np.zeros((0, 1 << 21), FLOAT), np.zeros(1, FLOAT)], {}, "multiply to 1048576"),
+    ("Split", (2, 3), [np.array([2, 0], INT)], {"axis": 1}, "do not make up"),
     ("Reshape", (2, 3), [np.array([0, 6], INT)], {"allowzero": 1}, "cannot be reshaped"),
     ("AveragePool", (2, 1, 2, 2, 2), [], {"kernel_shape": [9, 1, 1]}, "padding alone|empty"),
     ("NegativeLogLikelihoodLoss", (2, 3), [np.zeros((2, 3), INT)], {}, r"labels \[2, 3\] do not fit"),
@@ -80,6 +82,36 @@ def test_a_setting_that_cannot_be_is_refused_with_its_node(case: tuple[Any, ...]
     data = one_node(op, shape, stored, attrs)
     with pytest.raises(ModelError, match=rf"node 'out' \({op}\): .*({what})|initializer .*({what})"):
         import_onnx(data, batch=shape[0])
+
+
+def test_parts_without_elements_change_neither_result_nor_gradient() -> None:
+    """Slices beyond the end, pieces of size 0 and what follows from them, joined to the rest."""
+    nodes = [
+        oh.make_node("Slice", ["in", "past", "end", "axis"], ["nothing"]),
+        oh.make_node("Relu", ["nothing"], ["still nothing"]),
+        oh.make_node("Concat", ["still nothing", "in", "nothing"], ["joined"], axis=1),
+        oh.make_node("Split", ["joined", "sizes"], ["none", "left", "right"], axis=1),
+        oh.make_node("ReduceSum", ["none"], ["zero"], keepdims=0),
+        oh.make_node("Mul", ["left", "right"], ["product"]),
+        oh.make_node("Add", ["product", "zero"], ["out"]),
+    ]
+    kind = onnx.TensorProto.FLOAT
+    ends = [oh.make_tensor_value_info("in", kind, ["N", 6]), oh.make_tensor_value_info("out", kind, ["N", 3])]
+    stored = {"past": [6], "end": [9], "axis": [1], "sizes": [0, 3, 3]}
+    tensors = [onnx.numpy_helper.from_array(np.array(value, INT), name) for name, value in stored.items()]
+    proto = oh.make_graph(nodes, "g", ends[:1], ends[1:], tensors)
+    model = oh.make_model(proto, opset_imports=[oh.make_opsetid("", 18)], ir_version=8)
+    graph = import_onnx(bytes(model.SerializeToString()), batch=2)
+    x = np.arange(1.0, 13.0, dtype=FLOAT).reshape(2, 6)
+    got, d_x = run_on_engine([graph.outputs[0], *gradients(g.sum(graph.outputs[0]), graph.inputs)], {"x": x})
+    np.testing.assert_array_equal(got, x[:, :3] * x[:, 3:])
+    np.testing.assert_array_equal(d_x, np.concatenate([x[:, 3:], x[:, :3]], 1))
+
+
+def test_a_model_of_which_nothing_is_left_is_refused() -> None:
+    data = one_node("Slice", (2, 3), [np.array([3], INT), np.array([9], INT), np.array([1], INT)], {})
+    with pytest.raises(ModelError, match="output 'out' of the model does not depend on its input"):
+        import_onnx(data, batch=2)
 
 
 @pytest.mark.parametrize("op", ["ScatterElements", "ScatterND"])

@@ -7,10 +7,11 @@ import pytest
 
 import models.compiler.graph as g
 from edge_runtime import _core
+from edge_runtime.plan import with_averages
 from models.compiler import import_onnx, weights_of
 from models.compiler.errors import CompileError
 from models.compiler.ir import Role
-from models.compiler.rules import AdamW, Rule, Sgd, with_averages
+from models.compiler.rules import AdamW, Rule, Sgd
 from models.compiler.training import compile_loss, compile_training
 from models.zoo import build
 

@@ -66,7 +66,7 @@ def test_updates_that_cannot_be_folded_are_refused(updates: list[Contribution], 
 
 
 def test_the_step_adds_the_mean_times_the_server_rate() -> None:
-    weights, state = add_mean(0.5)({"w": vector(1.0, 2.0), "frozen": vector(9.0)}, {"w": np.array([2.0, -4.0])}, {})
+    weights, state = add_mean(0.5)({"w": vector(1.0, 2.0), "frozen": vector(9.0)}, {"w": np.array([2.0, -4.0])}, {}, ())
     np.testing.assert_array_equal(weights["w"], vector(2.0, 0.0))
     np.testing.assert_array_equal(weights["frozen"], vector(9.0))
     assert weights["w"].dtype == np.float32
@@ -76,7 +76,7 @@ def test_the_step_adds_the_mean_times_the_server_rate() -> None:
 @pytest.mark.parametrize("mean", [{"v": np.zeros(2)}, {"w": np.zeros(3)}])
 def test_the_step_refuses_a_mean_of_another_model(mean: dict[str, NDArray[np.float64]]) -> None:
     with pytest.raises(ValueError, match="tensor"):
-        add_mean(1.0)({"w": vector(1.0, 2.0)}, mean, {})
+        add_mean(1.0)({"w": vector(1.0, 2.0)}, mean, {}, ())
 
 
 def test_one_round_with_rate_one_is_the_average_of_the_trained_weights() -> None:
@@ -85,6 +85,6 @@ def test_one_round_with_rate_one_is_the_average_of_the_trained_weights() -> None
     trained = [(start + rng.normal(size=20) / 8).astype(np.float32) for _ in range(3)]
     examples = [7, 11, 13]
     deltas = [contribution(f"d{i}", n, w=w - start) for i, (n, w) in enumerate(zip(examples, trained, strict=True))]
-    stepped, _ = add_mean(1.0)({"w": start}, weighted_mean(deltas), {})
+    stepped, _ = add_mean(1.0)({"w": start}, weighted_mean(deltas), {}, ())
     average = sum(n / 31 * w.astype(np.float64) for n, w in zip(examples, trained, strict=True))
     np.testing.assert_allclose(stepped["w"], average, rtol=3e-7, atol=3e-7)

@@ -132,6 +132,7 @@ def test_a_coordinator_killed_around_a_stage_ends_at_the_same_model(
         ("momentum = 0.9", 'optimizer = "adamw"\nbetas = [0.8, 0.99]\nepsilon = 1e-6\nweight_decay = 0.1'),
         ("momentum = 0.9", "momentum = 0.9\nnesterov = true\nmax_norm = 0.5"),
         ("momentum = 0.9", "momentum = 0.9\nproximal = 0.3"),
+        ("momentum = 0.9", "momentum = 0.9\nema = 0.5"),
     ],
 )
 def test_every_optimiser_key_reaches_the_devices(tmp_path: Path, undisturbed: str, old: str, new: str) -> None:

@@ -231,6 +231,28 @@ void without_labels_everything_is_zero_and_bad_classes_are_nan() {
   }
 }
 
+// No term of S B: logits are never in memory. 256 bytes a part for alignment.
+void the_workspace_is_what_the_contract_says() {
+  for (const u64 processors : {1U, 14U, 132U}) {
+    for (const u64 batch : {1U, 64U, 65U, 4096U}) {
+      for (const u64 count : {1U, 1000U, 1000000U}) {
+        softmax::Problem it{};
+        float rows = 0.0F;
+        it.batch = batch, it.width = 512, it.count = count;
+        const u64 blocks = 2 * processors;
+        const u64 bytes = softmax::layout(it, processors, nullptr);
+        CHECK(it.splits == 1 || it.splits * edge::cuda::ceil_div(batch, 64) <= blocks);
+        const u64 floats =
+            2 * count + batch * (3 + 2 * it.splits) + (it.splits > 1 ? it.splits * batch * 512 : 0);
+        CHECK(bytes <= 4 * floats + 10 * 256);
+        it.updated = &rows;
+        CHECK(softmax::layout(it, processors, nullptr) <=
+              4 * (floats + blocks * 64 * 512) + 10 * 256);
+      }
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -238,5 +260,6 @@ int main() {
   logits_of_ten_thousand_do_not_overflow();
   one_class_has_no_loss_and_no_gradient();
   without_labels_everything_is_zero_and_bad_classes_are_nan();
+  the_workspace_is_what_the_contract_says();
   return check::finish();
 }

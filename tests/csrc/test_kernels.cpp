@@ -221,6 +221,9 @@ void depthwise_convolutions_stay_inside_their_memory(const Kernels& kernels) {
   for (const ConvCase& c : {
            ConvCase{3, 2, 1, 1, 4, 4, 3, 3, 1, 1, 1},
            ConvCase{2, 3, 1, 1, 5, 3, 3, 3, 1, 1, 1},
+           ConvCase{2, 3, 1, 1, 6, 8, 3, 3, 1, 1, 1},
+           ConvCase{2, 3, 1, 1, 3, 32, 3, 3, 1, 1, 1},
+           ConvCase{2, 3, 1, 1, 7, 12, 3, 3, 1, 1, 1},
            ConvCase{2, 2, 1, 1, 9, 17, 5, 5, 1, 2, 1},
            ConvCase{2, 2, 1, 1, 8, 8, 3, 3, 2, 1, 1},
            ConvCase{1, 2, 1, 1, 11, 39, 5, 5, 2, 0, 1},

@@ -28,6 +28,8 @@ ROUNDS = 8
 # Grace and deadline are longer than a kill, a start and a reconnection take together, so that every round waits for
 # every device and its result is that of an undisturbed one.
 JOB = {"rounds": ROUNDS, "epochs": 100, "min_updates": 4, "grace_s": 60.0, "deadline_s": 200.0}
+# What devices carry from round to round must survive as well.
+JOB["codec"] = ["topk 0.1 ef", "fp16", "rice"]
 FAULTS = 8
 PAUSE_S = (0.0, 2.5)
 DOWN_S = (0.0, 1.0)

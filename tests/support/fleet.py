@@ -143,6 +143,7 @@ def write_job(root: Path, **overrides: object) -> None:
         "method": {"name": "fedavg"},
         "training": {"epochs": 1, "batch": 32, "lr": 0.05, "momentum": 0.9, "weight_decay": 0.0},
         "round": {"devices": 4, "min_updates": 2, "deadline_s": 100.0, "grace_s": 10.0},
+        "upload": {"codec": ["dense"]},
         "evaluate": {"data": fleet.HELD_OUT},
     }
     for key, value in overrides.items():

@@ -1,0 +1,163 @@
+"""What a codec carries from task to task, kept on disk so that nothing of it is lost or sent twice.
+
+After a task its slots hold what its update left out, and the update may or may not count: it can be refused, come too
+late, or be accepted although the answer never arrived. So slots and update are kept together, in one file that is
+replaced whole, and the next task says which of this device's updates was the last to count:
+
+- the kept one: the slots go on from where they are;
+- another, or none: what the kept update said goes back into the slots first;
+- the kept update's own task again, after a power cut: the update itself is the answer.
+
+Therefore what is sent and counts, plus what is carried, is what training gave: exactly, whatever fails in between.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.codecs import RESIDUAL, Codec, State
+from edge_runtime.state_directory import write_atomically
+from edge_runtime.tensors import decode_tensors, tensor_file_parts
+from edge_runtime.wire.tasks import Carry, Task, format_task
+
+__all__ = ["SLOTS_NAME", "Kept", "Slots", "encode_carried", "kept_answer", "read_kept", "state_before"]
+
+SLOTS_NAME = "slots"  # in a device's state directory
+UPDATE = "update"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Slots after a task, and that task's update.
+
+    Attributes:
+        run: The job's run they belong to; another one begins with empty slots.
+        task: The task's name.
+        key: SHA-256 of the task, by which it is known again.
+        state: {slot: {tensor: (...) float32}}, every tensor of the update among them.
+        update: Its bytes.
+        sent: The names of the update's tensors.
+        stages: Of the codec.
+    """
+
+    run: str
+    task: str
+    key: str
+    state: State
+    update: bytes
+    sent: tuple[str, ...]
+    stages: tuple[str, ...]
+
+
+class Slots:
+    """The slots of one device: a file, or memory alone while the disk cannot take it."""
+
+    def __init__(self, path: Path) -> None:
+        """Read nothing yet; `path` is the file."""
+        self._path = path
+        self._unwritten: Kept | None = None
+
+    def kept(self, run: str) -> Kept | None:
+        """What was kept in this run; None where there is nothing or it cannot be read."""
+        kept = self._unwritten or read_kept(self._path)
+        return kept if kept is not None and kept.run == run else None
+
+    def keep(self, kept: Kept) -> None:
+        """Put in place of what was there.
+
+        Raises:
+            OSError: It could not be written; it stays in memory, and is lost with the process.
+        """
+        self._unwritten = kept
+        tensors = {f"{slot}/{name}": array for slot, arrays in kept.state.items() for name, array in arrays.items()}
+        tensors[UPDATE] = np.frombuffer(kept.update, np.uint8)
+        metadata = {"run": kept.run, "task": kept.task, "key": kept.key}
+        metadata |= {"sent": json.dumps(kept.sent), "stages": json.dumps(kept.stages)}
+        parts = tensor_file_parts(tensors, metadata)
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(part)
+        write_atomically(self._path, digest.digest(), *parts)
+        self._unwritten = None
+
+
+def kept_answer(slots: Slots, task: Task) -> bytes | None:
+    """The update of this very task, if it is what was kept last."""
+    kept = None if task.carry is None else slots.kept(task.carry.run)
+    return kept.update if kept is not None and kept.key == _key(task) else None
+
+
+def encode_carried(
+    slots: Slots, codec: Codec, task: Task, tensors: dict[str, NDArray[Any]], metadata: Mapping[str, str]
+) -> tuple[bytes, str]:
+    """Encode an update, and keep it and what it leaves out before anybody hears of it.
+
+    Args:
+        slots: Of this device.
+        codec: One that carries something over.
+        task: Which is answered; with `carry`.
+        tensors: As `codec.encode` takes them; changed.
+        metadata: The update's.
+
+    Returns:
+        The bytes, and a warning where they and the slots could not be written to disk ("" otherwise).
+    """
+    assert task.carry is not None, "run_task refuses a carrying codec without"
+    run = task.carry.run
+    state = state_before(slots.kept(run), task.carry, codec)
+    data = codec.encode(tensors, metadata, state)
+    try:
+        slots.keep(Kept(run, task.task, _key(task), state, data, tuple(sorted(tensors)), codec.stages))
+    except OSError as error:
+        return data, f"what the update leaves out could not be kept ({error.strerror}); a restart would lose it"
+    return data, ""
+
+
+def _key(task: Task) -> str:
+    return hashlib.sha256(format_task(task)).hexdigest()
+
+
+def state_before(kept: Kept | None, carry: Carry, codec: Codec) -> State:
+    """The slots that a task begins with: those kept, and what their update said unless it counted.
+
+    Args:
+        kept: Of the same run, or None; changed.
+        carry: As the task has it.
+        codec: The run's.
+    """
+    if kept is None:
+        return {}
+    if kept.task != carry.counted:
+        residual = kept.state[RESIDUAL]
+        for name, tensor in codec.decode(kept.update, {name: residual[name].shape for name in kept.sent})[0].items():
+            residual[name] += tensor
+    return kept.state
+
+
+def read_kept(path: Path) -> Kept | None:
+    """What a device's file holds; one that is absent or damaged counts as none, so that training goes on."""
+    try:
+        content = memoryview(bytearray(path.stat().st_size))
+        with path.open("rb") as file:
+            whole = file.readinto(content) == len(content) and not file.read(1)
+    except OSError:
+        return None
+    if not whole:
+        return None
+    if hashlib.sha256(content[32:]).digest() != content[:32]:
+        return None
+    arrays, metadata = decode_tensors(content[32:])
+    update = arrays.pop(UPDATE).tobytes()
+    state: dict[str, dict[str, NDArray[Any]]] = {}
+    for name, array in arrays.items():
+        array.flags.writeable = True  # the bytes are this function's own
+        slot, _, tensor = name.partition("/")
+        state.setdefault(slot, {})[tensor] = array
+    sent, stages = (tuple(json.loads(metadata[key])) for key in ("sent", "stages"))
+    return Kept(metadata["run"], metadata["task"], metadata["key"], state, update, sent, stages)

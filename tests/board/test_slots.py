@@ -1,0 +1,148 @@
+"""What is carried from task to task: nothing is lost and nothing counts twice, whatever becomes of an update."""
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule
+from numpy.typing import NDArray
+
+from edge_runtime.codecs import RESIDUAL, find_codec
+from edge_runtime.slots import Slots, encode_carried, kept_answer
+from edge_runtime.wire.tasks import Carry, Phase, Task, Upload
+
+STAGES = ("topk 0.2 ef", "int8 8", "rice")
+SHAPES = {"w": (6, 5), "b": (5,)}
+RUN = "0123456789abcdef"
+PLAN, WEIGHTS = "a" * 64, "b" * 64
+
+
+def task_of(number: int, counted: str | None, run: str = RUN, attempt: str = "") -> Task:
+    phases = (Phase(PLAN, 1, {}),)
+    blobs = {PLAN: 1, WEIGHTS: 1}
+    name = f"job.{number}.dev{attempt}"
+    upload = Upload("delta", STAGES)
+    return Task(name, "job", number, number, "dev", phases, WEIGHTS, blobs, 10, 1, upload, 60.0, Carry(run, counted))
+
+
+def delta_of(number: int) -> dict[str, NDArray[np.float32]]:
+    rng = np.random.default_rng(number)
+    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
+
+
+@dataclass
+class Exchange:
+    """A device that trains deltas, and a gateway that may or may not count what it sends; sums in float64."""
+
+    slots: Slots
+    codec = find_codec(STAGES)
+    trained: dict[str, NDArray[np.float64]] = field(default_factory=lambda: {n: np.zeros(s) for n, s in SHAPES.items()})
+    counted: dict[str, NDArray[np.float64]] = field(default_factory=lambda: {n: np.zeros(s) for n, s in SHAPES.items()})
+    last: str | None = None
+
+    def train(self, task: Task, number: int) -> bytes:
+        answer = kept_answer(self.slots, task)
+        if answer is not None:
+            return answer
+        for name, tensor in delta_of(number).items():
+            self.trained[name] += tensor
+        data, warning = encode_carried(self.slots, self.codec, task, delta_of(number), {"task": task.task})
+        assert not warning
+        return data
+
+    def count(self, task: Task, data: bytes) -> None:
+        for name, tensor in self.codec.decode(data, SHAPES)[0].items():
+            self.counted[name] += tensor
+        self.last = task.task
+
+    def carried(self) -> dict[str, NDArray[np.float64]]:
+        """What is still to come: the slots, and the last update if it did not count."""
+        kept = self.slots.kept(RUN)
+        assert kept is not None
+        sent = self.codec.decode(kept.update, SHAPES)[0]
+        lost = kept.task != self.last
+        return {name: kept.state[RESIDUAL][name] + np.float64(lost) * sent[name] for name in SHAPES}
+
+    def check(self) -> None:
+        for name, carried in self.carried().items():
+            assert np.abs(self.counted[name] + carried - self.trained[name]).max() <= 1e-4
+
+
+class AnyFate(RuleBasedStateMachine):
+    """Tasks in any order of fates: accepted, accepted without the device hearing of it, refused, asked again."""
+
+    root: Path
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.path = Path(tempfile.mkdtemp(dir=self.root)) / "slots"
+        self.exchange = Exchange(Slots(self.path))
+        self.number = 0
+
+    @rule(fate=st.sampled_from(["counted", "refused", "restarted", "repeated", "again"]))
+    def one_task(self, fate: str) -> None:
+        self.number += 1
+        task = task_of(self.number, self.exchange.last)
+        data = self.exchange.train(task, self.number)
+        if fate == "restarted":
+            self.exchange.slots = Slots(self.path)
+        if fate == "repeated":  # the process died before anybody heard of the update
+            self.exchange.slots = Slots(self.path)
+            assert self.exchange.train(task, self.number) == data
+        if fate == "again":  # too late; asked once more in the same round, under another name
+            task = task_of(self.number, self.exchange.last, attempt=".2")
+            data = self.exchange.train(task, self.number + 1000)
+        if fate in {"counted", "restarted", "repeated"}:
+            self.exchange.count(task, data)
+        self.exchange.check()
+
+
+def test_sent_and_carried_are_what_was_trained_whatever_becomes_of_an_update(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    AnyFate.root = tmp_path_factory.mktemp("slots")
+    machine = AnyFate.TestCase()
+    machine.settings = settings(max_examples=30, stateful_step_count=12, deadline=None)
+    machine.runTest()
+
+
+def test_another_run_begins_with_nothing_carried(tmp_path: Path) -> None:
+    first = Exchange(Slots(tmp_path / "slots"))
+    data = first.train(task_of(1, None), 1)
+    again = Exchange(Slots(tmp_path / "slots"))
+    other = task_of(1, None, run="f" * 16)
+    assert kept_answer(again.slots, other) is None
+    assert again.train(other, 1) == data
+
+
+def test_a_damaged_file_counts_as_none(tmp_path: Path) -> None:
+    path = tmp_path / "slots"
+    Exchange(Slots(path)).train(task_of(1, None), 1)
+    whole = path.read_bytes()
+    for broken in (whole[:-1], whole[:40], b"", whole[:50] + b"\x00" + whole[51:], whole + b"x"):
+        path.write_bytes(broken)
+        assert Slots(path).kept(RUN) is None
+
+
+def test_what_the_disk_cannot_take_stays_in_memory_and_is_told(tmp_path: Path) -> None:
+    slots = Slots(tmp_path / "absent" / "slots")
+    task = task_of(1, None)
+    data, warning = encode_carried(slots, find_codec(STAGES), task, delta_of(1), {"task": task.task})
+    assert "could not be kept" in warning
+    assert kept_answer(slots, task) == data
+
+
+def test_a_tensor_that_was_not_trained_this_time_keeps_what_it_carries(tmp_path: Path) -> None:
+    slots, codec = Slots(tmp_path / "slots"), find_codec(STAGES)
+    encode_carried(slots, codec, task_of(1, None), delta_of(1), {})
+    kept = slots.kept(RUN)
+    assert kept is not None
+    carried = kept.state[RESIDUAL]["b"].copy()
+    encode_carried(slots, codec, task_of(2, "job.1.dev"), {"w": delta_of(2)["w"]}, {})
+    later = slots.kept(RUN)
+    assert later is not None
+    assert np.array_equal(later.state[RESIDUAL]["b"], carried)
