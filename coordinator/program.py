@@ -1,5 +1,6 @@
 """From a job to what travels: the compiled plan, the first weights, and the tasks of a round."""
 
+import glob
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -190,18 +191,35 @@ def _compile(  # noqa: PLR0913, PLR0917 what a plan is made of
     batch: int, rule: Rule, stage: Stage, board: Board | None, objective: str, model: bytes
 ) -> PhasePlans:
     if board is not None:
-        found = OBJECTIVES_WITHIN[objective](
-            model,
-            batch,
-            Budget(memory_bytes=board.memory_mb << 20, threads=board.threads),
-            trainable=stage.trainable,
-            frozen=stage.frozen,
-            rule=rule,
-            rate=ANY_RATE,
-        )
-        compiled = found.chosen.compiled
-        return PhasePlans(PlanFile(compiled.sha256, compiled.plan), None)
-    split = OBJECTIVES[objective](model, batch=batch, trainable=stage.trainable, frozen=stage.frozen, rule=rule)
+        return _compile_within(batch, rule, stage, board, objective, model)
+    return _plans(OBJECTIVES[objective](model, batch=batch, trainable=stage.trainable, frozen=stage.frozen, rule=rule))
+
+
+def _compile_within(  # noqa: PLR0913, PLR0917 what a plan is made of
+    batch: int, rule: Rule, stage: Stage, board: Board, objective: str, model: bytes
+) -> PhasePlans:
+    """What fits a board: the search's plan, or one of the same tensors above a prefix, where both fit at once."""
+    limit_bytes = board.memory_mb << 20
+    found = OBJECTIVES_WITHIN[objective](
+        model,
+        batch,
+        Budget(memory_bytes=limit_bytes, threads=board.threads),
+        trainable=stage.trainable,
+        frozen=stage.frozen,
+        rule=rule,
+        rate=ANY_RATE,
+    )
+    whole = found.chosen.compiled
+    trained = {name for name in whole.report.trained if not name.startswith(AVERAGE)}
+    if trained < weights_of(model).keys():
+        split = OBJECTIVES[objective](model, batch=batch, trainable=sorted(map(glob.escape, trained)), rule=rule)
+        both = [plan for plan in (split.training, split.prefix) if plan is not None]
+        if len(both) == 2 and sum(plan.report.engine_bytes(board.threads) for plan in both) <= limit_bytes:
+            return _plans(split)
+    return PhasePlans(PlanFile(whole.sha256, whole.plan), None)
+
+
+def _plans(split: Split) -> PhasePlans:
     prefix = None if split.prefix is None else PlanFile(split.prefix.sha256, split.prefix.plan)
     return PhasePlans(PlanFile(split.training.sha256, split.training.plan), prefix)
 

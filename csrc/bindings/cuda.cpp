@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <deque>
 #include <limits>
 
 #include "bindings/device_call.h"
@@ -29,52 +30,119 @@ void check_count(std::uint64_t n, std::int64_t k) {
   }
 }
 
-std::uint64_t top_k_bytes(std::int64_t n, std::int64_t k, const std::string& dtype) {
+std::uint64_t top_k_bytes(std::int64_t n, std::int64_t k, const std::string& dtype,
+                          std::uint32_t tensors) {
   if (n < 1) throw py::value_error("n must be positive, got " + std::to_string(n));
   check_count(static_cast<std::uint64_t>(n), k);
   return top_k_workspace_bytes(static_cast<std::uint64_t>(n), static_cast<std::uint64_t>(k),
-                               element_of(dtype));
+                               element_of(dtype), tensors);
 }
 
-void top_k(const py::object& x, std::int64_t k, const py::object& indices, const py::object& values,
-           const py::object& first_nan, const py::object& workspace, std::uintptr_t stream) {
-  Call call(stream);
-  const DeviceArray from = call.array(x, "x", {"float32", "float16", "bfloat16"}, {-1}, false);
-  const std::uint64_t n = size_of(from);
-  check_count(n, k);
-  const Element element = element_of(from.dtype);
-  auto* const places = call.pointer<std::int32_t>(indices, "indices", "int32", {k}, true);
-  auto* const to = call.pointer<void>(values, "values", from.dtype.c_str(), {k}, true);
-  auto* const nan = call.pointer<std::int32_t>(first_nan, "first_nan", "int32", {1}, true);
-  void* const work =
-      call.workspace(workspace, top_k_workspace_bytes(n, static_cast<std::uint64_t>(k), element));
-  must(top_k_cuda(reinterpret_cast<const void*>(from.address), element, n,
-                  static_cast<std::uint32_t>(k), places, to, nan, work, call.stream()),
-       "top_k");
+// Where results go, whatever they are selected from.
+struct Outputs {
+  py::object indices, values, first_nan, starts;
+};
+
+// Names the tensors' numbers in errors.
+class Names {
+ public:
+  const char* operator()(const char* name, std::size_t number, std::size_t count) {
+    names_.push_back(count == 1 ? name : std::string(name) + "[" + std::to_string(number) + "]");
+    return names_.back().c_str();
+  }
+
+ private:
+  std::deque<std::string> names_;  // which does not move them
+};
+
+std::uint64_t elements_of(const std::vector<SelectedFrom>& tensors) {
+  std::uint64_t n = 0;
+  for (const SelectedFrom& tensor : tensors) n += tensor.n;
+  return n;
 }
 
-void top_k_feedback(const py::object& gradient, const py::object& residual,
-                    const py::object& momentum, float factor, bool nesterov, bool masked,
-                    std::int64_t k, const py::object& indices, const py::object& values,
-                    const py::object& first_nan, const py::object& workspace,
-                    std::uintptr_t stream) {
-  Call call(stream);
-  const DeviceArray from = call.array(gradient, "gradient", {"float32"}, {-1}, false);
-  const std::uint64_t n = size_of(from);
+SelectionCall selection_call(Call& call, const std::vector<SelectedFrom>& tensors,
+                             const std::string& dtype, std::int64_t k, const Outputs& out,
+                             const py::object& workspace) {
+  const std::uint64_t n = elements_of(tensors);
   check_count(n, k);
-  auto* const carried = call.pointer<float>(residual, "residual", "float32", from.shape, true);
-  auto* const velocity =
-      momentum.is_none() ? nullptr
-                         : call.pointer<float>(momentum, "momentum", "float32", from.shape, true);
-  auto* const places = call.pointer<std::int32_t>(indices, "indices", "int32", {k}, true);
-  auto* const to = call.pointer<float>(values, "values", "float32", {k}, true);
-  auto* const nan = call.pointer<std::int32_t>(first_nan, "first_nan", "int32", {1}, true);
-  void* const work = call.workspace(
-      workspace, top_k_workspace_bytes(n, static_cast<std::uint64_t>(k), Element::float32));
-  must(top_k_feedback_cuda(reinterpret_cast<const float*>(from.address), carried, velocity, factor,
-                           nesterov, masked, n, static_cast<std::uint32_t>(k), places, to, nan,
-                           work, call.stream()),
-       "top_k_feedback");
+  SelectionCall it{};
+  it.tensors = tensors.data();
+  it.count = static_cast<std::uint32_t>(tensors.size());
+  it.element = element_of(dtype);
+  it.k = static_cast<std::uint32_t>(k);
+  it.indices = call.pointer<std::int32_t>(out.indices, "indices", "int32", {k}, true);
+  it.values = call.pointer<void>(out.values, "values", dtype.c_str(), {k}, true);
+  it.first_nan = call.pointer<std::int32_t>(out.first_nan, "first_nan", "int32", {1}, true);
+  if (!out.starts.is_none()) {
+    const auto count = static_cast<std::int64_t>(tensors.size()) + 1;
+    it.starts = call.pointer<std::int32_t>(out.starts, "starts", "int32", {count}, true);
+  }
+  const std::uint64_t bytes =
+      top_k_workspace_bytes(n, static_cast<std::uint64_t>(k), it.element, it.count);
+  it.workspace = call.workspace(workspace, bytes);
+  return it;
+}
+
+void check_tensors(std::size_t count) {
+  constexpr std::size_t kMost = 1U << 20U;
+  if (count < 1 || count > kMost) {
+    throw py::value_error("there must be 1..2^20 tensors, got " + std::to_string(count));
+  }
+}
+
+void top_k(const std::vector<py::object>& arrays, std::int64_t k, const py::object& indices,
+           const py::object& values, const py::object& first_nan, const py::object& starts,
+           const py::object& workspace, std::uintptr_t stream) {
+  check_tensors(arrays.size());
+  Call call(stream);
+  Names names;
+  std::vector<std::string> types{"float32", "float16", "bfloat16"};
+  std::vector<DeviceArray> held;  // for the length of the call
+  std::vector<SelectedFrom> tensors;
+  for (std::size_t i = 0; i < arrays.size(); ++i) {
+    held.push_back(call.array(arrays[i], names("x", i, arrays.size()), types, {-1}, false));
+    types = {held.back().dtype};  // the others' too
+    tensors.push_back(
+        {reinterpret_cast<void*>(held.back().address), nullptr, nullptr, size_of(held.back())});
+  }
+  const SelectionCall it =
+      selection_call(call, tensors, types[0], k, {indices, values, first_nan, starts}, workspace);
+  must(top_k_cuda(it, call.stream()), "top_k");
+}
+
+void top_k_feedback(const std::vector<py::object>& gradients,
+                    const std::vector<py::object>& residuals,
+                    const std::vector<py::object>& momenta, float factor, bool nesterov,
+                    bool masked, std::int64_t k, const py::object& indices,
+                    const py::object& values, const py::object& first_nan, const py::object& starts,
+                    const py::object& workspace, std::uintptr_t stream) {
+  const std::size_t count = gradients.size();
+  check_tensors(count);
+  if (residuals.size() != count || (!momenta.empty() && momenta.size() != count)) {
+    throw py::value_error("there must be a residual for each of " + std::to_string(count) +
+                          " gradients, and momentum for each or none");
+  }
+  Call call(stream);
+  Names names;
+  std::vector<SelectedFrom> tensors;
+  for (std::size_t i = 0; i < count; ++i) {
+    const DeviceArray from =
+        call.array(gradients[i], names("gradient", i, count), {"float32"}, {-1}, false);
+    SelectedFrom tensor{};
+    tensor.n = size_of(from);
+    tensor.gradient = reinterpret_cast<const float*>(from.address);
+    tensor.x =
+        call.pointer<void>(residuals[i], names("residual", i, count), "float32", from.shape, true);
+    if (!momenta.empty()) {
+      tensor.momentum =
+          call.pointer<float>(momenta[i], names("momentum", i, count), "float32", from.shape, true);
+    }
+    tensors.push_back(tensor);
+  }
+  const SelectionCall it =
+      selection_call(call, tensors, "float32", k, {indices, values, first_nan, starts}, workspace);
+  must(top_k_feedback_cuda(it, factor, nesterov, masked, call.stream()), "top_k_feedback");
 }
 
 std::uint64_t extent(const DeviceArray& array, std::size_t axis) {
@@ -350,13 +418,14 @@ PYBIND11_MODULE(_cuda, m) {
   m.attr("compiled_for") = EDGE_CUDA_ARCHITECTURES;
   m.def("devices", &devices);
   m.def("top_k_workspace_bytes", &top_k_bytes, py::arg("n").noconvert(), py::arg("k").noconvert(),
-        py::arg("dtype"));
-  m.def("top_k", &top_k, py::arg("x"), py::arg("k").noconvert(), py::arg("indices"),
-        py::arg("values"), py::arg("first_nan"), py::arg("workspace"), py::arg("stream"));
-  m.def("top_k_feedback", &top_k_feedback, py::arg("gradient"), py::arg("residual"),
-        py::arg("momentum"), py::arg("factor"), py::arg("nesterov"), py::arg("masked"),
+        py::arg("dtype"), py::arg("tensors").noconvert());
+  m.def("top_k", &top_k, py::arg("arrays"), py::arg("k").noconvert(), py::arg("indices"),
+        py::arg("values"), py::arg("first_nan"), py::arg("starts"), py::arg("workspace"),
+        py::arg("stream"));
+  m.def("top_k_feedback", &top_k_feedback, py::arg("gradients"), py::arg("residuals"),
+        py::arg("momenta"), py::arg("factor"), py::arg("nesterov"), py::arg("masked"),
         py::arg("k").noconvert(), py::arg("indices"), py::arg("values"), py::arg("first_nan"),
-        py::arg("workspace"), py::arg("stream"));
+        py::arg("starts"), py::arg("workspace"), py::arg("stream"));
   m.def("softmax_workspace_bytes", &softmax_bytes, py::arg("batch").noconvert(),
         py::arg("width").noconvert(), py::arg("classes").noconvert(), py::arg("update"));
   m.def("sampled_softmax", &sampled_softmax, py::arg("features"), py::arg("labels"),

@@ -12,18 +12,31 @@ namespace edge::cuda {
 
 enum class Element { float32, float16, bfloat16 };
 
-std::uint64_t top_k_workspace_bytes(std::uint64_t n, std::uint64_t k, Element element);
+// One tensor of a selection, described in host memory. With feedback x is the residual, and
+// `momentum` null or there for all.
+struct SelectedFrom {
+  void* x;  // only read without feedback
+  const float* gradient;
+  float* momentum;
+  std::uint64_t n;
+};
+struct SelectionCall {
+  const SelectedFrom* tensors;
+  std::uint32_t count;
+  Element element;
+  std::uint32_t k;
+  std::int32_t* indices;
+  void* values;
+  std::int32_t* first_nan;  // -1 where there is none
+  std::int32_t* starts;     // (count + 1), or null: indices are of all tensors joined
+  void* workspace;
+};
 
-// `values` has x's type; `first_nan` is -1 where x has none.
-cudaError_t top_k_cuda(const void* x, Element element, std::uint64_t n, std::uint32_t k,
-                       std::int32_t* indices, void* values, std::int32_t* first_nan,
-                       void* workspace, cudaStream_t stream);
-
-// `momentum` null: residual += gradient; otherwise the momentum-corrected form, plain or Nesterov.
-cudaError_t top_k_feedback_cuda(const float* gradient, float* residual, float* momentum,
-                                float momentum_factor, bool nesterov, bool masked, std::uint64_t n,
-                                std::uint32_t k, std::int32_t* indices, float* values,
-                                std::int32_t* first_nan, void* workspace, cudaStream_t stream);
+std::uint64_t top_k_workspace_bytes(std::uint64_t n, std::uint64_t k, Element element,
+                                    std::uint32_t tensors);
+cudaError_t top_k_cuda(const SelectionCall& call, cudaStream_t stream);
+cudaError_t top_k_feedback_cuda(const SelectionCall& call, float momentum_factor, bool nesterov,
+                                bool masked, cudaStream_t stream);
 
 // See sampled_softmax.cuh. Null: classes (every row is one), correction (then correction_of_all),
 // and of d_rows and `updated` one.

@@ -1,41 +1,63 @@
+#include <vector>
+
 #include "cuda/api.h"
 #include "cuda/device.cuh"
 #include "kernels/selection.cuh"
 
 namespace edge::cuda {
+namespace {
 
-std::uint64_t top_k_workspace_bytes(std::uint64_t n, std::uint64_t k, Element element) {
-  return element == Element::float32 ? selection::workspace_bytes<u32>(n, k)
-                                     : selection::workspace_bytes<u16>(n, k);
+struct Joined {
+  std::vector<selection::Tensor> tensors;
+  u64 n = 0;
+};
+
+Joined joined(const SelectionCall& call) {
+  Joined out;
+  for (u32 i = 0; i < call.count; ++i) {
+    const SelectedFrom& from = call.tensors[i];
+    out.tensors.push_back({from.x, from.gradient, from.momentum, out.n});
+    out.n += from.n;
+  }
+  return out;
 }
 
-cudaError_t top_k_cuda(const void* x, Element element, std::uint64_t n, std::uint32_t k,
-                       std::int32_t* indices, void* values, std::int32_t* first_nan,
-                       void* workspace, cudaStream_t stream) {
+template <class Bits>
+selection::Result<Bits> result_of(const SelectionCall& call) {
+  return {reinterpret_cast<u32*>(call.indices), static_cast<Bits*>(call.values),
+          reinterpret_cast<u32*>(call.first_nan), reinterpret_cast<u32*>(call.starts)};
+}
+
+}  // namespace
+
+std::uint64_t top_k_workspace_bytes(std::uint64_t n, std::uint64_t k, Element element,
+                                    std::uint32_t tensors) {
+  return element == Element::float32 ? selection::workspace_bytes<u32>(n, k, tensors)
+                                     : selection::workspace_bytes<u16>(n, k, tensors);
+}
+
+cudaError_t top_k_cuda(const SelectionCall& call, cudaStream_t stream) {
   StreamLauncher launcher(stream);
-  u32* const places = reinterpret_cast<u32*>(indices);
-  u32* const nan = reinterpret_cast<u32*>(first_nan);
-  if (element == Element::float32) {
-    selection::top_k<u32>(launcher, static_cast<const u32*>(x), n, k, selection::kFloat32,
-                          {places, static_cast<u32*>(values), nan}, workspace);
+  const Joined from = joined(call);
+  if (call.element == Element::float32) {
+    selection::top_k<u32>(launcher, from.tensors.data(), call.count, from.n, call.k,
+                          selection::kFloat32, result_of<u32>(call), call.workspace);
   } else {
-    const auto infinity = element == Element::float16 ? selection::kFloat16 : selection::kBfloat16;
-    selection::top_k<u16>(launcher, static_cast<const u16*>(x), n, k, infinity,
-                          {places, static_cast<u16*>(values), nan}, workspace);
+    const auto infinity =
+        call.element == Element::float16 ? selection::kFloat16 : selection::kBfloat16;
+    selection::top_k<u16>(launcher, from.tensors.data(), call.count, from.n, call.k, infinity,
+                          result_of<u16>(call), call.workspace);
   }
   return launcher.error();
 }
 
-cudaError_t top_k_feedback_cuda(const float* gradient, float* residual, float* momentum,
-                                float momentum_factor, bool nesterov, bool masked, std::uint64_t n,
-                                std::uint32_t k, std::int32_t* indices, float* values,
-                                std::int32_t* first_nan, void* workspace, cudaStream_t stream) {
+cudaError_t top_k_feedback_cuda(const SelectionCall& call, float momentum_factor, bool nesterov,
+                                bool masked, cudaStream_t stream) {
   StreamLauncher launcher(stream);
-  selection::top_k_feedback(launcher,
-                            {gradient, residual, momentum, momentum_factor, nesterov, masked}, n, k,
-                            {reinterpret_cast<u32*>(indices), reinterpret_cast<u32*>(values),
-                             reinterpret_cast<u32*>(first_nan)},
-                            workspace);
+  const Joined from = joined(call);
+  selection::top_k_feedback(launcher, from.tensors.data(), call.count, from.n, call.k,
+                            {momentum_factor, nesterov, masked}, result_of<u32>(call),
+                            call.workspace);
   return launcher.error();
 }
 

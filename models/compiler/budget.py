@@ -10,7 +10,7 @@ Training more of the model comes first, a shorter step second. Layers are frozen
 import glob
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -72,11 +72,13 @@ class Choice:
         frozen_layers: layers that are not trained, counted from the input.
         micro_batches: slices of the batch.
         recompute: whether cheap work is done twice to keep less.
+        slice_peak: whether what makes and reads the largest values runs slice by slice.
     """
 
     frozen_layers: int
     micro_batches: int
     recompute: bool
+    slice_peak: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,7 @@ def compile_within(  # noqa: PLR0913 - the settings a user may give
             frozen=[*frozen, *held(choice.frozen_layers)],
             rule=rule,
             recompute=choice.recompute,
+            slice_peak=choice.slice_peak,
             micro_batches=choice.micro_batches,
             statistics_of_slices=statistics_of_slices,
         )
@@ -199,7 +202,9 @@ def search(
         return option
 
     chosen = _least_frozen(lambda frozen: _fitting(frozen, slices(frozen), budget, tried), layer_count)
-    options.sort(key=lambda o: (o.choice.frozen_layers, o.choice.micro_batches, not o.choice.recompute))
+    options.sort(
+        key=lambda o: (o.choice.frozen_layers, o.choice.micro_batches, not o.choice.recompute, o.choice.slice_peak)
+    )
     if chosen is None:
         raise _nothing_fits(options, budget)
     return Found(tuple(options), chosen)
@@ -226,13 +231,20 @@ def _fitting(frozen: int, slices: Sequence[int], budget: Budget, tried: Callable
         option = tried(Choice(frozen, count, recompute=True))
         if option.excess(budget) <= 1:
             return option
+        sliced = tried(replace(option.choice, slice_peak=True)) if count == 1 and _too_large(option, budget) else option
+        if sliced.excess(budget) <= 1:
+            return sliced
         if option.memory_bytes > WORTH * least:
             return None
         least = option.memory_bytes if count > 1 else math.inf  # the first slices also bring the sums of gradients
-        if budget.memory_bytes is None or option.memory_bytes <= budget.memory_bytes:
+        if not _too_large(option, budget):
             option = tried(Choice(frozen, count, recompute=False))
             return option if option.excess(budget) <= 1 else None
     return None
+
+
+def _too_large(option: Option, budget: Budget) -> bool:
+    return budget.memory_bytes is not None and option.memory_bytes > budget.memory_bytes
 
 
 def _nothing_fits(options: Sequence[Option], budget: Budget) -> BudgetError:
@@ -251,6 +263,7 @@ def described(option: Option) -> str:
     """What an option does, in words."""
     choice, trained = option.choice, option.compiled.report.trained
     slices = f"{choice.micro_batches} micro-batches" if choice.micro_batches > 1 else "the whole batch at once"
+    slices += ", the largest values in slices" if choice.slice_peak else ""
     twice = "cheap work done twice" if choice.recompute else "nothing done twice"
     return (
         f"trains {len(trained)} tensors from {trained[0]} on, {choice.frozen_layers} layers frozen, {slices}, {twice}"

@@ -96,6 +96,7 @@ def _as_told(args: argparse.Namespace) -> Compiled:
         frozen=args.frozen,
         rule=_rule(args),
         recompute=not args.no_recompute,
+        slice_peak=args.slice_peak,
         micro_batches=args.micro_batches,
         statistics_of_slices=args.statistics_of_slices,
     )
@@ -146,6 +147,7 @@ def report_table(compiled: Compiled) -> str:
         ("multiply-adds forward", f"{r.forward_multiply_adds:,}"),
         ("multiply-adds backward", f"{r.backward_multiply_adds:,}"),
         ("kept for backward", "what nothing cheap leads to" if r.recompute else "everything that it reads"),
+        *([("largest values", "in slices")] if r.slice_peak else []),
         *([("micro-batches", str(r.micro_batches))] if r.micro_batches > 1 else []),
         ("trained", ", ".join(r.trained)),
         ("frozen", ", ".join(r.frozen) or "none"),

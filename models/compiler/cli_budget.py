@@ -29,6 +29,9 @@ def add_options(build: argparse.ArgumentParser) -> None:
     )
     build.add_argument("--gbps", type=float, help="10^9 bytes a second through the board's memory (with --gflops)")
     build.add_argument("--micro-batches", type=int, default=1, help="slices of the batch, without a budget (default 1)")
+    build.add_argument(
+        "--slice-peak", action="store_true", help="never hold the largest values whole, without a budget"
+    )
     build.add_argument("--no-recompute", action="store_true", help="compute nothing twice, without a budget")
     build.add_argument(
         "--statistics-of-slices", action="store_true", help="let batch normalisation see one micro-batch at a time"
@@ -60,9 +63,10 @@ def budget_of(args: argparse.Namespace) -> Budget | None:
     """
     if args.memory is None and args.step_latency is None:
         return None
-    if args.micro_batches != 1 or args.no_recompute:
+    if args.micro_batches != 1 or args.no_recompute or args.slice_peak:
         raise CompileError(
-            "--memory and --step-latency choose micro-batches and recomputation; leave those options out"
+            "--memory and --step-latency choose micro-batches, slices at the peak and recomputation; leave those "
+            "options out"
         )
     return Budget(args.memory, args.step_latency, args.threads)
 
@@ -83,7 +87,10 @@ def rate_of(args: argparse.Namespace) -> Rate | None:
 
 def options_table(found: Found) -> str:
     """What was considered, one line each, the chosen one marked."""
-    head = f"  {'frozen':>6} {'slices':>6} {'twice':>5} {'memory':>14} {'multiply-adds':>15} {'step':>9}  trains"
+    columns = (
+        f"{'frozen':>6} {'slices':>6} {'peak cut':>8} {'twice':>5} {'memory':>14} {'multiply-adds':>15} {'step':>9}"
+    )
+    head = f"  {columns}  trains"
     return "\n".join([head, *(_line(option, chosen=option == found.chosen) for option in found.options)])
 
 
@@ -92,6 +99,7 @@ def _line(option: Option, *, chosen: bool) -> str:
     trained = f"{len(report.trained)} tensors from {report.trained[0]} on"
     return (
         f"{'*' if chosen else ' '} {choice.frozen_layers:6} {choice.micro_batches:6} "
+        f"{'yes' if choice.slice_peak else 'no':>8} "
         f"{'yes' if choice.recompute else 'no':>5} {option.memory_bytes:14,} {sum(report.multiply_adds):15,} "
         f"{1e3 * option.step_s:6.3g} ms  {trained}"
     )
@@ -104,6 +112,7 @@ def options_facts(found: Found) -> list[dict[str, Any]]:
             "frozen_layers": option.choice.frozen_layers,
             "micro_batches": option.choice.micro_batches,
             "recompute": option.choice.recompute,
+            "slice_peak": option.choice.slice_peak,
             "memory_bytes": option.memory_bytes,
             "arena_bytes": option.compiled.report.arena_bytes,
             "multiply_adds": sum(option.compiled.report.multiply_adds),

@@ -8,6 +8,7 @@ of what is left.
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 ALIGNMENT = 64  # a cache line, and the widest vector register
 REPAIRS = 64  # tries to move the buffer that sticks out to the front; each costs one placement
 SHUFFLES = 32  # of the order by size, each with its repairs
+SMALL = 256  # of the lower bound: smaller buffers than this part of it are placed after all others
+FEW = 256  # large buffers: more are not searched apart
 PLACED = 20_000  # buffers, in all tries together: some seconds; large programs get fewer tries
 
 
@@ -60,17 +63,33 @@ def lower_bound(buffers: Sequence[Buffer]) -> int:
 def place(buffers: Sequence[Buffer]) -> Placement:
     """The best placement found: offsets are multiples of 64, buffers alive together do not overlap.
 
-    Deterministic: ties are broken by the buffers' order, and shuffles by fixed seeds.
+    Large buffers decide, and are few, so an order is searched for them first; the others go into the holes they leave.
+    Then all are tried together. Deterministic: ties are broken by the buffers' order, and shuffles by fixed seeds.
     """
     bound, spans = lower_bound(buffers), _spans(buffers)
+    large = [i for i, b in enumerate(buffers) if b.nbytes * SMALL >= bound]
+    if len(large) > FEW:
+        return _searched(buffers)[0]
+    small = sorted(set(range(len(buffers))) - set(large), key=lambda i: (-buffers[i].nbytes, i))
+    _, order = _searched([buffers[i] for i in large])
+    found = min(islice(_repairs(spans, [*(large[i] for i in order), *small]), REPAIRS // 8), key=_peak_of)
+    return found[0] if found[0].peak_bytes == bound else min(found, _searched(buffers), key=_peak_of)[0]
+
+
+def _peak_of(found: tuple[Placement, list[int]]) -> int:
+    return found[0].peak_bytes
+
+
+def _searched(buffers: Sequence[Buffer]) -> tuple[Placement, list[int]]:
+    """The best placement found, and the order of placing that leads to it."""
+    bound, spans = lower_bound(buffers), _spans(buffers)
     tries = PLACED // max(1, len(buffers))
-    best: Placement | None = None
+    best: tuple[Placement, list[int]] | None = None
     for order in _orders(buffers):
         for found in _repairs(spans, order):
             tries -= 1
-            if best is None or found.peak_bytes < best.peak_bytes:
-                best = found
-            if best.peak_bytes == bound or tries <= 0:
+            best = found if best is None else min(best, found, key=_peak_of)
+            if best[0].peak_bytes == bound or tries <= 0:
                 return best
     assert best is not None
     return best
@@ -101,11 +120,11 @@ def _spans(buffers: Sequence[Buffer]) -> _Spans:
     return np.array([(aligned(b.nbytes), b.first, b.last) for b in buffers], np.int64).reshape(-1, 3)
 
 
-def _repairs(spans: _Spans, order: list[int]) -> Iterator[Placement]:
+def _repairs(spans: _Spans, order: list[int]) -> Iterator[tuple[Placement, list[int]]]:
     """Place in order; then again and again with the buffer that made the peak placed first."""
     for _ in range(1 + REPAIRS):
         found = _best_fit(spans, order)
-        yield found
+        yield found, order
         top = max(order, key=lambda i: found.offsets[i] + int(spans[i, 0]), default=None)
         if top is None or order[0] == top:
             return

@@ -13,7 +13,7 @@ from models.compiler.ir import Node, Value, with_attrs
 from models.compiler.map_parts import part_of
 from models.compiler.memory import aligned
 from models.compiler.recompute import AGAIN, CHEAP
-from models.compiler.schedule import Order, base, overwritten, read_by
+from models.compiler.schedule import STACKED, VIEWS, Order, overwritten, read_by
 from models.compiler.sharing import Owners, share_bytes
 
 TRIALS = 256  # changes that are tried
@@ -176,10 +176,10 @@ def _repeated(given: Program, reader: int, chain: Chain) -> Program:
     order: list[Node] = []
     for step, node in enumerate(given.order):
         if step == reader:
-            order += [_renewed(first, outputs, new, {AGAIN: True}) for first, outputs in chain.items()]
+            order += [renewed(first, outputs, new, {AGAIN: True}) for first, outputs in chain.items()]
         left = _still_read(given, node, reader, chain[node]) if node in chain else range(len(node.types))
         if left:
-            order.append(_renewed(node, left, new, {}))
+            order.append(renewed(node, left, new, {}))
     return program(tuple(order), {new.get(v, v): owner for v, owner in given.owners.items()})
 
 
@@ -190,10 +190,10 @@ def _still_read(given: Program, node: Node, reader: int, repeated: Collection[in
     return {i for i, steps in reads.items() if (steps and (i not in repeated or steps[0] < reader))}
 
 
-def _renewed(node: Node, outputs: Collection[int], new: dict[Value, Value], marks: Mapping[str, bool]) -> Node:
+def renewed(node: Node, outputs: Collection[int], new: dict[Value, Value], marks: Mapping[str, bool]) -> Node:
     """The kernel for these outputs, with the new values of its inputs; notes the values that it makes."""
     less = _making(node, outputs)
-    inputs = tuple(None if v is None else _new_value(v, new) for v in less.inputs)
+    inputs = tuple(None if v is None else new_value(v, new) for v in less.inputs)
     if less is node and inputs == node.inputs and not marks:
         return node
     made = with_attrs(less, inputs, marks)
@@ -202,10 +202,9 @@ def _renewed(node: Node, outputs: Collection[int], new: dict[Value, Value], mark
     return made
 
 
-def _new_value(value: Value, new: dict[Value, Value]) -> Value:
-    """What stands for a value now, seen through the reshapes between it and its bytes."""
-    if value in new or base(value) not in new:
-        return new.get(value, value)
-    (inner,) = value.node.inputs
-    assert inner is not None
-    return Value(with_attrs(value.node, (_new_value(inner, new),), {}))
+def new_value(value: Value, new: dict[Value, Value]) -> Value:
+    """What stands for a value now, seen through the views between it and its bytes."""
+    if value not in new and value.node.op in {*VIEWS, STACKED}:
+        inputs = tuple(None if v is None else new_value(v, new) for v in value.node.inputs)
+        new[value] = value if inputs == value.node.inputs else Value(with_attrs(value.node, inputs, {}))
+    return new.get(value, value)

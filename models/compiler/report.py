@@ -33,6 +33,7 @@ class Report:
         operations: kernel calls of one step.
         micro_batches: slices of the batch that are worked through one after the other.
         recompute: whether cheap work is done twice to keep less.
+        slice_peak: whether kernels at the peak run slice by slice.
         trained: tensors a step updates.
         frozen: tensors a step only reads.
         notes: what the import changed or left out.
@@ -51,6 +52,7 @@ class Report:
     operations: int
     micro_batches: int
     recompute: bool
+    slice_peak: bool
     trained: tuple[str, ...]
     frozen: tuple[str, ...]
     notes: tuple[str, ...]
@@ -85,6 +87,7 @@ def report(  # noqa: PLR0913 - what all passes know of a plan
     workspace_bytes: int,
     micro_batches: int,
     recompute: bool,
+    slice_peak: bool,
     notes: tuple[str, ...],
 ) -> Report:
     """The costs of a laid-out program."""
@@ -108,6 +111,7 @@ def report(  # noqa: PLR0913 - what all passes know of a plan
         operations=len(layout.order),
         micro_batches=micro_batches,
         recompute=recompute,
+        slice_peak=slice_peak,
         trained=by_role[Role.TRAINED],
         frozen=by_role[Role.FROZEN],
         notes=notes,

@@ -16,9 +16,13 @@ CACHED = 8192  # answers kept of what is asked again for every order that is tri
 Order = tuple[Node, ...]
 
 
+ROWS, STACKED = "rows", "stacked"  # views that peak_slices.py makes: a range of rows, and values one below the other
+VIEWS = frozenset({"reshape", ROWS})
+
+
 def base(value: Value) -> Value:
-    """The value whose bytes a chain of reshapes shows."""
-    while value.node.op == "reshape" and value.node.inputs[0] is not None:
+    """The value some or all of whose bytes a chain of views shows."""
+    while value.node.op in VIEWS and value.node.inputs[0] is not None:
         value = value.node.inputs[0]
     return value
 
@@ -38,9 +42,16 @@ def overwritten(node: Node) -> tuple[Value, ...]:
 
 @lru_cache(CACHED)
 def replaceable(node: Node) -> tuple[tuple[Value, ...], ...]:
-    """For each output of a kernel the values whose bytes it may take where nobody reads them later."""
+    """For each output of a kernel the operands whose bytes it may take where nobody reads them later."""
     found = ([node.inputs[j] for j in overwritable(node, k)] for k in range(len(node.types)))
-    return tuple(tuple(base(v) for v in values if v is not None) for values in found)
+    return tuple(tuple(v for v in values if v is not None) for values in found)
+
+
+def part_shown(value: Value) -> tuple[Value, int] | None:
+    """The value of which a chain of views shows some rows, and which of its parts they are; None where it shows all."""
+    while value.node.op == "reshape" and value.node.inputs[0] is not None:
+        value = value.node.inputs[0]
+    return (base(value), value.node.attrs["part"]) if value.node.op == ROWS else None
 
 
 def is_kernel(node: Node) -> bool:

@@ -56,6 +56,7 @@ def compile_training(  # noqa: PLR0913 - the settings a user may give
     nesterov: bool = False,
     rule: Rule | None = None,
     recompute: bool = True,
+    slice_peak: bool = False,
     micro_batches: int = 1,
     statistics_of_slices: bool = False,
 ) -> Compiled:
@@ -73,6 +74,8 @@ def compile_training(  # noqa: PLR0913 - the settings a user may give
         nesterov: use Nesterov's look-ahead.
         rule: another update rule; then momentum, weight_decay and nesterov are not looked at.
         recompute: do cheap work twice where that keeps fewer bytes for the backward part; same bits either way.
+        slice_peak: run what makes and reads the largest values slice by slice, so that those are never whole; gradients
+            of weights are then sums over slices.
         micro_batches: slices of the batch that are worked through one after the other, in the memory of one, before
             the one update; `graph` has the rows of one slice, the plan's batch is that many times larger.
         statistics_of_slices: let batch normalisation take its statistics of each slice by itself. Without that a model
@@ -84,7 +87,7 @@ def compile_training(  # noqa: PLR0913 - the settings a user may give
     """
     rule = rule or Sgd(momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
     goal = objective(graph, trainable, frozen, micro_batches, statistics_of_slices=statistics_of_slices)
-    return compile_objective(goal, rule, recompute=recompute)
+    return compile_objective(goal, rule, recompute=recompute, slice_peak=slice_peak)
 
 
 @dataclass(frozen=True)
@@ -139,9 +142,9 @@ def objective(
     return Objective(loss, graph.inputs, labels, updates, trained, graph.notes)
 
 
-def compile_objective(goal: Objective, rule: Rule, *, recompute: bool = True) -> Compiled:
+def compile_objective(goal: Objective, rule: Rule, *, recompute: bool = True, slice_peak: bool = False) -> Compiled:
     """The plan of an objective."""
-    settings = _Settings(tuple(escape(name) for name in goal.trained), (), rule, recompute)
+    settings = _Settings(tuple(escape(name) for name in goal.trained), (), rule, recompute, slice_peak)
     if goal.micro_batches == 1:
         return _compile(goal.loss, (*goal.inputs, goal.labels), goal.updates, goal.notes, settings)
     whole = {v: g.leaf(v.name, v.type.dtype, (v.shape[0] * goal.micro_batches, *v.shape[1:])) for v in goal.inputs}
@@ -183,6 +186,7 @@ class _Settings:
     frozen: tuple[str, ...]
     rule: Rule
     recompute: bool
+    slice_peak: bool = False
 
 
 def compile_loss(  # noqa: PLR0913 - as above
@@ -228,21 +232,23 @@ def _compile(  # noqa: PLR0913, PLR0917 - what the two ways of compiling have in
     owners |= {v: Owner(Role.BATCH, v.name) for v in batch}
     owners |= {SEED: Owner(Role.SCALAR, SEED.name), STEP: Owner(Role.STATE, STEP.name)} if drawn else {}
     slicing = (slices.count, step.stages) if slices else (1, {})
-    return assemble(step.outputs, owners, notes, repeat=settings.recompute, slicing=slicing)
+    slice_peak = settings.slice_peak
+    return assemble(step.outputs, owners, notes, repeat=settings.recompute, slicing=slicing, slice_peak=slice_peak)
 
 
-def assemble(
+def assemble(  # noqa: PLR0913 - the settings of the last passes
     outputs: tuple[Value, ...],
     owners: Owners,
     notes: tuple[str, ...],
     *,
     repeat: bool = False,
     slicing: tuple[int, Mapping[Node, int]] = (1, MappingProxyType({})),
+    slice_peak: bool = False,
 ) -> Compiled:
-    """Order, place and write what `kernels` made; see lay_out for `repeat`, and Unrolled.stages for `slicing`."""
+    """Order, place and write what `kernels` made; see lay_out for the settings, and Unrolled.stages for `slicing`."""
     _check_names(owners)
     micro_batches, stages = slicing
-    layout = lay_out(outputs, owners, repeat=repeat, stages=stages)
+    layout = lay_out(outputs, owners, repeat=repeat, stages=stages, slice_peak=slice_peak)
     made = program(layout)
     workspace = _workspace(made)
     plan = write(made, workspace)
@@ -252,6 +258,7 @@ def assemble(
         workspace_bytes=workspace,
         micro_batches=micro_batches,
         recompute=repeat,
+        slice_peak=slice_peak,
         notes=notes,
     )
     return Compiled(plan, hashlib.sha256(plan).hexdigest(), cost)

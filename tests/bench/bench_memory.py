@@ -81,6 +81,7 @@ def saved_row(name: str) -> Row:
     model = _model(network)
     slices = [n for n in range(1, network.batch + 1) if network.batch % n == 0] if name in PLAIN else [1]
     plans = [compile_training(import_onnx(model, batch=network.batch // n), micro_batches=n).report for n in slices]
+    plans.append(compile_training(import_onnx(model, batch=network.batch), slice_peak=True).report)
     best = min(plans, key=lambda report: report.temporaries_bytes)
     saved = torch_saved_bytes(network)
     return {
@@ -90,6 +91,8 @@ def saved_row(name: str) -> Row:
         "ours_bytes": best.temporaries_bytes,
         "whole_batch_bytes": plans[0].temporaries_bytes,
         "micro_batches": best.micro_batches,
+        "slice_peak": best.slice_peak,
+        "slice_peak_bytes": plans[-1].temporaries_bytes,
         "peer_bytes": saved,
         "gap": round(best.gap, 4),
         "ratio": round(best.temporaries_bytes / saved, 3),

@@ -1,5 +1,6 @@
 """A fleet of unequal boards: unequal plans of one model, folded tensor by tensor."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,10 @@ import pytest
 
 from coordinator.jobfile import JobFileError, load_job
 from edge_runtime.data import Dataset
-from edge_runtime.plan import ROLE_TRAINED, read_plan
+from edge_runtime.plan import ROLE_FROZEN, ROLE_TRAINED, read_plan
 from edge_runtime.task import run_task
 from edge_runtime.tensors import decode_tensors
+from edge_runtime.wire.tasks import Cache
 from support.memory import MemorySite
 
 JOB = """\
@@ -66,8 +68,27 @@ def test_a_small_board_trains_what_its_memory_allows(site: MemorySite) -> None:
     stage = site.program.stage(1)
     large, small = (read_plan(stage.for_device(name).phases["train"].training.data) for name in ("large-1", "small-1"))
     assert set(small.named(ROLE_TRAINED)) < set(large.named(ROLE_TRAINED))
-    assert small.memory_bytes(1) <= 1 << 20 < large.memory_bytes(1)
+    below = stage.for_device("small-1").phases["train"].prefix
+    assert below is not None
+    assert small.memory_bytes(1) + read_plan(below.data).memory_bytes(1) <= 1 << 20 < large.memory_bytes(1)
     assert small.named(ROLE_TRAINED).keys() == stage.for_device("small-1").trained.keys()
+    assert not small.named(ROLE_TRAINED).keys() & read_plan(below.data).named(ROLE_FROZEN).keys()
+
+
+def test_a_small_board_may_keep_what_its_frozen_layers_make(site: MemorySite) -> None:
+    run_to_the_end(site)
+    device = site.devices["small-1"]
+    task = device.tasks[0]
+    phase = task.phases[0]
+    assert phase.prefix is not None
+    assert phase.cache is not None
+    plans = {name: read_plan(device.blobs[name]) for name in phase.plans}
+    first = site.program.weights
+    kept, again = (
+        run_task(replace(task, phases=(ran,)), plans, first, device.dataset)
+        for ran in (replace(phase, cache=Cache("memory", 1 << 20)), replace(phase, cache=None))
+    )
+    assert kept.data == again.data
 
 
 def test_a_tensor_is_averaged_over_those_who_trained_it(site: MemorySite) -> None:

@@ -35,19 +35,26 @@ u32 first_nan_of(const Bits* x, u64 n, selection::Infinity infinity) {
 template <class Bits>
 struct Output {
   explicit Output(u32 k) : indices(k, 0xdeadU), values(k) {}
-  selection::Result<Bits> result() { return {indices.data(), values.data(), &first_nan}; }
+  selection::Result<Bits> result() { return {indices.data(), values.data(), &first_nan, nullptr}; }
   std::vector<u32> indices;
   std::vector<Bits> values;
   u32 first_nan = 0;
 };
+
+// The one tensor of a selection without feedback.
+template <class Bits>
+selection::Tensor plain(const Bits* x) {
+  return {const_cast<Bits*>(x), nullptr, nullptr, 0};
+}
 
 template <class Bits>
 void matches(const Bits* x, u64 n, u32 k, selection::Infinity infinity) {
   const std::vector<u32> wanted = sorted_twin(x, n, k);
   for_every_order([&](EmulatedLauncher& launcher) {
     Output<Bits> out(k);
-    Workspace workspace(selection::workspace_bytes<Bits>(n, k));
-    selection::top_k(launcher, x, n, k, infinity, out.result(), workspace.get());
+    Workspace workspace(selection::workspace_bytes<Bits>(n, k, 1));
+    const selection::Tensor from = plain(x);
+    selection::top_k(launcher, &from, 1, n, k, infinity, out.result(), workspace.get());
     CHECK(out.indices == wanted);
     bool same = true;
     for (u32 i = 0; i < k; ++i) same = same && out.values[i] == x[wanted[i]];
@@ -130,8 +137,9 @@ void blocks_at_once_agree_on_the_order() {
   for (const u32 k : {1U, 40000U, static_cast<u32>(kSize / 2)}) {
     EmulatedLauncher launcher(18, Order::concurrent);
     Output<u32> out(k);
-    Workspace workspace(selection::workspace_bytes<u32>(kSize, k));
-    selection::top_k(launcher, x.data(), kSize, k, selection::kFloat32, out.result(),
+    Workspace workspace(selection::workspace_bytes<u32>(kSize, k, 1));
+    const selection::Tensor from = plain(x.data());
+    selection::top_k(launcher, &from, 1, kSize, k, selection::kFloat32, out.result(),
                      workspace.get());
     CHECK(out.indices == sorted_twin(x.data(), kSize, k));
   }
@@ -171,11 +179,11 @@ void feedback_is_carried_and_sent_entries_are_cleared(const Form& form) {
       std::vector<u32> accumulated(kSize);
       for (u64 i = 0; i < kSize; ++i) accumulated[i] = edge::cuda::bits_of(v[i]);
       Output<u32> out(k);
-      Workspace workspace(selection::workspace_bytes<u32>(kSize, k));
-      const selection::Feedback feedback{
-          gradient.data(), residual.data(), form.momentum ? momentum.data() : nullptr,
-          kFactor,         form.nesterov,   form.masked};
-      selection::top_k_feedback(launcher, feedback, kSize, k, out.result(), workspace.get());
+      Workspace workspace(selection::workspace_bytes<u32>(kSize, k, 1));
+      const selection::Tensor from{residual.data(), gradient.data(),
+                                   form.momentum ? momentum.data() : nullptr, 0};
+      selection::top_k_feedback(launcher, &from, 1, kSize, k, {kFactor, form.nesterov, form.masked},
+                                out.result(), workspace.get());
       CHECK(out.indices == sorted_twin(accumulated.data(), kSize, k));
       CHECK(out.first_nan == (form.nan ? 77U : selection::kNone));
       for (const u32 at : out.indices) {
@@ -185,6 +193,91 @@ void feedback_is_carried_and_sent_entries_are_cleared(const Form& form) {
       CHECK(std::memcmp(residual.data(), v.data(), kSize * sizeof(float)) == 0);
       CHECK(std::memcmp(momentum.data(), u.data(), kSize * sizeof(float)) == 0);
     }
+  });
+}
+
+// Tensors of all sizes, empty and of one element too, at places that are not aligned: one joined
+// array is the twin.
+std::vector<u64> sizes_of_a_tree() {
+  std::vector<u64> sizes = {0, 1, 1, 2, 0, 0, 3, 4097, 1, 5, 8192, 0, 33};
+  for (u64 i = 0; i < 70; ++i) sizes.push_back(i % 9);  // more than one deposit holds
+  return sizes;
+}
+
+struct Tree {
+  explicit Tree(u32 seed) {
+    Numbers numbers(seed);
+    u64 first = 0;
+    for (const u64 size : sizes_of_a_tree()) {
+      std::vector<float> x(size), g(size), u(size);
+      for (float& value : x) value = static_cast<float>(numbers.bits() % 50) - 25.0F;
+      for (float& value : g) value = numbers.value();
+      for (float& value : u) value = numbers.value();
+      residuals.push_back(x);
+      gradients.push_back(g);
+      momenta.push_back(u);
+      firsts.push_back(first);
+      first += size;
+    }
+    firsts.push_back(first);
+  }
+  u32 count() const { return static_cast<u32>(residuals.size()); }
+  u64 size() const { return firsts.back(); }
+  std::vector<selection::Tensor> tensors(bool feedback) {
+    std::vector<selection::Tensor> out;
+    for (u32 t = 0; t < count(); ++t) {
+      out.push_back({residuals[t].data(), feedback ? gradients[t].data() : nullptr,
+                     feedback ? momenta[t].data() : nullptr, firsts[t]});
+    }
+    return out;
+  }
+  static std::vector<float> joined(const std::vector<std::vector<float>>& parts) {
+    std::vector<float> out;
+    for (const std::vector<float>& part : parts) out.insert(out.end(), part.begin(), part.end());
+    return out;
+  }
+  std::vector<std::vector<float>> residuals, gradients, momenta;
+  std::vector<u64> firsts;
+};
+
+void a_tree_is_selected_from_as_if_joined(bool feedback, u32 k) {
+  for_every_order([&](EmulatedLauncher& launcher) {
+    Tree tree(8);
+    const u64 n = tree.size();
+    std::vector<float> v = Tree::joined(tree.residuals);
+    std::vector<float> u = Tree::joined(tree.momenta);
+    if (feedback)
+      accumulate_twin({true, false, true, false}, 0.5F, Tree::joined(tree.gradients), u, v);
+    std::vector<u32> bits(n);
+    for (u64 i = 0; i < n; ++i) bits[i] = edge::cuda::bits_of(v[i]);
+    const std::vector<u32> wanted = sorted_twin(bits.data(), n, k);
+    Output<u32> out(k);
+    std::vector<u32> starts(tree.count() + 1, 0xdeadU);
+    selection::Result<u32> result = out.result();
+    result.starts = starts.data();
+    Workspace workspace(selection::workspace_bytes<u32>(n, k, tree.count()));
+    const std::vector<selection::Tensor> tensors = tree.tensors(feedback);
+    if (feedback) {
+      selection::top_k_feedback(launcher, tensors.data(), tree.count(), n, k, {0.5F, false, true},
+                                result, workspace.get());
+    } else {
+      selection::top_k(launcher, tensors.data(), tree.count(), n, k, selection::kFloat32, result,
+                       workspace.get());
+    }
+    CHECK(starts[0] == 0 && starts[tree.count()] == k);
+    bool same = true;
+    for (u32 t = 0; t < tree.count(); ++t) {
+      for (u32 i = starts[t]; i < starts[t + 1]; ++i) {
+        same = same && out.indices[i] + tree.firsts[t] == wanted[i] &&
+               out.values[i] == bits[wanted[i]];
+      }
+    }
+    CHECK(same);
+    for (const u32 at : wanted) {
+      if (feedback) u[at] = v[at] = 0.0F;
+    }
+    CHECK(Tree::joined(tree.residuals) == v);
+    CHECK(Tree::joined(tree.momenta) == u);
   });
 }
 
@@ -201,5 +294,9 @@ int main() {
   feedback_is_carried_and_sent_entries_are_cleared({true, false, true, false});
   feedback_is_carried_and_sent_entries_are_cleared({true, true, false, false});
   feedback_is_carried_and_sent_entries_are_cleared({true, true, true, true});
+  for (const u32 k : {1U, 100U, 12000U}) {
+    a_tree_is_selected_from_as_if_joined(false, k);
+    a_tree_is_selected_from_as_if_joined(true, k);
+  }
   return check::finish();
 }

@@ -51,7 +51,7 @@ def test_without_a_device_the_error_says_what_is_missing() -> None:
     missing = "cudaGetDeviceCount: cudaError" if FOUND["built"] else "EDGE_CUDA=ON"
     some: Any = FakeArray("<f4", (4,))
     with pytest.raises(cuda.CudaUnavailable, match=missing):
-        cuda.top_k(some, 1, cuda.Selected(some, some, some), cuda.Queue(some))
+        cuda.top_k([some], 1, cuda.Selected(some, some, some), cuda.Queue(some))
 
 
 @pytest.mark.parametrize(
@@ -68,18 +68,18 @@ def test_arrays_that_do_not_fit_are_refused_by_name(
 ) -> None:
     x = FakeArray(typestr, shape, strides)
     with pytest.raises(TypeError, match=refusal):
-        built.top_k(x, 1, x, x, x, x, 0)
+        built.top_k([x], 1, x, x, x, None, x, 0)
 
 
 def test_an_array_of_the_processor_is_refused(built: ModuleType) -> None:
     x = np.zeros(4, np.float32)
     with pytest.raises(TypeError, match=r"x must be in CUDA memory.*CPU"):
-        built.top_k(x, 1, x, x, x, x, 0)
+        built.top_k([x], 1, x, x, x, None, x, 0)
 
 
 def test_something_else_than_an_array_is_refused(built: ModuleType) -> None:
     with pytest.raises(TypeError, match="__cuda_array_interface__"):
-        built.top_k([1.0], 1, [], [], [], [], 0)
+        built.top_k([1.0], 1, [], [], [], None, [], 0)
 
 
 def test_the_workspace_grows_with_k_and_stays_below_what_the_contract_says(built: ModuleType) -> None:
@@ -87,9 +87,9 @@ def test_the_workspace_grows_with_k_and_stays_below_what_the_contract_says(built
         for k in (1, (n + 99) // 100, n):
             for dtype, size in (("float32", 4), ("float16", 2), ("bfloat16", 2)):
                 said = (4 + size) * max(2**16, min(4 * k, n // 8)) + n / 256 + 26_000
-                assert 0 < built.top_k_workspace_bytes(n, k, dtype) <= said
+                assert 0 < built.top_k_workspace_bytes(n, k, dtype, 1) <= said
     with pytest.raises(ValueError, match=r"k must be in 1\.\.10, got 11"):
-        built.top_k_workspace_bytes(10, 11, "float32")
+        built.top_k_workspace_bytes(10, 11, "float32", 1)
 
 
 def largest(x: np.ndarray, k: int) -> np.ndarray:
@@ -118,7 +118,7 @@ def test_selection_on_a_device_is_exact(n: int, dtype: str, levels: int) -> None
     x = (np.random.default_rng(1).integers(-levels, levels, n) / levels).astype(dtype)
     for k in {1, max(1, n // 1000), max(1, n // 10), n}:
         out, queue = on_cuda(k, dtype, cuda.top_k_workspace_bytes(n, k, dtype))
-        cuda.top_k(torch.from_numpy(x).cuda(), k, out, queue)
+        cuda.top_k([torch.from_numpy(x).cuda()], k, out, queue)
         expected = largest(x, k)
         np.testing.assert_array_equal(out.indices.cpu().numpy(), expected)
         np.testing.assert_array_equal(out.values.cpu().numpy(), x[expected])
@@ -136,7 +136,7 @@ def test_residual_on_a_device_conserves_what_was_put_in() -> None:
     total = gradient + residual
     carried = torch.from_numpy(residual).cuda()
     out, queue = on_cuda(k, "float32", cuda.top_k_workspace_bytes(n, k))
-    cuda.top_k_residual(torch.from_numpy(gradient).cuda(), carried, k, out, queue)
+    cuda.top_k_residual([torch.from_numpy(gradient).cuda()], [carried], k, out, queue)
     left = carried.cpu().numpy()
     places = out.indices.cpu().numpy()
     np.testing.assert_array_equal(places, largest(total, k))
@@ -227,3 +227,49 @@ def test_factors_on_a_device_are_as_good_as_the_best(m: int, n: int, rank: int) 
     assert np.linalg.norm(a - (u * s) @ vt) <= 1.02 * best + 2e-6 * np.linalg.norm(a)
     assert np.abs(u.T @ u - np.eye(rank)).max() <= 1e-5
     assert np.abs(vt @ vt.T - np.eye(rank)).max() <= 1e-5
+
+
+@pytest.mark.gpu
+@on_device
+def test_several_tensors_on_a_device_give_what_the_processor_gives() -> None:
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(6)
+    sizes = [0, 1, 3, 100_003, 5, 0, 4096, *range(100)]
+    gradients, momenta, residuals = ([rng.standard_normal(n).astype(np.float32) for n in sizes] for _ in range(3))
+    k = 3000
+    on = {name: [torch.from_numpy(x).cuda() for x in arrays] for name, arrays in (("u", momenta), ("v", residuals))}
+    out, queue = on_cuda(k, "float32", cuda.top_k_workspace_bytes(sum(sizes), k, tensors=len(sizes)))
+    starts = torch.empty(len(sizes) + 1, dtype=torch.int32, device="cuda")
+    velocities = cuda.Velocities(on["u"], on["v"], 0.9)
+    selected = cuda.Selected(out.indices, out.values, out.first_nan, starts)
+    cuda.dgc([torch.from_numpy(g).cuda() for g in gradients], velocities, k, selected, queue)
+    wanted = kernels.dgc_tree(gradients, momenta, residuals, k, 0.9)
+    bounds = starts.cpu().numpy()
+    for number, part in enumerate(wanted):
+        here = slice(bounds[number], bounds[number + 1])
+        np.testing.assert_array_equal(out.indices.cpu().numpy()[here], part.indices)
+        np.testing.assert_array_equal(out.values.cpu().numpy()[here], part.values)
+        np.testing.assert_array_equal(on["u"][number].cpu().numpy(), momenta[number])
+        np.testing.assert_array_equal(on["v"][number].cpu().numpy(), residuals[number])
+
+
+def test_tensors_and_residuals_must_go_together(built: ModuleType) -> None:
+    x = FakeArray("<f4", (4,))
+    with pytest.raises(ValueError, match="a residual for each of 2 gradients"):
+        built.top_k_feedback(
+            gradients=[x, x],
+            residuals=[x],
+            momenta=[],
+            factor=0.0,
+            nesterov=False,
+            masked=False,
+            k=1,
+            indices=x,
+            values=x,
+            first_nan=x,
+            starts=None,
+            workspace=x,
+            stream=0,
+        )
+    with pytest.raises(ValueError, match=r"1\.\.2\^20 tensors, got 0"):
+        built.top_k([], 1, x, x, x, None, x, 0)

@@ -31,7 +31,7 @@ from edge_runtime.kernels.cuda.sampled_softmax import (
     sampled_softmax,
     sampled_softmax_workspace_bytes,
 )
-from edge_runtime.kernels.cuda.selection import Selected, Velocity, dgc, top_k, top_k_residual, top_k_workspace_bytes
+from edge_runtime.kernels.cuda.selection import Selected, Velocities, dgc, top_k, top_k_residual, top_k_workspace_bytes
 
 __all__ = [
     "CudaInfo",
@@ -47,7 +47,7 @@ __all__ = [
     "Search",
     "Selected",
     "Step",
-    "Velocity",
+    "Velocities",
     "convert",
     "dequantize",
     "dgc",

@@ -1,4 +1,4 @@
-"""The k largest magnitudes, with and without error feedback."""
+"""The k largest magnitudes, with and without error feedback, of one tensor or of several together."""
 
 from __future__ import annotations
 
@@ -8,96 +8,122 @@ from typing import TYPE_CHECKING
 from edge_runtime.kernels.cuda.devices import device_module, module
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from edge_runtime.kernels.cuda.devices import DeviceArray, Queue
 
-__all__ = ["Selected", "Velocity", "dgc", "top_k", "top_k_residual", "top_k_workspace_bytes"]
+__all__ = [
+    "Selected",
+    "Velocities",
+    "dgc",
+    "top_k",
+    "top_k_residual",
+    "top_k_workspace_bytes",
+]
 
 
 @dataclass(frozen=True)
 class Selected:
     """Outputs of a selection of k: places (k,) int32 ascending, values (k,), and where the first NaN is.
 
-    `first_nan` is (1,) int32, and receives -1 where there is none. A NaN counts as larger than infinity.
+    `first_nan` is (1,) int32, and receives -1 where there is none; in several tensors it counts through all of them. A
+    NaN counts as larger than infinity.
+    `starts` is (T + 1,) int32: what was selected from tensor t are places and values starts[t] to starts[t + 1], and a
+    place is one in that tensor. None: places count through all tensors, as they must where there is one.
     """
 
     indices: DeviceArray
     values: DeviceArray
     first_nan: DeviceArray
+    starts: DeviceArray | None = None
 
 
 @dataclass(frozen=True)
-class Velocity:
-    """What deep gradient compression carries from step to step, updated in place: u and v, (n,) float32."""
+class Velocities:
+    """What deep gradient compression carries from step to step, updated in place: u and v of each tensor, float32."""
 
-    momentum: DeviceArray | None  # None: no velocity, v accumulates the gradient itself
-    residual: DeviceArray
+    momenta: Sequence[DeviceArray]
+    residuals: Sequence[DeviceArray]
     factor: float  # m
     nesterov: bool = False
     masking: bool = True  # momentum factor masking: what was sent is cleared in u too
 
 
-def top_k_workspace_bytes(n: int, k: int, dtype: str = "float32") -> int:
-    """Bytes of workspace that selecting k of n elements of `dtype` (float32, float16, bfloat16) takes."""
-    return int(module().top_k_workspace_bytes(n, k, dtype))
-
-
-def top_k(x: DeviceArray, k: int, out: Selected, queue: Queue) -> None:
-    """Select the k elements of largest magnitude; of equal ones, those of the lower index.
-
-    Exact, and the same bits in every run and as `edge_runtime.kernels.top_k` gives.
+def top_k_workspace_bytes(n: int, k: int, dtype: str = "float32", tensors: int = 1) -> int:
+    """Bytes of workspace that selecting k of the n elements of `tensors` together takes.
 
     Args:
-        x: (n,) float32, float16 or bfloat16, 1 <= k <= n <= 2^31 - 1; not modified.
-        k: How many.
-        out: Receives them; values of x's dtype.
+        n: Elements of all.
+        k: How many are selected.
+        dtype: float32, float16 or bfloat16; float32 with feedback.
+        tensors: How many there are.
+    """
+    return int(module().top_k_workspace_bytes(n, k, dtype, tensors))
+
+
+def top_k(arrays: Sequence[DeviceArray], k: int, out: Selected, queue: Queue) -> None:
+    """Select the k elements of largest magnitude of all arrays together; of equal ones, those that come first.
+
+    Exact, and the same bits in every run and as `edge_runtime.kernels.top_k_tree` gives.
+
+    Args:
+        arrays: (n,) each, some may be empty; all float32, all float16 or all bfloat16; not modified. Together they have
+            1 to 2^31 - 1 elements.
+        k: How many, 1 to the number of elements of all.
+        out: Receives them; values of the arrays' dtype.
         queue: With `top_k_workspace_bytes` bytes.
 
     Source: Alabi et al., 2012 (radix select); Merrill and Garland, 2016 (decoupled look-back).
     """
-    device_module().top_k(x, k, out.indices, out.values, out.first_nan, queue.workspace, queue.stream)
+    device_module().top_k(
+        list(arrays), k, out.indices, out.values, out.first_nan, out.starts, queue.workspace, queue.stream
+    )
 
 
-def top_k_residual(gradient: DeviceArray, residual: DeviceArray, k: int, out: Selected, queue: Queue) -> None:
-    """Add a gradient to the residual, select its k largest magnitudes, and set those to zero in the residual.
+def top_k_residual(
+    gradients: Sequence[DeviceArray], residuals: Sequence[DeviceArray], k: int, out: Selected, queue: Queue
+) -> None:
+    """Add gradients to residuals, select the k largest magnitudes of all, and set those to zero in the residuals.
 
     Args:
-        gradient: (n,) float32; not modified.
-        residual: (n,) float32, updated in place; values sent + what is left == gradient + what was there.
-            Where an element is NaN nothing is set to zero.
-        k: How many, 1 <= k <= n.
+        gradients: (n,) float32 each; not modified.
+        residuals: One for each, of its size, updated in place; what is sent and what is left are together gradient and
+            what was there. Where an element is NaN nothing is set to zero.
+        k: As in `top_k`.
         out: Receives them; values (k,) float32.
         queue: With `top_k_workspace_bytes` bytes.
 
     Source: Aji and Heafield, 2017, arXiv 1704.05021.
     """
-    no_momentum = Velocity(momentum=None, residual=residual, factor=0.0, masking=False)
-    feedback(gradient, no_momentum, k, out, queue)
+    _feedback(gradients, Velocities((), residuals, 0.0, masking=False), k, out, queue)
 
 
-def dgc(gradient: DeviceArray, velocity: Velocity, k: int, out: Selected, queue: Queue) -> None:
+def dgc(gradients: Sequence[DeviceArray], velocities: Velocities, k: int, out: Selected, queue: Queue) -> None:
     """Deep gradient compression: accumulate the velocity, not the gradient, and select from that.
 
-    u = m u + g; v = v + u (Nesterov: u = m (u + g); v = v + (u + g)), no multiply-add fused; the k largest |v| are sent
-    and set to zero in v, and with masking in u.
+    u = m u + g; v = v + u (Nesterov: u = m (u + g); v = v + (u + g)), no multiply-add fused; the k largest |v| of all
+    are sent and set to zero in v, and with masking in u.
 
     Args:
-        gradient: (n,) float32; not modified.
-        velocity: u, v and m. Where an element of v becomes NaN nothing is set to zero.
-        k: How many, 1 <= k <= n.
+        gradients: (n,) float32 each; not modified.
+        velocities: u, v and m. Where an element of v becomes NaN nothing is set to zero.
+        k: As in `top_k`.
         out: Receives them; values (k,) float32.
         queue: With `top_k_workspace_bytes` bytes.
 
     Source: Lin et al., 2018, arXiv 1712.01887, section 3.
     """
-    feedback(gradient, velocity, k, out, queue)
+    if len(velocities.momenta) != len(gradients):
+        message = f"there must be momentum for each of {len(gradients)} gradients, got {len(velocities.momenta)}"
+        raise ValueError(message)
+    _feedback(gradients, velocities, k, out, queue)
 
 
-def feedback(gradient: DeviceArray, it: Velocity, k: int, out: Selected, queue: Queue) -> None:
-    """`dgc`, and without momentum `top_k_residual`."""
+def _feedback(gradients: Sequence[DeviceArray], it: Velocities, k: int, out: Selected, queue: Queue) -> None:
     device_module().top_k_feedback(
-        gradient=gradient,
-        residual=it.residual,
-        momentum=it.momentum,
+        gradients=list(gradients),
+        residuals=list(it.residuals),
+        momenta=list(it.momenta),
         factor=it.factor,
         nesterov=it.nesterov,
         masked=it.masking,
@@ -105,6 +131,7 @@ def feedback(gradient: DeviceArray, it: Velocity, k: int, out: Selected, queue: 
         indices=out.indices,
         values=out.values,
         first_nan=out.first_nan,
+        starts=out.starts,
         workspace=queue.workspace,
         stream=queue.stream,
     )
