@@ -25,6 +25,7 @@ from models.compiler.training import Compiled, compile_training, needs_batch_sta
 
 CALIBRATION_STEPS = 5
 MOST_SLICES = 64  # plans grow with them, and the memory of a slice hardly falls any more
+PEAK_CUT = 2.0  # what exceeds the budget by more does not fit with slices at the peak either
 WORTH = 0.99  # more slices that need more than this share of the memory are not followed further
 
 
@@ -231,7 +232,8 @@ def _fitting(frozen: int, slices: Sequence[int], budget: Budget, tried: Callable
         option = tried(Choice(frozen, count, recompute=True))
         if option.excess(budget) <= 1:
             return option
-        sliced = tried(replace(option.choice, slice_peak=True)) if count == 1 and _too_large(option, budget) else option
+        near = count == 1 and _too_large(option, budget) and option.excess(budget) <= PEAK_CUT
+        sliced = tried(replace(option.choice, slice_peak=True)) if near else option
         if sliced.excess(budget) <= 1:
             return sliced
         if option.memory_bytes > WORTH * least:
