@@ -186,10 +186,13 @@ void diagonalise(Workspace& ws, const SvdArgs& args, const Matrix& a, const Smal
   it.rank = rank_of(args, a, room.values, width);
 }
 
-// What the last iteration gained is little beside what is missing, or beside what float32 can tell.
-bool settled(const SvdArgs& args, const Matrix& a, const SmallRoom& room, Index rank) {
-  const double now = sum_of(room.values, rank), gain = now - sum_of(room.before, rank);
-  return gain <= args.tolerance * std::max(a.squares - now, 1e-6 * a.squares);
+// The next iteration would lower the error by less than args.tolerance of it: each gains about
+// (s_p / s_r)^4 of what the one before did. Below 1e-6 float32 cannot tell.
+bool settled(const SvdArgs& args, const Matrix& a, const SmallRoom& room, const Bases& it) {
+  const double now = sum_of(room.values, it.rank), gain = now - sum_of(room.before, it.rank);
+  const double last = room.values[it.rank - 1];
+  const double ratio = last > 0 ? std::max(0.0, room.values[it.y.width - 1]) / last : 0;
+  return gain * ratio * ratio <= 2 * args.tolerance * std::max(a.squares - now, 1e-6 * a.squares);
 }
 
 // Subspace iteration from it.v, orthonormal where warm.
@@ -211,7 +214,7 @@ void iterate(Workspace& ws, const SvdArgs& args, const Matrix& a, const SmallRoo
     apply(ws, a, it.v, it.y, 0, a.m);
     it.passes += 1;
     diagonalise(ws, args, a, room, it);
-    if (i >= args.iterations || settled(args, a, room, it.rank)) return;
+    if (i >= args.iterations || settled(args, a, room, it)) return;
     std::copy(room.values, room.values + width, room.before);
     apply_transposed(ws, a, it.y, it.next, 0, a.m);
     it.passes += 1;
@@ -254,12 +257,24 @@ Bases decompose_small(Workspace& ws, const SvdArgs& args, const Matrix& a, Small
   return it;
 }
 
-// Wider and wider where an energy is asked for: half of the columns of Y, or eight, are spare.
+// Where the energy takes more columns than Y can tell of: twice as many, or as many as it takes if
+// none of what follows is smaller than the last that has converged.
+Index wider(const SvdArgs& args, const Matrix& a, const SmallRoom& room, Index width) {
+  const Index known = width - kOversampling;
+  const double missing = args.energy * a.squares - sum_of(room.values, known);
+  const double last = room.values[known - 1];
+  const double more = last > 0 ? std::max(0.0, missing / last) : 0;
+  const Index least = known + static_cast<Index>(std::min(more, static_cast<double>(args.rank)));
+  return std::min(std::max(2 * width, narrow_width(least + kOversampling)),
+                  narrow_width(args.rank + kOversampling));
+}
+
+// Wider and wider where an energy is asked for, until kOversampling columns of Y are spare.
 Bases decompose(Workspace& ws, const SvdArgs& args, Matrix& a, SmallRoom& room) {
   const Index least = std::min(a.m, a.n), widest = narrow_width(args.rank + kOversampling);
   Index passes = 0;
   for (Index width = first_width(args); least > kSmallSide && 2 * width <= least;
-       width = std::min(2 * width, widest)) {
+       width = wider(args, a, room, width)) {
     room = small_room(ws, width);
     Bases it = bases_of(ws, a, width);
     draw(ws, it.v, args.seed);

@@ -4,14 +4,14 @@
 // algorithm 4.4) with width p = rank + 8 or more, a multiple of 16. One iteration reads A once: of
 // a block of rows that is in the cache, T = A_b V, then Z += A_b^T T; Z is then made orthonormal.
 // After two iterations (one from a warm start) Y = A V and its Gram matrix give s and what is
-// missing:
-// ||A||^2 - sum s^2. Iterations go on until one lowers that by less than `tolerance` of it.
-// Where min(m, n) <= 64 or < 2 p: V from the eigenvectors of A^T A in float64 (of A A^T where m <
-// n, by a transposed copy), then the same Y. Sums of squares are float64 everywhere; products of A
-// are float32. A is read passes / 2 times or so; p m n multiply-adds a pass. Memory beside A and
-// the result, in bytes: 8 p (m + n) + 28 p^2 + 256 p a thread + 4096, w^2 instead of p^2 in the
-// small route with w = min(m, n); 4 m n more where a copy is transposed or scaled (max |a| outside
-// 2^-40 .. 2^40).
+// missing, ||A||^2 - sum s^2; iterations go on while the next is expected to lower the error by
+// more than `tolerance` of it (what the last one gained, times (s_p / s_rank)^4). For an energy p
+// begins at 16 and grows until the rank leaves eight columns to spare. Where min(m, n) <= 64 or < 2
+// p: V from the eigenvectors of A^T A in float64 (of A A^T where m < n, by a transposed copy), then
+// the same Y. Sums of squares are float64 everywhere; products of A are float32. A is read passes /
+// 2 times or so; p m n multiply-adds a pass. Memory beside A and the result, in bytes: 8 p (m + n)
+// + 28 p^2 + 256 p a thread + 4096, w^2 instead of p^2 in the small route with w = min(m, n); 4 m n
+// more where a copy is transposed or scaled (max |a| outside 2^-40 .. 2^40).
 #pragma once
 
 #include "algorithms/orthogonal.h"
@@ -26,7 +26,7 @@ struct SvdArgs {
   const float* warm = nullptr;  // V^T of an earlier decomposition, (warm_rank, n), or null
   Index warm_rank = 0;
   std::uint64_t seed = 0;
-  double tolerance = 0.12;
+  double tolerance = 0.02;
   Index iterations = 12;  // at most
 };
 

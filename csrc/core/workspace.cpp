@@ -36,7 +36,8 @@ std::byte* Workspace::bytes_of(std::size_t number, std::uint64_t count, std::siz
   block.data.reset();  // first, so that old and new are never both held
   block.bytes = 0;
   void* fresh = nullptr;
-  if (posix_memalign(&fresh, kAlignment, bytes == 0 ? kAlignment : bytes) != 0) {
+  if (posix_memalign(&fresh, kAlignment,
+                     static_cast<std::size_t>(bytes == 0 ? kAlignment : bytes)) != 0) {
     throw std::bad_alloc();
   }
   block.data.reset(static_cast<std::byte*>(fresh));

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LowRank", "as_matrix", "power_step", "saving_rank", "truncated_svd", "truncated_svd_tree"]
 
-TOLERANCE = 0.12
+TOLERANCE = 0.02
 ITERATIONS = 12
 
 
@@ -76,8 +76,8 @@ def truncated_svd(  # noqa: PLR0913 one keyword for each thing that can be asked
             not allow it, LowRank.error says what is missing.
         warm: vt of an earlier decomposition of a similar matrix, (any rank, n) float32: saves an iteration.
         seed: Of the random start.
-        tolerance: Iterations stop when one lowers the squared error by less than this share of it. The default keeps
-            the error within 1.02 of the least possible on the spectra of docs/kernels.md.
+        tolerance: Iterations go on while the next is expected to lower the error by more than this share of it. The
+            default keeps the error within 1.02 of the least possible on the spectra of docs/kernels.md.
         iterations: The most of them, 1 to 1,000; each reads A once or twice.
         workspace: Memory and threads; None makes one for the call.
 

@@ -94,11 +94,14 @@ def _split(given: Program, value: Value) -> tuple[Program, Value] | None:
     if halves is None or any(Value(value.node, i) in given.owners for i in range(len(value.node.types))):
         return None
     first, second = halves
+    late = given.reads[value][0]
+    if any(_changes_between(given, v, given.place[value.node], late) for v in read_by(second)):
+        return None
     kept = [i for i in range(len(value.node.types)) if i != value.index]
     new = {Value(value.node, old): Value(first, i) for i, old in enumerate(kept)} | {value: second.out()}
     order: list[Node] = []
     for step, node in enumerate(given.order):
-        order += [second] if step == given.reads[value][0] else []
+        order += [second] if step == late else []
         order.append(first if node is value.node else renewed(node, range(len(node.types)), new, {}))
     return program(tuple(order), _renamed(given.owners, new)), second.out()
 
@@ -118,11 +121,11 @@ def _windowed(given: Program, cuts: Mapping[Node, Cut], count: int) -> Program |
     block = _block(given, members, count, new)
     if block is None:
         return None
-    apart = {*members, *before}
+    placed = {*members, *before}
     order: list[Node] = []
     for step, node in enumerate(given.order):
         order += [*before, *block] if step == at else []
-        if node not in apart:
+        if node not in placed:
             order.append(renewed(node, range(len(node.types)), new, {}))
     return program(tuple(order), _renamed(given.owners, new))
 

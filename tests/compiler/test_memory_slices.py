@@ -11,8 +11,11 @@ from edge_runtime.profile.anatomy import anatomy
 from models.compiler import Compiled, Graph, compile_training, import_onnx
 from models.compiler.boxes import Box
 from models.compiler.cut import apart, cut
-from models.compiler.ir import Node, Type, Value, Window
+from models.compiler.ir import Node, Role, Type, Value, Window, with_attrs
 from models.compiler.map_program import MapProgram, Step
+from models.compiler.peak import program
+from models.compiler.peak_slices import _split
+from models.compiler.sharing import Owner
 from models.zoo import build
 
 ROWS = 16
@@ -126,6 +129,18 @@ def test_a_result_is_made_apart_from_what_the_map_stores_besides() -> None:
     assert second.inputs == (Value(first, 0),)
     assert second.attrs["program"].steps == (Step("mul", (0, 1)),)
     assert apart(node, 0) is None  # it follows from a sum that is not stored
+
+
+def test_a_result_is_not_made_later_than_what_it_reads_is_overwritten() -> None:
+    x, slot = g.leaf("x", "float32", (4, 6)), g.leaf("slot", "float32", (4, 6))
+    steps = (Step("mul", (0, 1)), Step("add", (2, 1)))
+    node = Node("map", (x, slot), (Type("float32", (4, 6)),) * 2, {})
+    attrs = {"program": MapProgram((24,), (), ((0,), (0,)), (), steps, (2, 3)), "types": node.types}
+    made = with_attrs(node, node.inputs, attrs)
+    reader, update = g.exp(made.out(1)).node, g.blend(slot, made.out(0)).node
+    owners = {x: Owner(Role.BATCH, "x"), slot: Owner(Role.TRAINED, "slot")}
+    assert _split(program((made, reader, update), owners), made.out(1)) is not None
+    assert _split(program((made, update, reader), owners), made.out(1)) is None
 
 
 def test_a_copy_is_cut_where_parts_of_it_come_from_parts() -> None:

@@ -17,6 +17,7 @@ using edge::Role;
 using fuzz::Random;
 
 constexpr std::uint16_t kMap = 40;  // a program may magnify rounding without a bound
+constexpr std::uint16_t kSampledSoftmax = 43;
 
 // A window along one axis, and the size it leaves.
 struct Window {
@@ -236,6 +237,28 @@ void add_program(build::PlanBuilder& plan, Random& random) {
   plan.op(kMap, inputs, outputs, program);
 }
 
+void add_sampled_softmax(build::PlanBuilder& plan, Random& random) {
+  const std::uint32_t batch = random.size(), classes = random.size() * random.size();
+  const std::uint32_t width = random.size(), first = random.below(4);
+  const bool slice = random.once_in(3);
+  const auto features = plan.tensor("features", {batch, width}, Role::frozen);
+  const auto rows = plan.tensor("rows", {classes, width}, Role::frozen);
+  const std::uint32_t all = slice ? first + batch + random.below(3) : batch;
+  const auto labels = plan.tensor("labels", {all}, Role::batch, Dtype::int32);
+  const auto correction = plan.tensor("correction", {classes}, Role::frozen);
+  const auto loss = plan.tensor("loss", {}, Role::output);
+  const auto d_features = plan.tensor("d_features", {batch, width}, Role::trained);
+  const auto d_rows = plan.tensor("d_rows", {classes, width}, Role::trained);
+  // The gradient of a short vector's direction is as large as the vector is short.
+  const float scale = width > 4 && random.once_in(2) ? 3.0F : 0.0F;
+  std::vector<std::int32_t> attributes(2);
+  std::memcpy(attributes.data(), &scale, 4);
+  attributes[1] = static_cast<std::int32_t>(random.once_in(2) ? random.below(classes + 1) : 0);
+  if (slice) attributes.push_back(static_cast<std::int32_t>(first));
+  plan.op(kSampledSoftmax, {features, labels, rows, random.once_in(2) ? correction : edge::kAbsent},
+          {loss, d_features, d_rows}, attributes);
+}
+
 // One operation of random geometry, nearly always a good one.
 Bytes one_operation(Random& random, std::uint16_t code) {
   build::PlanBuilder plan;
@@ -244,7 +267,8 @@ Bytes one_operation(Random& random, std::uint16_t code) {
   if (code >= 7 && code <= 10) add_pool(plan, random, code);
   if (code >= 11 && code <= 15) add_array(plan, random, code);
   if (code == kMap) add_program(plan, random);
-  if ((code >= 20 && code <= 24) || code == 28 || (code >= 30 && code != kMap))
+  if (code == kSampledSoftmax) add_sampled_softmax(plan, random);
+  if ((code >= 20 && code <= 24) || code == 28 || code == 30 || code == 31 || code == 41)
     add_map(plan, random, code);
   if ((code >= 25 && code <= 27) || code == 29) add_move(plan, random, code);
   return plan.seal(fuzz::kMostBytes);
@@ -260,9 +284,9 @@ bool run_one(const Bytes& network) {
   const int before = check::failures;
   Random random(own);
   const bool generated = random.once_in(2);
-  const std::uint16_t code =
-      random.of<std::uint16_t>({1,  2,  2,  3,  3,  4,  4,  7,  8,  9,  10, 11, 12, 13, 14, 15,
-                                20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 40, 40, 40, 41});
+  const std::uint16_t code = random.of<std::uint16_t>(
+      {1,  2,  2,  3,  3,  4,  4,  7,  8,  9,  10, 11, 12, 13, 14, 15, 20,
+       21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 40, 40, 40, 41, 43, 43});
   Bytes plan = generated ? one_operation(random, code) : fuzz::changed(network, random);
   const bool spoilt = generated && random.once_in(3);
   if (spoilt) plan = fuzz::changed(plan, random);
