@@ -151,14 +151,14 @@ def sampled_softmax(
     features: NDArray[np.float32],
     rows: NDArray[np.float32],
     labels: NDArray[np.int32],
-    classes: NDArray[np.int32] | None,
-    positives: int,
-    correction: float | NDArray[np.float32],
-    scale: float,
-    own_positives: bool,
-    lr: float | None,
-    d_features: NDArray[np.float32] | None,
-    d_rows: NDArray[np.float32] | None,
+    classes: NDArray[np.int32] | None = None,
+    positives: int = 0,
+    correction: float | NDArray[np.float32] = 0.0,
+    scale: float = 0.0,
+    own_positives: bool = False,
+    lr: float | None = None,
+    d_features: NDArray[np.float32] | None = None,
+    d_rows: NDArray[np.float32] | None = None,
 ) -> float: ...
 
 # What edge_runtime.kernels.coders documents.

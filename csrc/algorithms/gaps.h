@@ -23,6 +23,7 @@
 // update of 10^7 parameters, take less than a millisecond each way.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "core/checks.h"
@@ -33,8 +34,12 @@ namespace edge {
 constexpr Index kGapBlock = 256;
 constexpr Index kMaxPlaces = 2147483647;
 
+constexpr std::size_t gap_blocks(std::size_t indices) {
+  return (indices + static_cast<std::size_t>(kGapBlock) - 1) / static_cast<std::size_t>(kGapBlock);
+}
+
 // The form of every block, and the bytes of the whole stream. Throws std::invalid_argument unless
-// 0 <= indices[0] < indices[1] < ... < n <= kMaxPlaces; `forms` has ceil(count / kGapBlock) bytes.
+// 0 <= indices[0] < indices[1] < ... < n <= kMaxPlaces; `forms` has gap_blocks(count) bytes.
 std::uint64_t plan_gaps(Span<const std::int32_t> indices, Index n, Span<std::uint8_t> forms);
 
 // Writes exactly the bytes that plan_gaps counted.

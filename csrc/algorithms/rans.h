@@ -21,8 +21,8 @@
 // f.
 //
 // Overhead: the states, 8 (or 4) bytes each, and less than 0.1 % above the tables' cross-entropy.
-// Extra memory: tables 20 bytes a bin and 528 a row; writing at most twice the stream and 22 KiB;
-// reading none.
+// Extra memory: tables 20 bytes a bin and 524 a row; writing half a byte a symbol and
+// 12 KiB, or three times the stream and 24 KiB where that is more; reading none.
 #pragma once
 
 #include <cstdint>

@@ -39,29 +39,40 @@ RansTables::Divisor divisor_of(std::uint32_t frequency) {
 RansTables::RansTables(Span<const std::int32_t> cdfs, Index width, Span<const std::int32_t> lengths,
                        Span<const std::int32_t> offsets) {
   const auto rows = static_cast<Index>(lengths.size());
-  if (rows < 1 || rows > kMaxRows || offsets.size() != lengths.size() ||
-      static_cast<Index>(cdfs.size()) != rows * width) {
+  const auto entries = static_cast<Index>(cdfs.size());
+  if (rows < 1 || rows > kMaxRows || offsets.size() != lengths.size() || width < 1 ||
+      entries % width != 0 || entries / width != rows) {
     throw std::invalid_argument("cdfs (rows, width) take a length and an offset for each of 1 to " +
-                                std::to_string(kMaxRows) + " rows, got " + std::to_string(rows) +
-                                " lengths and " + std::to_string(offsets.size()) + " offsets");
+                                std::to_string(kMaxRows) + " rows, got " + std::to_string(entries) +
+                                " counts in rows of " + std::to_string(width) + ", " +
+                                std::to_string(rows) + " lengths and " +
+                                std::to_string(offsets.size()) + " offsets");
   }
+  std::uint64_t bins = 0;
   for (Index row = 0; row < rows; ++row) {
-    const auto r = static_cast<std::size_t>(row);
-    const std::int32_t length = lengths[r];
+    const std::int32_t length = lengths[static_cast<std::size_t>(row)];
     if (length < 3 || length > width || length > kRansTotal + 1) {
       bad_row(row, "a length is 3 (one symbol and the escape) to the width, " +
                        std::to_string(width) + ", and 65537, got " + std::to_string(length));
     }
-    add_row(row, cdfs.data() + row * width, length, offsets[r]);
+    bins += static_cast<std::uint64_t>(length) - 1;
+  }
+  if (bins > std::numeric_limits<std::uint32_t>::max()) {
+    throw std::invalid_argument("cdfs hold " + std::to_string(bins) + " bins, at most 2^32 - 1");
+  }
+  rows_.reserve(lengths.size());
+  buckets_.reserve(lengths.size() * kBuckets);
+  bins_.reserve(static_cast<std::size_t>(bins));
+  divisors_.reserve(static_cast<std::size_t>(bins));
+  for (Index row = 0; row < rows; ++row) {
+    const auto r = static_cast<std::size_t>(row);
+    add_row(row, cdfs.data() + row * width, lengths[r], offsets[r]);
   }
 }
 
 void RansTables::add_row(Index row, const std::int32_t* cdf, std::int32_t length,
                          std::int32_t offset) {
   check_row(row, cdf, length, offset);
-  if (bins_.size() > std::numeric_limits<std::uint32_t>::max() - 65536) {
-    bad_row(row, "more than 2^32 counts in all");
-  }
   const auto bins = static_cast<std::uint32_t>(length - 1);
   rows_.push_back({offset, static_cast<std::uint32_t>(bins_.size()), bins - 1});
   std::int32_t bucket = 0;

@@ -11,7 +11,6 @@ enum Block : std::size_t { kSample, kIndex, kBits, kBand, kTables, kWide };
 
 constexpr Index kSmall = 16384;  // elements; below, sampling costs more than counting again
 constexpr Index kFewPicked = 8192;
-constexpr Index kOften = 128;  // more than one in so many: packing beats branching
 constexpr Index kVector = 64;  // the most that a filter packs at once, and may write past its count
 constexpr std::uint32_t kNone = kKeyMask + 1;  // above every key
 
@@ -28,6 +27,11 @@ Index room_of(Index hits, Index elements, Index sampled) {
       static_cast<double>(elements) / static_cast<double>(std::max<Index>(sampled, 1));
   const double room = std::ceil((r + 4.0 * std::sqrt(r) + 8.0) * scale);
   return std::min(elements, static_cast<Index>(room)) + kVector;
+}
+
+SelectShare share_of(Index passing, Index total) {
+  if (passing <= total / 128) return SelectShare::rare;
+  return passing <= total / 24 ? SelectShare::small : SelectShare::large;
 }
 
 SelectRun run_of(const std::uint32_t* bits, Index count) {
@@ -119,7 +123,7 @@ void Selection::accumulate() {
   each([&](const Part& part) {
     SelectOut nothing;
     each_run(part.first, part.last, [&](const SelectRun& run) {
-      workspace_.kernels().select_filter({run, kNone, false, &nothing}, {});
+      workspace_.kernels().select_filter({run, kNone, SelectShare::rare, &nothing}, {});
     });
   });
   accumulated_ = true;
@@ -176,14 +180,14 @@ bool Selection::pick(Index rank, std::uint32_t low) {
   for (Part& part : parts_) {
     part.picked.index = index;
     part.picked.bits = bits;
-    part.picked.ties = total;
+    part.picked.ties = kAllTies;
     index += part.picked.capacity;
     bits += part.picked.capacity;
   }
-  const bool often = passing > sample_ / kOften;
+  const SelectShare share = share_of(passing, sample_);
   each([&](Part& part) {
     each_run(part.first, part.last, [&](const SelectRun& run) {
-      workspace_.kernels().select_filter({run, low, often, &part.picked}, {});
+      workspace_.kernels().select_filter({run, low, share, &part.picked}, {});
     });
   });
   accumulated_ = true;
@@ -380,6 +384,7 @@ bool Selection::emit(std::int32_t* index, void* values) {
   const bool narrow = problem_.kind == SelectKind::bits16;
   auto* wide = narrow ? workspace_.block<std::uint32_t>(kWide, static_cast<std::uint64_t>(count_))
                       : static_cast<std::uint32_t*>(values);
+  const SelectShare share = from_picked_ ? SelectShare::large : share_of(count_, offsets_.back());
   std::vector<SelectOut> outs(parts_.size());
   Index at = 0, ties = count_;
   for (const Part& part : parts_) ties -= part.greater;
@@ -395,8 +400,7 @@ bool Selection::emit(std::int32_t* index, void* values) {
   each([&](const Part& part) {
     SelectOut& out = outs[static_cast<std::size_t>(&part - parts_.data())];
     const auto filter = [&](const SelectRun& run) {
-      workspace_.kernels().select_filter(
-          {run, threshold_, from_picked_ || count_ > offsets_.back() / kOften, &out}, {});
+      workspace_.kernels().select_filter({run, threshold_, share, &out}, {});
     };
     if (!from_picked_) return each_run(part.first, part.last, filter);
     SelectRun run = run_of(part.picked.bits, part.picked.count);

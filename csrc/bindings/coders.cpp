@@ -42,7 +42,7 @@ Span<std::uint8_t> span_of(const py::bytes& bytes) {
 
 py::bytes encode_indices(const py::array& array, Index n) {
   const Span<const std::int32_t> indices = input<std::int32_t>(array, "indices", 1);
-  std::vector<std::uint8_t> forms((indices.size() + kGapBlock - 1) / kGapBlock);
+  std::vector<std::uint8_t> forms(gap_blocks(indices.size()));
   std::uint64_t size = 0;
   {
     const py::gil_scoped_release release;

@@ -145,6 +145,33 @@ void top_k_feedback(const std::vector<py::object>& gradients,
   must(top_k_feedback_cuda(it, factor, nesterov, masked, call.stream()), "top_k_feedback");
 }
 
+std::uint64_t above_bytes(std::int64_t n, const std::string& dtype) {
+  if (n < 1) throw py::value_error("n must be positive, got " + std::to_string(n));
+  check_count(static_cast<std::uint64_t>(n), 1);
+  return above_workspace_bytes(static_cast<std::uint64_t>(n), element_of(dtype));
+}
+
+void above(const py::object& x, const std::string& dtype, std::uint32_t threshold,
+           const py::object& indices, const py::object& values, const py::object& count,
+           const py::object& first_nan, const py::object& workspace, std::uintptr_t stream) {
+  Call call(stream);
+  const DeviceArray from = call.array(x, "x", {dtype}, {-1}, false);
+  AboveCall it{};
+  it.x = reinterpret_cast<const void*>(from.address);
+  it.n = size_of(from);
+  check_count(it.n, 1);
+  it.element = element_of(from.dtype);
+  it.threshold = threshold;
+  const DeviceArray places = call.array(indices, "indices", {"int32"}, {-1}, true);
+  it.room = static_cast<std::uint32_t>(std::min<std::uint64_t>(size_of(places), it.n));
+  it.indices = reinterpret_cast<std::int32_t*>(places.address);
+  it.values = call.pointer<void>(values, "values", from.dtype.c_str(), places.shape, true);
+  it.count = call.pointer<std::int32_t>(count, "count", "int32", {1}, true);
+  it.first_nan = call.pointer<std::int32_t>(first_nan, "first_nan", "int32", {1}, true);
+  it.workspace = call.workspace(workspace, above_workspace_bytes(it.n, it.element));
+  must(above_cuda(it, call.stream()), "above");
+}
+
 std::uint64_t extent(const DeviceArray& array, std::size_t axis) {
   return static_cast<std::uint64_t>(array.shape[axis]);
 }
@@ -426,6 +453,10 @@ PYBIND11_MODULE(_cuda, m) {
         py::arg("momenta"), py::arg("factor"), py::arg("nesterov"), py::arg("masked"),
         py::arg("k").noconvert(), py::arg("indices"), py::arg("values"), py::arg("first_nan"),
         py::arg("starts"), py::arg("workspace"), py::arg("stream"));
+  m.def("above_workspace_bytes", &above_bytes, py::arg("n").noconvert(), py::arg("dtype"));
+  m.def("above", &above, py::arg("x"), py::arg("dtype"), py::arg("threshold").noconvert(),
+        py::arg("indices"), py::arg("values"), py::arg("count"), py::arg("first_nan"),
+        py::arg("workspace"), py::arg("stream"));
   m.def("softmax_workspace_bytes", &softmax_bytes, py::arg("batch").noconvert(),
         py::arg("width").noconvert(), py::arg("classes").noconvert(), py::arg("update"));
   m.def("sampled_softmax", &sampled_softmax, py::arg("features"), py::arg("labels"),

@@ -19,6 +19,14 @@ using Size = py::ssize_t;
 #define EDGE_CHECK(holds, message) \
   if (!(holds)) throw py::value_error(message)
 
+// An optional argument that is there. Nothing is converted: what a list became would not outlive
+// the reading of the arguments.
+py::array array_of(const py::object& argument, const char* name) {
+  if (!py::isinstance<py::array>(argument))
+    throw py::type_error(std::string(name) + " must be an array");
+  return py::reinterpret_borrow<py::array>(argument);
+}
+
 // Every number in low .. end - 1. The message is made only where it is needed.
 void check_range(Span<const std::int32_t> numbers, std::int32_t low, Size end, const char* name) {
   const std::int32_t* bad = std::find_if(numbers.begin(), numbers.end(), [=](std::int32_t number) {
@@ -76,7 +84,7 @@ SampledSoftmaxArgs read_inputs(const py::array& features, const py::array& rows,
   EDGE_CHECK(rows.shape(0) <= std::numeric_limits<std::int32_t>::max(), "more than 2^31-1 rows");
   args.count = rows.shape(0);
   if (!classes.is_none()) {
-    const auto numbers = input<std::int32_t>(classes, "classes", 1);
+    const auto numbers = input<std::int32_t>(array_of(classes, "classes"), "classes", 1);
     EDGE_CHECK(numbers.size() >= 1, "classes must name at least one row");
     EDGE_CHECK(numbers.size() <= std::size_t{1} << 30, "more than 2^30 classes");
     check_range(numbers, 0, rows.shape(0), "classes");
@@ -103,7 +111,7 @@ void read_outputs(py::object& d_features, py::object& d_rows, SampledSoftmaxArgs
   for (const Output& it : {Output{d_features, "d_features", args.batch, &args.d_features},
                            Output{d_rows, "d_rows", args.count, &args.d_rows}}) {
     if (it.object.is_none()) continue;
-    py::array array = py::cast<py::array>(it.object);
+    py::array array = array_of(it.object, it.name);
     const auto out = output<float>(array, it.name, 2);
     check_shape(array, it.rows, args.width, it.name);
     EDGE_CHECK(!overlap(out.data(), out.size(), args.features,
@@ -153,9 +161,10 @@ float run(PyWorkspace& workspace, const py::array& features, py::array& rows,
 
 void bind_sampled_softmax(py::module_& m) {
   m.def("sampled_softmax", &run, py::arg("workspace"), py::arg("features"), py::arg("rows"),
-        py::arg("labels"), py::arg("classes"), py::arg("positives"), py::arg("correction"),
-        py::arg("scale"), py::arg("own_positives"), py::arg("lr"), py::arg("d_features"),
-        py::arg("d_rows"),
+        py::arg("labels"), py::arg("classes") = py::none(), py::arg("positives") = 0,
+        py::arg("correction") = 0.0F, py::arg("scale") = 0.0F, py::arg("own_positives") = false,
+        py::arg("lr") = py::none(), py::arg("d_features") = py::none(),
+        py::arg("d_rows") = py::none(),
         "Loss of linear logits over some classes; writes gradients, or moves the rows.");
 }
 

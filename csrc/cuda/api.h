@@ -38,6 +38,23 @@ cudaError_t top_k_cuda(const SelectionCall& call, cudaStream_t stream);
 cudaError_t top_k_feedback_cuda(const SelectionCall& call, float momentum_factor, bool nesterov,
                                 bool masked, cudaStream_t stream);
 
+// Elements whose magnitude, as an integer, is at least `threshold`; `count` receives how many there
+// are.
+struct AboveCall {
+  const void* x;
+  Element element;
+  std::uint64_t n;
+  std::uint32_t threshold;
+  std::uint32_t room;
+  std::int32_t* indices;
+  void* values;
+  std::int32_t* count;
+  std::int32_t* first_nan;
+  void* workspace;
+};
+std::uint64_t above_workspace_bytes(std::uint64_t n, Element element);
+cudaError_t above_cuda(const AboveCall& call, cudaStream_t stream);
+
 // See sampled_softmax.cuh. Null: classes (every row is one), correction (then correction_of_all),
 // and of d_rows and `updated` one.
 struct SoftmaxCall {

@@ -11,14 +11,15 @@ namespace {
 
 constexpr std::uint32_t kGoldenRatio = 0x9E3779B9U;  // 2^32 / 1.618..., odd
 
-// The sources: how bits are had from memory, a vector or one at a time. read() only looks,
-// take() also stores what it accumulates.
+// The sources: how bits are had from memory, a vector or one at a time. take() also stores what it
+// accumulates, read() looks at what it would be, taken() at what it was.
 struct Float32 {
   const std::uint32_t* x;
   explicit Float32(const SelectRun& run) : x(static_cast<const std::uint32_t*>(run.x)) {}
   WordVec take_vector(Index i) const { return load_words(x + i); }
   std::uint32_t take(Index i) const { return x[i]; }
   std::uint32_t read(Index i) const { return x[i]; }
+  std::uint32_t taken(Index i) const { return x[i]; }
 };
 
 struct Bits16 {
@@ -33,6 +34,7 @@ struct Bits16 {
   }
   std::uint32_t take(Index i) const { return static_cast<std::uint32_t>(x[i]) << 16; }
   std::uint32_t read(Index i) const { return take(i); }
+  std::uint32_t taken(Index i) const { return take(i); }
 };
 
 std::uint32_t bits_of(float value) {
@@ -55,6 +57,7 @@ struct Residual {
     return bits_of(v[i]);
   }
   std::uint32_t read(Index i) const { return bits_of(v[i] + g[i]); }
+  std::uint32_t taken(Index i) const { return bits_of(v[i]); }
 };
 
 template <bool Nesterov>
@@ -87,6 +90,7 @@ struct Dgc {
     step(g[i], m, momentum, residual);
     return bits_of(residual);
   }
+  std::uint32_t taken(Index i) const { return bits_of(v[i]); }
 };
 
 // Where an element's index comes from.
@@ -126,6 +130,7 @@ EDGE_INLINE void with_source(const SelectRun& run, const Work& work) {
 // The mask without the lanes that tie with the threshold when no more of them are wanted.
 EDGE_INLINE unsigned without_ties(unsigned mask, unsigned ties, SelectOut& out) {
   const unsigned kept = mask & ~ties;
+  if (ties == 0 || out.ties == 0) return kept;
   while (set_bits(ties) > out.ties) ties ^= 0x80000000U >> __builtin_clz(ties);  // the last one
   out.ties -= set_bits(ties);
   return kept | ties;
@@ -136,7 +141,7 @@ void emit_one(std::uint32_t index, std::uint32_t bits, std::uint32_t threshold, 
   if (key < threshold || out.overflow) return;
   if (key == threshold) {
     if (out.ties == 0) return;
-    --out.ties;
+    if (out.ties < kAllTies) --out.ties;
   }
   if (out.count == out.capacity) {
     out.overflow = true;
@@ -148,21 +153,17 @@ void emit_one(std::uint32_t index, std::uint32_t bits, std::uint32_t threshold, 
   ++out.count;
 }
 
+// The lanes of a vector that pass.
+EDGE_INLINE unsigned passing(WordVec keys, WordVec thresholds, bool all_ties, SelectOut& out) {
+  const unsigned mask = at_least(keys, thresholds);
+  return all_ties ? mask : without_ties(mask, equal_to(keys, thresholds), out);
+}
+
 // What passes of one vector. There is room for the whole of it, since both stores write all lanes.
-EDGE_INLINE void emit(WordVec index, WordVec bits, WordVec thresholds, bool all_ties,
-                      SelectOut& out) {
-  const WordVec keys = bits & kKeyMask;
-  unsigned mask = at_least(keys, thresholds);
-  if (!all_ties) mask = without_ties(mask, equal_to(keys, thresholds), out);
+EDGE_INLINE void emit_packed(WordVec index, WordVec bits, unsigned mask, SelectOut& out) {
   store_packed(out.index + out.count, index, mask);
   store_packed(out.bits + out.count, bits, mask);
   out.count += set_bits(mask);
-}
-
-// The same where the output ends.
-__attribute__((noinline)) void emit_last(WordVec index, WordVec bits, std::uint32_t threshold,
-                                         SelectOut& out) {
-  for (Index lane = 0; lane < kLanes; ++lane) emit_one(index[lane], bits[lane], threshold, out);
 }
 
 EDGE_INLINE std::uint32_t greatest_lane(WordVec v) {
@@ -173,36 +174,82 @@ EDGE_INLINE std::uint32_t greatest_lane(WordVec v) {
   return greatest;
 }
 
-// Four vectors share one branch: where few elements pass, most groups have none. Where many do, a
-// branch that nobody can predict costs more than packing nothing.
+constexpr Index kVectors = 4;
+constexpr Index kGroup = kVectors * kLanes;  // at most 64: a mask has a bit for each
+
+EDGE_INLINE Index group_bits(std::uint64_t mask) {
+#if defined(__AVX2__)
+  return __builtin_popcountll(mask);
+#else
+  Index bits = 0;
+  for (; mask != 0; mask >>= kLanes) bits += set_bits(mask & ((1U << kLanes) - 1));
+  return bits;
+#endif
+}
+
+// What passes of a group, by its bits: two of them whether there are or not, because where one
+// passes now and then nobody can predict how many do. Needs room for two.
+template <class Source, class Indices>
+EDGE_INLINE void emit_few(const Source& source, const Indices& indices, Index i, std::uint64_t mask,
+                          SelectOut& out) {
+  const Index end = out.count + group_bits(mask);
+  EDGE_UNROLL for (Index j = 0; j < 2; ++j) {
+    const Index place = i + __builtin_ctzll(mask | 1ULL << (kGroup - 1));
+    out.index[out.count + j] = indices.one(place);
+    out.bits[out.count + j] = source.taken(place);
+    mask &= mask - 1;
+  }
+  for (Index j = 2; mask != 0; ++j, mask &= mask - 1) {
+    const Index place = i + __builtin_ctzll(mask);
+    out.index[out.count + j] = indices.one(place);
+    out.bits[out.count + j] = source.taken(place);
+  }
+  out.count = end;
+}
+
+// A group one at a time: where the output ends.
+template <class Source, class Indices>
+__attribute__((noinline)) void emit_carefully(const Source& source, const Indices& indices, Index i,
+                                              std::uint32_t threshold, SelectOut& out) {
+  for (Index j = i; j < i + kGroup; ++j) emit_one(indices.one(j), source.taken(j), threshold, out);
+}
+
+// Four vectors share one branch: where few elements pass, most groups have none. Where more do,
+// a branch that nobody can predict costs more than it saves, and where many do, whole vectors are
+// packed.
 template <class Source, class Indices>
 void filter(const Source& source, const Indices& indices, const SelectFilterArgs& args) {
-  constexpr Index kVectors = 4;
   SelectOut out = *args.out;
-  const bool all_ties = out.ties >= args.run.count;
+  const bool all_ties = out.ties >= kAllTies;
   const WordVec thresholds = splat_word(args.threshold);
   WordVec greatest = {};
   Index i = 0;
-  for (; i + kVectors * kLanes <= args.run.count; i += kVectors * kLanes) {
-    WordVec bits[kVectors], most = {};
+  for (; i + kGroup <= args.run.count; i += kGroup) {
+    WordVec bits[kVectors], keys[kVectors];
     EDGE_UNROLL for (Index j = 0; j < kVectors; ++j) {
       bits[j] = source.take_vector(i + j * kLanes);
-      most = larger_words(most, bits[j] & kKeyMask);
+      keys[j] = bits[j] & kKeyMask;
     }
+    const WordVec most =
+        larger_words(larger_words(keys[0], keys[1]), larger_words(keys[2], keys[3]));
     greatest = larger_words(greatest, most);
-    if (!args.often && at_least(most, thresholds) == 0) continue;
-    if (out.capacity - out.count < kVectors * kLanes) {
+    if (args.share == SelectShare::rare && at_least(most, thresholds) == 0) continue;
+    if (out.capacity - out.count < kGroup) {
+      if (at_least(most, thresholds) != 0) emit_carefully(source, indices, i, args.threshold, out);
+    } else if (args.share == SelectShare::large) {
       EDGE_UNROLL for (Index j = 0; j < kVectors; ++j)
-          emit_last(indices.vector(i + j * kLanes), bits[j], args.threshold, out);
-      continue;
+          emit_packed(indices.vector(i + j * kLanes), bits[j],
+                      passing(keys[j], thresholds, all_ties, out), out);
+    } else {
+      std::uint64_t mask = 0;
+      EDGE_UNROLL for (Index j = 0; j < kVectors; ++j) mask |=
+          static_cast<std::uint64_t>(passing(keys[j], thresholds, all_ties, out)) << (j * kLanes);
+      emit_few(source, indices, i, mask, out);
     }
-    EDGE_UNROLL for (Index j = 0; j < kVectors; ++j)
-        emit(indices.vector(i + j * kLanes), bits[j], thresholds, all_ties, out);
   }
   for (; i < args.run.count; ++i) emit_one(indices.one(i), source.take(i), args.threshold, out);
   const std::uint32_t most = greatest_lane(greatest);
   if (most > out.greatest) out.greatest = most;
-  if (all_ties) out.ties = args.out->ties;
   *args.out = out;
 }
 

@@ -59,20 +59,25 @@ struct SelectSampleArgs {
   std::uint32_t* keys = nullptr;
 };
 
+constexpr Index kAllTies = Index{1} << 62;
+
 // What a filter has emitted so far: goes on from run to run.
 struct SelectOut {
   std::uint32_t* index = nullptr;
   std::uint32_t* bits = nullptr;
   Index count = 0, capacity = 0;
-  Index ties = 0;              // still to be taken at the threshold; as many as elements: no limit
+  Index ties = 0;              // still to be taken at the threshold, or from kAllTies on: no limit
   std::uint32_t greatest = 0;  // key that was seen
   bool overflow = false;
 };
 
+// About how much passes, which decides how it is emitted: at most one in 128, one in 24, or more.
+enum class SelectShare : std::int32_t { rare, small, large };
+
 struct SelectFilterArgs {
   SelectRun run;
   std::uint32_t threshold = 0;
-  bool often = false;  // one element in some 200 passes, or more
+  SelectShare share = SelectShare::rare;
   SelectOut* out = nullptr;
 };
 

@@ -61,4 +61,29 @@ cudaError_t top_k_feedback_cuda(const SelectionCall& call, float momentum_factor
   return launcher.error();
 }
 
+std::uint64_t above_workspace_bytes(std::uint64_t n, Element element) {
+  return element == Element::float32 ? selection::above_workspace_bytes<u32>(n)
+                                     : selection::above_workspace_bytes<u16>(n);
+}
+
+cudaError_t above_cuda(const AboveCall& call, cudaStream_t stream) {
+  StreamLauncher launcher(stream);
+  const selection::Tensor from{const_cast<void*>(call.x), nullptr, nullptr, 0};
+  u32* const indices = reinterpret_cast<u32*>(call.indices);
+  u32* const first_nan = reinterpret_cast<u32*>(call.first_nan);
+  u32* const count = reinterpret_cast<u32*>(call.count);
+  if (call.element == Element::float32) {
+    selection::above<u32>(launcher, from, call.n, call.threshold, selection::kFloat32, call.room,
+                          count, {indices, static_cast<u32*>(call.values), first_nan, nullptr},
+                          call.workspace);
+  } else {
+    const auto infinity =
+        call.element == Element::float16 ? selection::kFloat16 : selection::kBfloat16;
+    selection::above<u16>(launcher, from, call.n, call.threshold, infinity, call.room, count,
+                          {indices, static_cast<u16*>(call.values), first_nan, nullptr},
+                          call.workspace);
+  }
+  return launcher.error();
+}
+
 }  // namespace edge::cuda

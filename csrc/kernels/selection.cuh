@@ -167,11 +167,12 @@ void select(Launcher& launcher, const Tensor* tensors, u32 count, u64 n, u32 k, 
   const u64 most = launcher.processors() * kBlocksPerProcessor;
   const u64 blocks = tiles < most ? tiles : most;
   launcher.template launch<Count<Bits, Feed, 0>>(blocks, {it, feed});
-  launcher.template launch<Compact<Bits, true>>(blocks, {it, nullptr, nullptr, false, false});
+  launcher.template launch<Compact<Bits, true>>(blocks,
+                                                {it, nullptr, nullptr, false, false, 0, nullptr});
   launcher.template launch<Count<Bits, Plain, 1>>(blocks, {it, {}});
   if (passes<Bits>() == 3) launcher.template launch<Count<Bits, Plain, 2>>(blocks, {it, {}});
   launcher.template launch<Compact<Bits, false>>(
-      blocks, {it, result.indices, result.values, Feed::kUpdates, masked});
+      blocks, {it, result.indices, result.values, Feed::kUpdates, masked, k, nullptr});
   if (result.starts == nullptr) return;
   launcher.template launch<Split<Bits, true>>(ceil_div(count + 1, kThreads),
                                               {it, result.indices, result.starts});
@@ -190,6 +191,58 @@ template <class Launcher>
 void top_k_feedback(Launcher& launcher, const Tensor* tensors, u32 count, u64 n, u32 k,
                     const Law& law, const Result<u32>& result, void* workspace) {
   select(launcher, tensors, count, n, k, kFloat32, Updated{law}, law.masked, result, workspace);
+}
+
+// Settles on a threshold that is given.
+struct Given {
+  static constexpr int kThreads = 32;
+  struct Args {
+    State* state;
+    u32 threshold;
+  };
+  struct Shared {
+    u32 unused;
+  };
+  template <class Block>
+  EDGE_DEVICE static void run(Block& block, Shared&, const Args& args) {
+    block.each([&](int thread) {
+      if (thread != 0) return;
+      args.state->threshold = args.threshold;
+      args.state->settled = 1;
+      args.state->candidates = kNone;
+    });
+  }
+};
+
+template <class Bits>
+u64 above_workspace_bytes(u64 n) {
+  Problem<Bits> it{};
+  it.n = n;
+  it.count = 1;
+  Tensor* described = nullptr;
+  return carve<Bits>(nullptr, it, described);
+}
+
+// Every element whose magnitude is at least `threshold`, in order; `count` receives how many there
+// are, of which no more than `room` are written. x is read once.
+template <class Bits, class Launcher>
+void above(Launcher& launcher, const Tensor& from, u64 n, u32 threshold, Infinity infinity,
+           u32 room, u32* count, const Result<Bits>& result, void* workspace) {
+  Problem<Bits> it{};
+  it.count = 1;
+  it.n = n;
+  it.infinity = infinity.magnitude;
+  it.first_nan = result.first_nan;
+  Tensor* described = nullptr;
+  const u64 bytes = carve(workspace, it, described);
+  it.only = from;
+  launcher.fill(it.first_nan, 0xFF, sizeof(u32));
+  launcher.fill(workspace, 0, bytes);
+  launcher.template launch<Given>(1, {it.state, threshold});
+  const u64 tiles = ceil_div(n, kTile);
+  const u64 most = launcher.processors() * kBlocksPerProcessor;
+  launcher.template launch<Compact<Bits, false>>(
+      tiles < most ? tiles : most, {it, result.indices, result.values, false, false, room, count});
 }
 
 }  // namespace edge::cuda::selection

@@ -260,6 +260,8 @@ struct Compact {
     Bits* values;
     bool cleared;  // feedback is set to 0 at what was taken
     bool masked;   // momentum too
+    u32 room;      // results beyond it are counted, not written
+    u32* count;    // not null: receives how many there are, and NaN is looked for
   };
   struct Shared {
     u64 warps[kThreads / 32];
@@ -308,6 +310,9 @@ struct Compact {
             if (j >= count) elements[thread][row][j] = 0;
             const u32 key = magnitude(elements[thread][row][j]);
             const bool inside = j < count;
+            if (args.count != nullptr && inside && key > it.infinity) {
+              block.min(it.first_nan, static_cast<u32>(at) + static_cast<u32>(j));
+            }
             if (inside && key >= lowest) above[thread] += u64{1} << (16 * row);
             if (inside && ties && key == threshold) equal[thread] += u64{1} << (16 * row);
           }
@@ -319,6 +324,9 @@ struct Compact {
                                    sum_of_rows(all_above) << 31U | sum_of_rows(all_equal));
       block.each([&](int thread) {
         u32 row_above = static_cast<u32>(before >> 31U) & 0x7fffffffU;
+        if (thread == 0 && tile == tiles - 1 && args.count != nullptr) {
+          *args.count = row_above + static_cast<u32>(sum_of_rows(all_above));
+        }
         u32 row_equal = static_cast<u32>(before) & 0x7fffffffU;
         for (int row = 0; row < kRows; ++row) {
           u32 higher = row_above + field(above[thread], row);
@@ -364,6 +372,7 @@ struct Compact {
       args.it.candidates[slot] = bits;
       return;
     }
+    if (slot >= args.room) return;
     args.indices[slot] = index;
     args.values[slot] = bits;
     if (!clear || !args.cleared) return;

@@ -93,7 +93,8 @@ def rans_encode(
         ways: Interleaved states: more are faster, each costs state_bits / 8 bytes.
 
     Returns:
-        The states and the words, without lengths and tables. Extra memory: at most twice that and 22 KiB.
+        The states and the words, without lengths and tables. Extra memory: m / 2 bytes and 12 KiB, or
+        three times the stream and 24 KiB where that is more.
 
     Raises:
         ValueError: An index is no row, or there is not one for each symbol; state_bits or ways is none of those above.

@@ -77,11 +77,10 @@ def sampled_softmax(  # noqa: PLR0913 - the operands and settings of one loss
         rows,
         labels,
         classes,
-        positives=positives,
-        correction=correction,
-        scale=_scale(scale),
+        positives,
+        correction,
+        _scale(scale),
         own_positives=own_positives,
-        lr=None,
         d_features=d_features,
         d_rows=d_rows,
     )
@@ -117,13 +116,12 @@ def sampled_softmax_update(  # noqa: PLR0913 - as above
         rows,
         labels,
         classes,
-        positives=positives,
-        correction=correction,
-        scale=_scale(scale),
+        positives,
+        correction,
+        _scale(scale),
         own_positives=own_positives,
         lr=lr,
         d_features=d_features,
-        d_rows=None,
     )
     return loss, d_features
 
@@ -166,12 +164,7 @@ def linear_cross_entropy(  # noqa: PLR0913 - the operands and settings of one lo
         features,
         rows,
         labels,
-        classes=None,
-        positives=0,
-        correction=0.0,
         scale=_scale(scale),
-        own_positives=False,
-        lr=None,
         d_features=d_features,
         d_rows=d_rows,
     )
@@ -199,14 +192,9 @@ def linear_cross_entropy_update(  # noqa: PLR0913 - as above
         features,
         rows,
         labels,
-        classes=None,
-        positives=0,
-        correction=0.0,
         scale=_scale(scale),
-        own_positives=False,
         lr=lr,
         d_features=d_features,
-        d_rows=None,
     )
     return loss, d_features
 

@@ -120,7 +120,7 @@ def above(
     if not threshold >= 0:
         raise ValueError(f"threshold must be at least 0, got {threshold}")
     words, infinity = _words(x, dtype)
-    found = _core.above(workspace or _core.Workspace(), words, infinity, _key_at_least(threshold, x.dtype, dtype))
+    found = _core.above(workspace or _core.Workspace(), words, infinity, key_at_least(threshold, x.dtype, dtype))
     if found is None:
         raise _not_a_number([x], "x", dtype)
     return Selection(found[0], found[1].view(x.dtype))
@@ -357,7 +357,7 @@ def _words(x: Array, dtype: str | None) -> tuple[Array, int]:
     raise TypeError(f'x must be float32, float16, or uint16 with dtype="bfloat16"; got {x.dtype} with dtype={dtype!r}')
 
 
-def _key_at_least(threshold: float, dtype: np.dtype[Any], name: str | None) -> int:
+def key_at_least(threshold: float, dtype: np.dtype[Any], name: str | None) -> int:
     """The bits of the least number of this dtype that is not below the threshold; a half's in the upper 16 of 32."""
     wide = np.float16 if dtype == np.float16 else np.float32
     with np.errstate(over="ignore"):

@@ -5,6 +5,7 @@ same rows of what they make go to their place in the whole, and weight gradients
 Values keep their bytes: rows of a value are a range of it, and what is stacked is written where it belongs.
 """
 
+import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from models.compiler.sharing import Owners, parts_of
 COUNTS = (2, 4, 8)
 TRIALS = 512  # for each count; fewer for long programs
 VALUES = 8  # that are alive at the peak, the largest, are looked at
+NEXT = 8  # heights of a program that are compared with another's of the same peak
 LEVELS = 6  # of readers, readers of what those make, and so on
 SLICE = "slice"  # an attribute of kernels that have been cut: they are not cut again
 
@@ -34,7 +36,12 @@ def rows_before(value: Value) -> int:
 
 def sliced(given: Program) -> Program:
     """A program that does the same work in the same or less memory, some of it in slices."""
-    return min([given, *(_lowered(given, count) for count in COUNTS)], key=lambda p: (p.height, len(p.order)))
+    return min([given, *(_lowered(given, count) for count in COUNTS)], key=_profile)
+
+
+def _profile(changed: Program) -> tuple[tuple[int, int], list[int], int]:
+    """What is to be small: the peak, then what would be the peak when others of it are gone, then the kernels."""
+    return changed.height, heapq.nlargest(NEXT, set(changed.live)), len(changed.order)
 
 
 def _lowered(best: Program, count: int) -> Program:
@@ -42,7 +49,7 @@ def _lowered(best: Program, count: int) -> Program:
     trials = iter(range(min(TRIALS, WALKED // max(1, len(best.order)))))
     while True:
         tried = [changed for changed, _ in zip(_alternatives(best, count), trials, strict=False)]
-        better = min(tried, key=lambda p: (p.height, len(p.order)), default=best)
+        better = min(tried, key=_profile, default=best)
         if better.height >= best.height:
             return best
         best = better

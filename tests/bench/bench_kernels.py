@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bench import kernels_coders, kernels_low_rank, kernels_softmax
+from bench import kernels_coders, kernels_low_rank, kernels_selection, kernels_softmax
 from bench.kernel_rows import Machine
 from bench.recording import machine, save
 from edge_runtime.kernels import info
@@ -27,7 +27,12 @@ if TYPE_CHECKING:
     Measure = Callable[[Machine], list[dict[str, Any]]]
 
 # Row -> what measures it; the modules are bench/kernels_*.py, one a kernel.
-MEASURES: dict[str, Measure] = {**kernels_softmax.MEASURES, **kernels_low_rank.MEASURES, **kernels_coders.MEASURES}
+MEASURES: dict[str, Measure] = {
+    **kernels_selection.MEASURES,
+    **kernels_softmax.MEASURES,
+    **kernels_low_rank.MEASURES,
+    **kernels_coders.MEASURES,
+}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -29,7 +29,7 @@ edge::Span<T> out(std::vector<T>& values) {
 }
 
 inline Bytes gaps_written(const Numbers& indices, Index n) {
-  Bytes forms((indices.size() + edge::kGapBlock - 1) / edge::kGapBlock);
+  Bytes forms(edge::gap_blocks(indices.size()));
   Bytes stream(static_cast<std::size_t>(edge::plan_gaps(in(indices), n, out(forms))));
   edge::write_gaps(in(indices), in(forms), out(stream));
   return stream;

@@ -51,7 +51,7 @@ class Numbers {
 
 template <class Body>
 void for_every_order(const Body& body) {
-  for (const Order order : {Order::forward, Order::reverse, Order::shuffled}) {
+  for (const Order order : {Order::forward, Order::reverse, Order::shuffled, Order::concurrent}) {
     for (const u32 processors : {1U, 3U}) {
       EmulatedLauncher launcher(processors, order);
       body(launcher);

@@ -1,5 +1,6 @@
 // Selection on a device, run by the emulation, against a sort.
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <numeric>
 
@@ -196,6 +197,37 @@ void feedback_is_carried_and_sent_entries_are_cleared(const Form& form) {
   });
 }
 
+// All that reach a threshold, counted even where there is no room for them.
+void a_threshold_is_met_or_exceeded() {
+  constexpr u64 kSize = 9001;
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  for (const float threshold : {0.0F, 0.25F, 3.0F, 7.0F, 100.0F}) {
+    for_every_order([&](EmulatedLauncher& launcher) {
+      Numbers numbers(10);
+      std::vector<float> x(kSize);
+      for (float& value : x) value = static_cast<float>(numbers.bits() % 64) / 4.0F - 8.0F;
+      x[5000] = threshold == 7.0F ? nan : x[5000];
+      std::vector<u32> bits(kSize), wanted;
+      for (u64 i = 0; i < kSize; ++i) {
+        bits[i] = edge::cuda::bits_of(x[i]);
+        if (!(std::abs(x[i]) < threshold)) wanted.push_back(static_cast<u32>(i));
+      }
+      const u32 room = std::min(4000U, static_cast<u32>(wanted.size()));
+      Output<u32> out(room);
+      u32 count = 7;
+      Workspace workspace(selection::above_workspace_bytes<u32>(kSize));
+      selection::above(launcher, plain(bits.data()), kSize, edge::cuda::bits_of(threshold),
+                       selection::kFloat32, room, &count, out.result(), workspace.get());
+      CHECK(count == wanted.size());
+      CHECK(std::equal(out.indices.begin(), out.indices.end(), wanted.begin()));
+      bool same = true;
+      for (u32 i = 0; i < room; ++i) same = same && out.values[i] == bits[wanted[i]];
+      CHECK(same);
+      CHECK(out.first_nan == (threshold == 7.0F ? 5000U : selection::kNone));
+    });
+  }
+}
+
 // Tensors of all sizes, empty and of one element too, at places that are not aligned: one joined
 // array is the twin.
 std::vector<u64> sizes_of_a_tree() {
@@ -298,5 +330,6 @@ int main() {
     a_tree_is_selected_from_as_if_joined(false, k);
     a_tree_is_selected_from_as_if_joined(true, k);
   }
+  a_threshold_is_met_or_exceeded();
   return check::finish();
 }

@@ -253,6 +253,23 @@ def test_several_tensors_on_a_device_give_what_the_processor_gives() -> None:
         np.testing.assert_array_equal(on["v"][number].cpu().numpy(), residuals[number])
 
 
+@pytest.mark.gpu
+@on_device
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_threshold_on_a_device_selects_what_the_processor_does(dtype: str) -> None:
+    torch = pytest.importorskip("torch")
+    x = np.random.default_rng(7).standard_normal(100_003).astype(dtype)
+    wanted = kernels.above(x, 1.7)
+    room = wanted.indices.size + 5
+    out, queue = on_cuda(room, dtype, cuda.above_workspace_bytes(x.size, dtype))
+    count = torch.empty(1, dtype=torch.int32, device="cuda")
+    reached = cuda.Reached(out.indices, out.values, count, out.first_nan)
+    cuda.above(torch.from_numpy(x).cuda(), dtype, 1.7, reached, queue)
+    assert count.item() == wanted.indices.size
+    np.testing.assert_array_equal(out.indices.cpu().numpy()[: count.item()], wanted.indices)
+    np.testing.assert_array_equal(out.values.cpu().numpy()[: count.item()], wanted.values)
+
+
 def test_tensors_and_residuals_must_go_together(built: ModuleType) -> None:
     x = FakeArray("<f4", (4,))
     with pytest.raises(ValueError, match="a residual for each of 2 gradients"):

@@ -1,5 +1,7 @@
 """rANS: a published stream, the twin, constriction, length against the model, and broken streams."""
 
+import subprocess
+import sys
 import tracemalloc
 from typing import Any
 
@@ -196,7 +198,7 @@ def test_a_changed_byte_is_noticed_where_nothing_is_escaped() -> None:
             rans_decode(changed, tables, indexes, ways=2)
 
 
-def test_memory_is_what_the_contract_says() -> None:
+def test_reading_takes_the_symbols_alone() -> None:
     tables, indexes = tables_of([VECTOR]), np.zeros(1_000_000, np.int32)
     stream = rans_encode(np.zeros(1_000_000, np.int32), tables, indexes)
     tracemalloc.start()
@@ -205,6 +207,30 @@ def test_memory_is_what_the_contract_says() -> None:
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak_bytes <= 4 * 1_000_000 + len(stream) + 4096
+
+
+WRITER = """
+import sys
+import numpy as np
+from edge_runtime.kernels import RansTables, rans_encode
+cdf, row = np.array([[0, 65534, 65535, 65536]], np.int32), np.zeros(1, np.int32)
+tables, indexes = RansTables(cdf, row + 4, row), np.zeros(4_000_000, np.int32)
+symbols = np.full(len(indexes), int(sys.argv[1]), np.int32)
+rans_encode(symbols[:9], tables, indexes[:9])
+def status(name):
+    return int(open("/proc/self/status").read().partition(name + ":")[2].split()[0]) << 10
+before = status("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")
+print(len(rans_encode(symbols, tables, indexes)), status("VmHWM") - before)
+"""
+
+
+@pytest.mark.parametrize("symbol", [0, -(2**31)])
+def test_writing_takes_no_more_memory_than_its_contract_says(symbol: int) -> None:
+    """A symbol of next to no bits, and one that is longer than the first buffer is made for."""
+    run = subprocess.run([sys.executable, "-c", WRITER, str(symbol)], capture_output=True, text=True, check=True)
+    stream_bytes, extra_bytes = map(int, run.stdout.split())
+    assert extra_bytes <= stream_bytes + max(2_000_000, 3 * stream_bytes) + 1_000_000  # the last for the interpreter
 
 
 @pytest.mark.parametrize(
@@ -235,8 +261,11 @@ def test_arguments_that_cannot_be_are_refused() -> None:
         rans_encode(none, tables, none, ways=3)  # type: ignore[arg-type]  # what is tested
     with pytest.raises(ValueError, match="state_bits must be 32 or 64, got 16"):
         rans_decode(b"", tables, none, state_bits=16)  # type: ignore[arg-type]  # what is tested
-    with pytest.raises(ValueError, match="got 1 lengths and 0 offsets"):
-        RansTables(np.zeros((1, 3), np.int32), one, none)
+    for shape in ((1, 3), (0, 2**40)):
+        with pytest.raises(ValueError, match="1 lengths and 0 offsets"):
+            RansTables(np.zeros(shape, np.int32), one, none)
+    with pytest.raises(ValueError, match="got 0 counts in rows of 1099511627776, 1 lengths"):
+        RansTables(np.zeros((0, 2**40), np.int32), one, one)
 
 
 def test_counts_worked_out_by_hand() -> None:

@@ -331,6 +331,14 @@ def test_arrays_are_refused_rather_than_converted(change: dict[str, Any]) -> Non
         kernels.sampled_softmax(**{**it._asdict(), **it.settings(), **change})
 
 
+def test_a_list_is_no_array() -> None:
+    it = problem(4, 8, 30, 40)
+    for change in ({"classes": [np.int32(1)] * 30}, {"d_rows": [[np.float32(0)] * 8] * 30}):
+        (name,) = change
+        with pytest.raises(TypeError, match=f"{name} must be an array"):
+            kernels.sampled_softmax(**{**it._asdict(), **it.settings(), **change})
+
+
 def test_outputs_that_share_memory_are_refused() -> None:
     it = problem(4, 8, 4, 40)
     both = np.zeros((4, 8), F32)

@@ -31,7 +31,17 @@ from edge_runtime.kernels.cuda.sampled_softmax import (
     sampled_softmax,
     sampled_softmax_workspace_bytes,
 )
-from edge_runtime.kernels.cuda.selection import Selected, Velocities, dgc, top_k, top_k_residual, top_k_workspace_bytes
+from edge_runtime.kernels.cuda.selection import (
+    Reached,
+    Selected,
+    Velocities,
+    above,
+    above_workspace_bytes,
+    dgc,
+    top_k,
+    top_k_residual,
+    top_k_workspace_bytes,
+)
 
 __all__ = [
     "CudaInfo",
@@ -44,10 +54,13 @@ __all__ = [
     "Quantized",
     "Quantizer",
     "Queue",
+    "Reached",
     "Search",
     "Selected",
     "Step",
     "Velocities",
+    "above",
+    "above_workspace_bytes",
     "convert",
     "dequantize",
     "dgc",

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from edge_runtime.kernels.cuda.devices import device_module, module
+from edge_runtime.kernels.selection import key_at_least
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,8 +16,11 @@ if TYPE_CHECKING:
     from edge_runtime.kernels.cuda.devices import DeviceArray, Queue
 
 __all__ = [
+    "Reached",
     "Selected",
     "Velocities",
+    "above",
+    "above_workspace_bytes",
     "dgc",
     "top_k",
     "top_k_residual",
@@ -36,6 +42,19 @@ class Selected:
     values: DeviceArray
     first_nan: DeviceArray
     starts: DeviceArray | None = None
+
+
+@dataclass(frozen=True)
+class Reached:
+    """Outputs of a selection by threshold: places (room,) int32 ascending, values (room,), their number (1,) int32.
+
+    Those beyond the room are counted and not written. `first_nan` as in `Selected`.
+    """
+
+    indices: DeviceArray
+    values: DeviceArray
+    count: DeviceArray
+    first_nan: DeviceArray
 
 
 @dataclass(frozen=True)
@@ -77,6 +96,31 @@ def top_k(arrays: Sequence[DeviceArray], k: int, out: Selected, queue: Queue) ->
     """
     device_module().top_k(
         list(arrays), k, out.indices, out.values, out.first_nan, out.starts, queue.workspace, queue.stream
+    )
+
+
+def above_workspace_bytes(n: int, dtype: str = "float32") -> int:
+    """Bytes of workspace that `above` takes for n elements."""
+    return int(module().above_workspace_bytes(n, dtype))
+
+
+def above(x: DeviceArray, dtype: str, threshold: float, out: Reached, queue: Queue) -> None:
+    """Select every element with |x| >= threshold, reading x once.
+
+    Args:
+        x: (n,), 1 to 2^31 - 1 elements of `dtype`; not modified.
+        dtype: float32, float16 or bfloat16.
+        threshold: At least 0; compared as a real number, not after rounding to x's dtype.
+        out: Receives them.
+        queue: With `above_workspace_bytes` bytes.
+    """
+    if not threshold >= 0:
+        message = f"threshold must be at least 0, got {threshold}"
+        raise ValueError(message)
+    words = np.dtype(np.float16 if dtype == "float16" else np.uint16 if dtype == "bfloat16" else np.float32)
+    key = key_at_least(threshold, words, dtype)
+    device_module().above(
+        x, dtype, key, out.indices, out.values, out.count, out.first_nan, queue.workspace, queue.stream
     )
 
 
