@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "algorithms/bits.h"
+#include "algorithms/broken_stream.h"
 
 namespace edge {
 namespace {
@@ -77,6 +78,16 @@ std::int32_t load(const std::int32_t* indices, Index count, std::int32_t previou
   return previous;
 }
 
+[[noreturn]] __attribute__((cold, noinline)) void not_ascending(Span<const std::int32_t> indices,
+                                                                Index n) {
+  std::int32_t previous = -1;
+  std::size_t i = 0;
+  for (; indices[i] > previous && indices[i] < n; ++i) previous = indices[i];
+  throw std::invalid_argument("indices must ascend within 0.." + std::to_string(n - 1) +
+                              ", but indices[" + std::to_string(i) + "] is " +
+                              std::to_string(indices[i]) + " after " + std::to_string(previous));
+}
+
 void check_ascending(Span<const std::int32_t> indices, Index n) {
   std::int32_t previous = -1;
   bool ascending = true;
@@ -84,17 +95,12 @@ void check_ascending(Span<const std::int32_t> indices, Index n) {
     ascending &= index > previous;
     previous = index;
   }
-  if (ascending && previous < n) return;
-  previous = -1;
-  for (std::size_t i = 0; i < indices.size(); ++i) {
-    if (indices[i] <= previous || indices[i] >= n) {
-      throw std::invalid_argument("indices must ascend within 0.." + std::to_string(n - 1) +
-                                  ", but indices[" + std::to_string(i) + "] is " +
-                                  std::to_string(indices[i]) + " after " +
-                                  std::to_string(previous));
-    }
-    previous = indices[i];
-  }
+  if (!ascending || previous >= n) not_ascending(indices, n);
+}
+
+[[noreturn]] __attribute__((cold, noinline)) void bad_places(Index n, Index max_count) {
+  throw std::invalid_argument("n must be in 0..2147483647 and max_count not negative, got " +
+                              std::to_string(n) + " and " + std::to_string(max_count));
 }
 
 std::size_t count_bytes(std::uint64_t count) {
@@ -125,15 +131,15 @@ struct Count {
 Count read_count(Span<const std::uint8_t> stream) {
   std::uint64_t value = 0;
   for (std::size_t i = 0; i < kMaxCountBytes; ++i) {
-    if (i == stream.size()) throw StreamError("Truncated", "the stream ends inside its count");
+    if (i == stream.size()) broken_stream("Truncated", "the stream ends inside its count");
     value |= std::uint64_t{stream[i] & 127U} << (7 * i);
     if (stream[i] >= 128) continue;
     if (i > 0 && stream[i] == 0) break;
     return {value, i + 1};
   }
-  throw StreamError("BadCount",
-                    "a count has 1 to 5 bytes, of which the last is below 128 and, "
-                    "unless it is the only one, not 0");
+  broken_stream(
+      "BadCount",
+      "a count has 1 to 5 bytes, of which the last is below 128 and, unless alone, not 0");
 }
 
 // Every value lies in one window.
@@ -154,7 +160,7 @@ std::uint64_t read_block(BitReader& bits, Index n, std::uint64_t next, std::int3
                          Index count) {
   const auto form = static_cast<unsigned>(bits.window() & low_bits(kFormBits));
   bits.skip(kFormBits);
-  if (form == kReserved) throw StreamError("BadForm", "31 is no form of a block");
+  if (form == kReserved) broken_stream("BadForm", "31 is no form of a block");
   for (Index i = 0; i < count; ++i) {
     if (form < kRaw) {
       next += read_rice(bits, form);
@@ -166,10 +172,9 @@ std::uint64_t read_block(BitReader& bits, Index n, std::uint64_t next, std::int3
         static_cast<std::int32_t>(static_cast<std::uint32_t>(next));  // below 2^31 once checked
     ++next;
   }
-  if (bits.past_end()) throw StreamError("Truncated", "the stream ends inside a block");
+  if (bits.past_end()) broken_stream("Truncated", "the stream ends inside a block");
   if (next > static_cast<std::uint64_t>(n)) {
-    throw StreamError("IndexOutOfRange",
-                      "the gaps go beyond the last of " + std::to_string(n) + " places");
+    broken_stream("IndexOutOfRange", "the gaps go beyond the last of all places: ", n);
   }
   return next;
 }
@@ -177,9 +182,7 @@ std::uint64_t read_block(BitReader& bits, Index n, std::uint64_t next, std::int3
 }  // namespace
 
 std::uint64_t plan_gaps(Span<const std::int32_t> indices, Index n, Span<std::uint8_t> forms) {
-  if (n < 0 || n > kMaxPlaces) {
-    throw std::invalid_argument("n must be in 0..2147483647, got " + std::to_string(n));
-  }
+  if (n < 0 || n > kMaxPlaces) bad_places(n, 0);
   check_ascending(indices, n);
   Block block;
   std::int32_t previous = -1;
@@ -219,10 +222,7 @@ void write_gaps(Span<const std::int32_t> indices, Span<const std::uint8_t> forms
 }
 
 Index count_gaps(Span<const std::uint8_t> stream, Index n, Index max_count) {
-  if (n < 0 || n > kMaxPlaces || max_count < 0) {
-    throw std::invalid_argument("n must be in 0..2147483647 and max_count not negative, got " +
-                                std::to_string(n) + " and " + std::to_string(max_count));
-  }
+  if (n < 0 || n > kMaxPlaces || max_count < 0) bad_places(n, max_count);
   const Count count = read_count(stream);
   const auto most = static_cast<std::uint64_t>(std::min(n, max_count));
   if (count.value > most) {
@@ -247,10 +247,10 @@ void read_gaps(Span<const std::uint8_t> stream, Index n, Span<std::int32_t> indi
     next = read_block(bits, n, next, indices.data() + begin, std::min(kGapBlock, size - begin));
   }
   if (bits.bits() - bits.at() >= 8) {
-    throw StreamError("TrailingBytes", std::to_string((bits.bits() - bits.at()) / 8) +
-                                           " bytes follow the last index");
+    broken_stream("TrailingBytes", "bytes that follow the last index: ",
+                  static_cast<std::int64_t>((bits.bits() - bits.at()) / 8));
   }
-  if (bits.window() != 0) throw StreamError("BadPadding", "the last byte is not filled with zeros");
+  if (bits.window() != 0) broken_stream("BadPadding", "the last byte is not filled with zeros");
 }
 
 }  // namespace edge

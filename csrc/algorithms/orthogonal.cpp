@@ -63,14 +63,14 @@ SmallRoom small_room(Workspace& workspace, Index width) {
   const Index square = width * width;
   auto count = [](Index size) { return static_cast<std::uint64_t>(size); };
   double* doubles = workspace.block<double>(
-      3, count(small_room_doubles(width) + gram_scratch(width) * workspace.threads()));
+      kRoomDoubles, count(small_room_doubles(width) + gram_scratch(width) * workspace.threads()));
   double* work = doubles + 2 * square + 2 * width;
   return {doubles,
           doubles + square,
           doubles + 2 * square,
           work - width,
           work,
-          workspace.block<float>(4, count(square)),
+          workspace.block<float>(kRoomFloats, count(square)),
           work + eigen_work(width)};
 }
 

@@ -22,6 +22,9 @@ struct SmallRoom {
 };
 
 Index small_room_doubles(Index width);
+// Blocks of the workspace that small_room takes.
+constexpr std::size_t kRoomDoubles = 0, kRoomFloats = 1;
+
 // From a block of small_room_doubles(width) and one of width^2 floats and of gram_scratch a thread.
 SmallRoom small_room(Workspace& workspace, Index width);
 

@@ -4,6 +4,8 @@
 #include <cstring>
 #include <limits>
 
+#include "algorithms/broken_stream.h"
+
 namespace edge {
 namespace {
 
@@ -22,12 +24,6 @@ std::uint64_t high_product(std::uint64_t a, std::uint64_t b) {
   const std::uint64_t other = (a & 0xFFFFFFFFU) * (b >> 32) + (middle & 0xFFFFFFFFU);
   return (a >> 32) * (b >> 32) + (middle >> 32) + (other >> 32);
 #endif
-}
-
-// Out of line: twelve loops would each build these texts.
-[[noreturn]] __attribute__((noinline)) void broken(const char* rule, const char* what,
-                                                   std::int64_t number = -1) {
-  throw StreamError(rule, number < 0 ? what : what + std::to_string(number));
 }
 
 struct WideState {
@@ -181,7 +177,8 @@ __attribute__((noinline)) Escaped<Form> get_escaped(Reading<Form> from,
                                                     const RansTables::Row& row) {
   const std::uint32_t groups = get_group(from);
   if (groups > kMaxGroups) {
-    broken("BadEscape", "an escaped value has at most 9 groups of bits, this one has ", groups);
+    broken_stream("BadEscape", "an escaped value has at most 9 groups of bits, this one has ",
+                  groups);
   }
   std::int64_t code = 0;
   for (std::uint32_t i = 0; i < groups; ++i) {
@@ -190,7 +187,7 @@ __attribute__((noinline)) Escaped<Form> get_escaped(Reading<Form> from,
   const std::int64_t value = (code & 1) != 0 ? -(code / 2) - 1 : code / 2 + row.escape;
   const std::int64_t symbol = value + row.offset;
   if (symbol != static_cast<std::int32_t>(symbol)) {
-    broken("BadEscape", "an escaped value does not fit 32 bits");
+    broken_stream("BadEscape", "an escaped value does not fit 32 bits");
   }
   return {from, static_cast<std::int32_t>(symbol)};
 }
@@ -245,16 +242,16 @@ template <class Form>
 typename Form::State first_state(Reading<Form>& from) {
   typename Form::State x = 0;
   if (from.end - from.at < static_cast<std::ptrdiff_t>(sizeof x)) {
-    broken("Truncated", "the stream ends inside its states");
+    broken_stream("Truncated", "the stream ends inside its states");
   }
   std::memcpy(&x, from.at, sizeof x);
   from.at += sizeof x;
-  if (!valid<Form>(x)) broken("BadState", "the stream begins with what is no state");
+  if (!valid<Form>(x)) broken_stream("BadState", "the stream begins with what is no state");
   return x;
 }
 
 void check_words(bool ended) {
-  if (ended) broken("Truncated", "the stream ends before its last symbol");
+  if (ended) broken_stream("Truncated", "the stream ends before its last symbol");
 }
 
 template <class Form, int ways>
@@ -281,11 +278,12 @@ void decode(const RansTables& tables, Span<const std::uint8_t> stream,
   for (; i < symbols.size(); ++i) step(states[i % ways], i);
   check_words(from.ended);
   if (from.at != from.end) {
-    broken("TrailingBytes", "bytes that follow the last symbol: ", from.end - from.at);
+    broken_stream("TrailingBytes", "bytes that follow the last symbol: ", from.end - from.at);
   }
   for (const State x : states) {
     if (x == Form::kLow) continue;
-    broken("BadState", "a state is not where writing began: the stream or its tables are others");
+    broken_stream("BadState",
+                  "a state is not where writing began: the stream or its tables are others");
   }
 }
 

@@ -30,7 +30,7 @@ Index room_of(Index hits, Index elements, Index sampled) {
 }
 
 SelectShare share_of(Index passing, Index total) {
-  if (passing <= total / 400) return SelectShare::rare;
+  if (passing <= total / 128) return SelectShare::rare;
   return passing <= total / 24 ? SelectShare::small : SelectShare::large;
 }
 

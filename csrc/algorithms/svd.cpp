@@ -24,7 +24,7 @@ constexpr float kSmallest = 0x1p-40F, kLargest = 0x1p40F;
 // What float32 products leave of a singular value, relative to the largest.
 constexpr double kNegligible = 1e-8;
 
-enum Block : std::size_t { kRight, kNext, kLeft, kSmall, kFloats, kCopy, kUnits };
+enum Block : std::size_t { kRight = kRoomFloats + 1, kNext, kLeft, kCopy, kUnits };
 
 std::uint64_t count_of(Index size) { return static_cast<std::uint64_t>(size); }
 

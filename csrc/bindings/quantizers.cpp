@@ -25,32 +25,24 @@ void check_sign_block(Index block) {
   }
 }
 
-py::array_t<std::uint16_t> to_half(PyWorkspace& workspace, const py::array& array, Half half) {
-  const Span<const float> x = input<float>(array, "x", 1);
-  py::array_t<std::uint16_t> out(static_cast<py::ssize_t>(x.size()));
-  ConvertArgs args;
-  args.x = x.data();
-  args.out = out.mutable_data();
-  args.n = static_cast<Index>(x.size());
-  args.half = half;
+void run_convert(PyWorkspace& workspace, const ConvertArgs& args) {
   const Held held(workspace);
   const py::gil_scoped_release release;
   held->run([&](const Worker& worker) { held->kernels().convert_half(args, worker); });
-  return out;
+}
+
+py::array_t<std::uint16_t> to_half(PyWorkspace& workspace, const py::array& array, Half half) {
+  const Span<const float> x = input<float>(array, "x", 1);
+  py::array_t<std::uint16_t> h(static_cast<py::ssize_t>(x.size()));
+  run_convert(workspace, {x.data(), nullptr, nullptr, h.mutable_data(), h.size(), half});
+  return h;
 }
 
 py::array_t<float> from_half(PyWorkspace& workspace, const py::array& array, Half half) {
   const Span<const std::uint16_t> h = input<std::uint16_t>(array, "h", 1);
-  py::array_t<float> out(static_cast<py::ssize_t>(h.size()));
-  ConvertArgs args;
-  args.h = h.data();
-  args.y = out.mutable_data();
-  args.n = static_cast<Index>(h.size());
-  args.half = half;
-  const Held held(workspace);
-  const py::gil_scoped_release release;
-  held->run([&](const Worker& worker) { held->kernels().convert_half(args, worker); });
-  return out;
+  py::array_t<float> x(static_cast<py::ssize_t>(h.size()));
+  run_convert(workspace, {nullptr, h.data(), x.mutable_data(), nullptr, x.size(), half});
+  return x;
 }
 
 // Fills q and scales; the first value that is not finite is named.

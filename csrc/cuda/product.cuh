@@ -9,11 +9,7 @@
 // columns 4 (thread % 16).
 #pragma once
 
-#if !defined(__CUDACC__)
-#include <cmath>
-#endif
-
-#include "cuda/execution.h"
+#include "cuda/arithmetic.h"
 
 namespace edge::cuda {
 
@@ -30,14 +26,6 @@ struct TileOperands {
   alignas(16) float left[kTileDepth][kTileSide + 4];
   alignas(16) float right[kTileDepth][kTileSide + 4];
 };
-
-EDGE_DEVICE float fused(float a, float b, float c) {
-#if defined(__CUDA_ARCH__)
-  return __fmaf_rn(a, b, c);
-#else
-  return std::fma(a, b, c);
-#endif
-}
 
 EDGE_DEVICE int tile_row(int thread) { return thread / 16 * 4; }
 EDGE_DEVICE int tile_column(int thread) { return thread % 16 * 4; }

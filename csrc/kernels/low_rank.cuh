@@ -126,7 +126,7 @@ void truncated_svd(Launcher& launcher, const float* a, u64 m, u64 n, const Setti
   const u64 p = it.width;
   const u64 rank = settings.rank;
   measure(launcher, it);
-  const u64 prefix = hashed(hashed(mixed(0x9E3779B97F4A7C15U), settings.seed), 0);
+  const u64 prefix = hashed(hashed(mixed(kGolden), settings.seed), 0);
   const u64 warm_rank = settings.warm == nullptr ? 0
                         : settings.warm_rank < p ? settings.warm_rank
                                                  : p;

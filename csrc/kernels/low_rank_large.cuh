@@ -45,14 +45,6 @@ EDGE_DEVICE float scale_of(const State& state) {
   return peak == 0 ? 1.0F : float_of(biased << 23U);
 }
 
-EDGE_DEVICE double root(double x) {
-#if defined(__CUDA_ARCH__)
-  return __dsqrt_rn(x);
-#else
-  return std::sqrt(x);
-#endif
-}
-
 struct Peak {
   static constexpr int kThreads = low_rank::kThreads;
   using Args = Matrix;
@@ -144,13 +136,6 @@ struct Look {
 
 // hash64(0, seed, 0, i) of edge_runtime/rng.py in [-0.5, 0.5), as the processor draws; the first
 // columns from `warm`.
-EDGE_BOTH u64 mixed(u64 h) {
-  h = (h ^ h >> 30U) * 0xBF58476D1CE4E5B9U;
-  h = (h ^ h >> 27U) * 0x94D049BB133111EBU;
-  return h ^ h >> 31U;
-}
-EDGE_BOTH u64 hashed(u64 prefix, u64 word) { return mixed((prefix ^ word) + 0x9E3779B97F4A7C15U); }
-
 struct Start {
   static constexpr int kThreads = low_rank::kThreads;
   struct Args {

@@ -34,29 +34,6 @@ EDGE_INLINE float float_of(Bits bits) {
   return x;
 }
 
-// Exponents are 112 apart. Below 2^-14, adding 1/2 leaves multiples of 2^-24, float16's subnormals,
-// rounded by the addition.
-EDGE_INLINE std::uint16_t to_float16(float x) {
-  const Bits all = bits_of(x), u = all & ~kSign;
-  const Bits normal = (u + 0xFFFU + (u >> 13 & 1U) - (112U << 23)) >> 13;
-  const Bits small = bits_of(float_of(u) + 0.5F) - bits_of(0.5F);
-  const Bits nan = 0x7E00U | (u >> 13 & 0x3FFU);
-  Bits h = u < 0x38800000U ? small : normal;
-  h = u >= 0x47800000U ? 0x7C00U : h;
-  h = u > kInfinity ? nan : h;
-  return static_cast<std::uint16_t>(h | (all >> 16 & 0x8000U));
-}
-
-EDGE_INLINE float from_float16(std::uint16_t h) {
-  const Bits u = h & 0x7FFFU;
-  const Bits small = bits_of(static_cast<float>(static_cast<std::int32_t>(u)) * 5.96046448e-08F);
-  Bits bits = (u << 13) + (112U << 23);
-  bits = u >= 0x7C00U ? bits + (112U << 23) : bits;
-  bits = u > 0x7C00U ? bits | 0x400000U : bits;
-  bits = u < 0x400U ? small : bits;
-  return float_of(bits | (static_cast<Bits>(h) & 0x8000U) << 16);
-}
-
 // As many as the instructions convert at once; the same bits as one by one.
 #if defined(__AVX512F__)
 // With a mask of all: GCC 12 warns of the undefined operand in those without.
@@ -87,9 +64,49 @@ EDGE_INLINE void from_float16s(const std::uint16_t* h, float* x) {
 }
 #else
 constexpr Index kHalves = 1;
+
+// Exponents are 112 apart. Below 2^-14, adding 1/2 leaves multiples of 2^-24, float16's subnormals,
+// rounded by the addition.
+EDGE_INLINE std::uint16_t to_float16(float x) {
+  const Bits all = bits_of(x), u = all & ~kSign;
+  const Bits normal = (u + 0xFFFU + (u >> 13 & 1U) - (112U << 23)) >> 13;
+  const Bits small = bits_of(float_of(u) + 0.5F) - bits_of(0.5F);
+  const Bits nan = 0x7E00U | (u >> 13 & 0x3FFU);
+  Bits h = u < 0x38800000U ? small : normal;
+  h = u >= 0x47800000U ? 0x7C00U : h;
+  h = u > kInfinity ? nan : h;
+  return static_cast<std::uint16_t>(h | (all >> 16 & 0x8000U));
+}
+
+EDGE_INLINE float from_float16(std::uint16_t h) {
+  const Bits u = h & 0x7FFFU;
+  const Bits small = bits_of(static_cast<float>(static_cast<std::int32_t>(u)) * 5.96046448e-08F);
+  Bits bits = (u << 13) + (112U << 23);
+  bits = u >= 0x7C00U ? bits + (112U << 23) : bits;
+  bits = u > 0x7C00U ? bits | 0x400000U : bits;
+  bits = u < 0x400U ? small : bits;
+  return float_of(bits | (static_cast<Bits>(h) & 0x8000U) << 16);
+}
+
 EDGE_INLINE void to_float16s(const float* x, std::uint16_t* h) { *h = to_float16(*x); }
 EDGE_INLINE void from_float16s(const std::uint16_t* h, float* x) { *x = from_float16(*h); }
 #endif
+
+// What is left when fewer remain: through a full one, so that no compiler makes vectors of a tail.
+EDGE_INLINE void to_float16_rest(const float* x, Index count, std::uint16_t* h) {
+  float in[kHalves] = {};
+  std::uint16_t out[kHalves];
+  __builtin_memcpy(in, x, static_cast<std::size_t>(count) * sizeof *x);
+  to_float16s(in, out);
+  __builtin_memcpy(h, out, static_cast<std::size_t>(count) * sizeof *h);
+}
+EDGE_INLINE void from_float16_rest(const std::uint16_t* h, Index count, float* x) {
+  std::uint16_t in[kHalves] = {};
+  float out[kHalves];
+  __builtin_memcpy(in, h, static_cast<std::size_t>(count) * sizeof *h);
+  from_float16s(in, out);
+  __builtin_memcpy(x, out, static_cast<std::size_t>(count) * sizeof *x);
+}
 
 EDGE_INLINE std::uint16_t to_bfloat16(float x) {
   const Bits u = bits_of(x);
@@ -245,12 +262,12 @@ void convert_half(const ConvertArgs& args, const Worker& worker) {
     case Half::to_float16:
       EDGE_INDEPENDENT for (; i + kHalves <= end; i += kHalves)
           to_float16s(args.x + i, args.out + i);
-      for (; i < end; ++i) args.out[i] = to_float16(args.x[i]);
+      if (i < end) to_float16_rest(args.x + i, end - i, args.out + i);
       break;
     case Half::from_float16:
       EDGE_INDEPENDENT for (; i + kHalves <= end; i += kHalves)
           from_float16s(args.h + i, args.y + i);
-      for (; i < end; ++i) args.y[i] = from_float16(args.h[i]);
+      if (i < end) from_float16_rest(args.h + i, end - i, args.y + i);
       break;
     case Half::to_bfloat16:
       EDGE_INDEPENDENT for (; i < end; ++i) args.out[i] = to_bfloat16(args.x[i]);

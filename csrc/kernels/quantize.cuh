@@ -10,7 +10,7 @@
 // workspace.
 #pragma once
 
-#include "cuda/execution.h"
+#include "cuda/arithmetic.h"
 
 namespace edge::cuda::quantizing {
 
@@ -101,26 +101,11 @@ struct Convert {
   }
 };
 
-// hash64 of edge_runtime/rng.py, word by word; csrc/kernels/hash.h.
-constexpr u64 kGolden = 0x9E3779B97F4A7C15U;
-EDGE_BOTH u64 mixed(u64 h) {
-  h = (h ^ h >> 30U) * 0xBF58476D1CE4E5B9U;
-  h = (h ^ h >> 27U) * 0x94D049BB133111EBU;
-  return h ^ h >> 31U;
-}
 // In [0, 1), a multiple of 2^-24.
 EDGE_DEVICE float uniform(u64 prefix, u64 place) {
-  const u64 h = mixed((prefix ^ place / 2) + kGolden);
+  const u64 h = hashed(prefix, place / 2);
   const u32 word = static_cast<u32>(place % 2 == 0 ? h >> 40U : h >> 16U & 0xFFFFFFU);
   return static_cast<float>(word) * 0x1p-24F;
-}
-
-EDGE_DEVICE double root(double x) {
-#if defined(__CUDA_ARCH__)
-  return __dsqrt_rn(x);
-#else
-  return __builtin_sqrt(x);
-#endif
 }
 
 struct Quantize {

@@ -39,16 +39,6 @@ struct Problem {
   u64 splits;
 };
 
-#if defined(__CUDA_ARCH__)
-EDGE_DEVICE float exponential(float x) { return expf(x); }
-EDGE_DEVICE float logarithm(float x) { return logf(x); }
-EDGE_DEVICE float root(float x) { return sqrtf(x); }
-#else
-EDGE_DEVICE float exponential(float x) { return std::exp(x); }
-EDGE_DEVICE float logarithm(float x) { return std::log(x); }
-EDGE_DEVICE float root(float x) { return std::sqrt(x); }
-#endif
-
 EDGE_DEVICE u64 place_of(const Problem& it, u64 j) {
   return it.classes == nullptr ? j : static_cast<u64>(static_cast<u32>(it.classes[j]));
 }

@@ -71,7 +71,7 @@ struct SelectOut {
   bool overflow = false;
 };
 
-// About how much passes, which decides how it is emitted: at most one in 400, one in 24, or more.
+// About how much passes, which decides how it is emitted: at most one in 128, one in 24, or more.
 enum class SelectShare : std::int32_t { rare, small, large };
 
 struct SelectFilterArgs {

@@ -160,8 +160,8 @@ def test_bytes_from_anywhere_are_indices_or_an_error(data: bytes, n: int) -> Non
         ([-1], 10, r"indices\[0\] is -1"),
         ([3, 10], 10, r"within 0..9, but indices\[1\] is 10 after 3"),
         ([0], 0, r"indices\[0\] is 0"),
-        ([], -1, "n must be in 0..2147483647, got -1"),
-        ([], 2**31, "n must be in 0..2147483647, got 2147483648"),
+        ([], -1, "n must be in 0..2147483647 and max_count not negative, got -1"),
+        ([], 2**31, "n must be in 0..2147483647 and max_count not negative, got 2147483648"),
     ],
 )
 def test_indices_that_cannot_be_are_refused(indices: list[int], n: int, message: str) -> None:

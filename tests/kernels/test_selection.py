@@ -164,6 +164,16 @@ def test_a_tree_is_selected_as_if_it_were_joined(workspace: Workspace, k: int) -
         assert _same_bits(selection.values, x.reshape(-1)[selection.indices])
 
 
+@pytest.mark.parametrize("shape", ["all equal", "two values", "heavy ties"])
+def test_ties_go_to_the_earlier_tensor(workspace: Workspace, shape: str) -> None:
+    for n in (9, 130, 20_000):
+        x = _data(shape, n)
+        for k in _ks(n):
+            places = reference_selection.top_k(x, k)
+            first, second = top_k_tree([x[: n // 3], x[n // 3 :]], k, workspace=workspace)
+            np.testing.assert_array_equal(np.concatenate([first.indices, second.indices + n // 3]), places)
+
+
 @pytest.mark.parametrize("n", [5, 16384, 50_000])
 @pytest.mark.parametrize("value", [np.nan, -np.nan, np.array(0x7F800001, np.uint32).view(np.float32)])
 def test_a_nan_is_refused_and_the_first_is_named(workspace: Workspace, n: int, value: Any) -> None:
