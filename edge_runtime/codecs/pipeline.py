@@ -3,13 +3,14 @@
     ["topk 0.01 ef", "fp16", "rice"]    the hundredth largest, the rest carried over; 2 bytes each; places as coded gaps
     ["int8"]                            every value, in about a byte
 
-First, if at all, `topk`; then a value format (edge_runtime/codecs/values.py), `fp32` where none is named; then, after
-`topk`, `rice`, or else 4 bytes a place. The bytes are a tensor file with the update's metadata and the entries "value",
-"scale" (int8) and "place" (topk); the tensors lie one behind the other in the order of their names, and a place counts
-through all of them.
+First, if at all, `topk` or `dgc`; then a value format (edge_runtime/codecs/values.py), `fp32` where none is named; then,
+after a selection, `rice`, or else 4 bytes a place. The bytes are a tensor file with the update's metadata and the
+entries "value", "scale" (int8, qsgd, sign) and "place" (topk, dgc); the tensors lie one behind the other in the order
+of their names, and a place counts through all of them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
 from typing import Any
@@ -21,11 +22,12 @@ from edge_runtime import kernels
 from edge_runtime.codecs.codec import RESIDUAL, BadCodec, BadUpdate, Codec, Shapes, State
 from edge_runtime.codecs.values import FORMATS, ValueFormat, entry
 from edge_runtime.errors import RemoteError
+from edge_runtime.rng import derive_seed
 from edge_runtime.tensors import decode_tensors, encode_tensors
 
 __all__ = ["build_pipeline"]
 
-PLACE = "place"
+PLACE, MOMENTUM = "place", "momentum"
 MAX_VALUES = (1 << 31) - 1  # places are int32
 
 Arrays = dict[str, NDArray[Any]]
@@ -45,20 +47,19 @@ def build_pipeline(texts: Sequence[str]) -> Codec:
     if not texts:
         raise BadCodec('no stage; ["dense"] sends the tensors as they are')
     left = list(texts)
-    chosen = _taken(left, {"topk": _topk})
+    chosen: Selector | None = _taken(left, SELECTORS)
     values: ValueFormat = _taken(left, FORMATS) or FORMATS["fp32"](())
     coded = chosen is not None and _taken(left, {"rice": _no_argument}) is not None
     if left:
-        known = ["topk", *FORMATS, "rice"]
+        known = [*SELECTORS, *FORMATS, "rice"]
         raise BadCodec(f"stage {left[0]!r} is unknown or out of place; in this order, each at most once: {known}")
     if chosen is None:
         return Codec(tuple(texts), _dense_encode(values), _dense_decode(values))
-    share, carried = chosen
     return Codec(
         tuple(texts),
-        _sparse_encode(share, values, coded=coded, carried=carried),
+        _sparse_encode(chosen, values, coded=coded),
         _sparse_decode(values, coded=coded),
-        carries=(RESIDUAL,) if carried else (),
+        carries=chosen.carries,
     )
 
 
@@ -74,21 +75,63 @@ def _taken(left: list[str], builders: Mapping[str, Callable[[Sequence[str]], Any
         raise BadCodec(f"stage {text!r} {error}") from None
 
 
-def _topk(arguments: Sequence[str]) -> tuple[float, bool]:
+Parts = list[NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Selector:
+    """Which values are sent.
+
+    Attributes:
+        select: (parts, how many, slots: parts of each) -> a selection a part; the slots are changed in place.
+        share: Of all values.
+        carries: The slots.
+    """
+
+    select: Callable[[Parts, int, Mapping[str, Parts]], list[kernels.Selection]]
+    share: float
+    carries: tuple[str, ...]
+
+
+def _topk(arguments: Sequence[str]) -> Selector:
+    """The largest of all; with `ef` the rest is carried over (error feedback)."""
     share, *rest = arguments or [""]
-    try:
-        ratio = float(share)
-    except ValueError:
-        ratio = 0.0
+    ratio = _number(share)
     if not 0 < ratio <= 1 or rest not in ([], ["ef"]):
         raise BadCodec("takes the share of values to send, in (0, 1], and then, if the rest is to be carried over, ef")
-    return ratio, bool(rest)
+    if not rest:
+        return Selector(lambda parts, count, _: kernels.top_k_tree(parts, count), ratio, ())
+    return Selector(
+        lambda parts, count, slots: kernels.top_k_residual_tree(parts, slots[RESIDUAL], count), ratio, (RESIDUAL,)
+    )
+
+
+def _dgc(arguments: Sequence[str]) -> Selector:
+    """Deep gradient compression: what is carried gathers momentum, which ends where a value is sent."""
+    share, factor = (_number(text) for text in ([*arguments, "", ""] if len(arguments) < 3 else ["", ""])[:2])
+    if not 0 < share <= 1 or not 0 <= factor < 1:
+        raise BadCodec("takes the share of values to send, in (0, 1], and the momentum, in [0, 1)")
+
+    def select(parts: Parts, count: int, slots: Mapping[str, Parts]) -> list[kernels.Selection]:
+        return kernels.dgc_tree(parts, slots[MOMENTUM], slots[RESIDUAL], count, factor)
+
+    return Selector(select, share, (RESIDUAL, MOMENTUM))
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return -1.0
 
 
 def _no_argument(arguments: Sequence[str]) -> bool:
     if arguments:
         raise BadCodec("takes no argument")
     return True
+
+
+SELECTORS: Mapping[str, Callable[[Sequence[str]], Selector]] = {"topk": _topk, "dgc": _dgc}
 
 
 def count_of(share: float, total: int) -> int:
@@ -98,7 +141,8 @@ def count_of(share: float, total: int) -> int:
 
 def _dense_encode(values: ValueFormat) -> Callable[[Arrays, Mapping[str, str], State], bytes]:
     def encode(tensors: Arrays, metadata: Mapping[str, str], _state: State) -> bytes:
-        return encode_tensors(values.encode([tensors[name].reshape(-1) for name in sorted(tensors)]), metadata)
+        parts = [tensors[name].reshape(-1) for name in sorted(tensors)]
+        return encode_tensors(values.encode(parts, _seed(metadata)), metadata)
 
     return encode
 
@@ -114,23 +158,17 @@ def _dense_decode(values: ValueFormat) -> Callable[[bytes, Shapes], Decoded]:
 
 
 def _sparse_encode(
-    share: float, values: ValueFormat, *, coded: bool, carried: bool
+    selector: Selector, values: ValueFormat, *, coded: bool
 ) -> Callable[[Arrays, Mapping[str, str], State], bytes]:
     def encode(tensors: Arrays, metadata: Mapping[str, str], state: State) -> bytes:
-        names = sorted(tensors)
-        parts = [tensors[name].reshape(-1) for name in names]
+        parts = [tensors[name].reshape(-1) for name in sorted(tensors)]
         total = _total([part.size for part in parts])
-        workspace = kernels.Workspace()
-        kept: list[NDArray[Any]] = []
-        if carried:
-            kept = _residuals(state, tensors)
-            found = kernels.top_k_residual_tree(parts, kept, count_of(share, total), workspace=workspace)
-        else:
-            found = kernels.top_k_tree(parts, count_of(share, total), workspace=workspace)
+        slots = {slot: _carried(state, slot, tensors) for slot in selector.carries}
+        found = selector.select(parts, count_of(selector.share, total), slots)
         selected = np.concatenate([each.values for each in found])
-        entries = values.encode([selected])
-        if carried:
-            _keep_rounding(kept, found, selected - values.decode(entries, [selected.size])[0])
+        entries = values.encode([selected], _seed(metadata))
+        if RESIDUAL in slots:
+            _keep_rounding(slots[RESIDUAL], found, selected - values.decode(entries, [selected.size])[0])
         starts = accumulate((part.size for part in parts), initial=0)
         places = np.concatenate([each.indices + start for each, start in zip(found, starts, strict=False)])
         packed = np.frombuffer(kernels.encode_indices(places, total), np.uint8) if coded else places
@@ -139,22 +177,27 @@ def _sparse_encode(
     return encode
 
 
+def _seed(metadata: Mapping[str, str]) -> int:
+    """Of the formats that draw: a task that is done again draws the same."""
+    return derive_seed("values", metadata.get("task", ""))
+
+
 def _total(sizes: Sequence[int]) -> int:
     if sum(sizes) > MAX_VALUES:
         raise TooManyValues(f"{sum(sizes)} values; topk counts places up to {MAX_VALUES}")
     return sum(sizes)
 
 
-def _residuals(state: State, tensors: Arrays) -> list[NDArray[Any]]:
-    """The carried values of these tensors, flat, in the order of their names; zeros where there are none yet."""
-    slot = state.setdefault(RESIDUAL, {})
+def _carried(state: State, slot: str, tensors: Arrays) -> Parts:
+    """What a slot holds of these tensors, flat, in the order of their names; zeros where there is nothing yet."""
+    held = state.setdefault(slot, {})
     for name, tensor in tensors.items():
-        if name not in slot or slot[name].shape != tensor.shape:
-            slot[name] = np.zeros(tensor.shape, np.float32)
-    return [slot[name].reshape(-1) for name in sorted(tensors)]
+        if name not in held or held[name].shape != tensor.shape:
+            held[name] = np.zeros(tensor.shape, np.float32)
+    return [held[name].reshape(-1) for name in sorted(tensors)]
 
 
-def _keep_rounding(kept: list[NDArray[Any]], found: Sequence[kernels.Selection], lost: NDArray[np.float32]) -> None:
+def _keep_rounding(kept: Parts, found: Sequence[kernels.Selection], lost: NDArray[np.float32]) -> None:
     """Put what the value format rounded away back into the residuals, so that nothing is lost but merely late."""
     begin = 0
     for residual, each in zip(kept, found, strict=True):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edge_runtime import kernels
 from edge_runtime.codecs.codec import BadCodec, BadUpdate
+from edge_runtime.rng import derive_seed
 
 __all__ = ["FORMATS", "ValueFormat"]
 
@@ -21,7 +22,7 @@ Parts = Sequence[NDArray[np.float32]]
 Entries = Mapping[str, NDArray[Any]]
 
 VALUE, SCALE = "value", "scale"
-INT8_BLOCK, MAX_BLOCK = 256, 65_536
+BLOCK, MAX_BLOCK = 256, 65_536
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,11 @@ class ValueFormat:
     """Parts <-> entries of a tensor file; `decode` needs the number of values in every part.
 
     Attributes:
-        encode: The parts are finite and stay as they are.
+        encode: (parts, seed) -> entries. The parts are finite and stay as they are; the seed is of formats that draw.
         decode: BadUpdate where the entries are not what `encode` makes of so many values.
     """
 
-    encode: Callable[[Parts], dict[str, NDArray[Any]]]
+    encode: Callable[[Parts, int], dict[str, NDArray[Any]]]
     decode: Callable[[Entries, Sequence[int]], list[NDArray[np.float32]]]
 
 
@@ -51,7 +52,7 @@ def _of_type(
 ) -> Callable[[Sequence[str]], Any]:
     """A type of its own for every value; those beyond the type's largest are cut to it."""
 
-    def encode(parts: Parts) -> dict[str, NDArray[Any]]:
+    def encode(parts: Parts, _seed: int) -> dict[str, NDArray[Any]]:
         values = np.empty(sum(part.size for part in parts), dtype)
         for part, (begin, end) in zip(parts, _ranges([part.size for part in parts]), strict=True):
             values[begin:end] = narrow(np.clip(part, -largest, largest))
@@ -71,31 +72,72 @@ def _of_type(
 
 def _int8(arguments: Sequence[str]) -> ValueFormat:
     """Blocks of values over a float32 scale each: |error| <= scale / 2, 1 + 4 / block bytes a value."""
-    block = _block(arguments)
+    block = _whole(arguments, 0, BLOCK, 1, MAX_BLOCK)
+    return _in_blocks(block, lambda part, _: kernels.quantize_int8(part, block))
 
-    def encode(parts: Parts) -> dict[str, NDArray[Any]]:
-        coded = [kernels.quantize_int8(part, block) for part in parts]
-        return {VALUE: np.concatenate([q for q, _ in coded]), SCALE: np.concatenate([scale for _, scale in coded])}
+
+def _qsgd(arguments: Sequence[str]) -> ValueFormat:
+    """The same, rounded up or down at random: no bias, whatever the number of levels."""
+    levels, block = _whole(arguments[:1], 0, None, 1, 127), _whole(arguments, 1, BLOCK, 1, MAX_BLOCK)
+    return _in_blocks(block, lambda part, seed: kernels.quantize_qsgd(part, levels, seed, block, norm="max"))
+
+
+def _sign(arguments: Sequence[str]) -> ValueFormat:
+    """A bit a value and the mean magnitude of every block: to be used with error feedback."""
+    block = _whole(arguments, 0, BLOCK, 8, MAX_BLOCK)
+    if block % 8:
+        raise BadCodec(f"takes blocks of a multiple of 8 values, got {block}")
+
+    def encode(parts: Parts, _seed: int) -> dict[str, NDArray[Any]]:
+        return _joined([kernels.quantize_sign(part, block) for part in parts])
 
     def decode(entries: Entries, counts: Sequence[int]) -> list[NDArray[np.float32]]:
-        blocks = [-(-count // block) for count in counts]
-        values, scales = entry(entries, VALUE, "int8", sum(counts)), entry(entries, SCALE, "<f4", sum(blocks))
+        parts = _split(entries, "uint8", [-(-count // 8) for count in counts], [-(-count // block) for count in counts])
         return [
-            kernels.dequantize_int8(
-                np.ascontiguousarray(values[begin:end]), np.ascontiguousarray(scales[first:last]), block
-            )
-            for (begin, end), (first, last) in zip(_ranges(counts), _ranges(blocks), strict=True)
+            kernels.dequantize_sign(bits, scales, count, block)
+            for (bits, scales), count in zip(parts, counts, strict=True)
         ]
 
     return ValueFormat(encode, decode)
 
 
-def _block(arguments: Sequence[str]) -> int:
-    if not arguments:
-        return INT8_BLOCK
-    text = arguments[0]
-    if len(arguments) > 1 or not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= MAX_BLOCK:
-        raise BadCodec(f"takes the values in a block, 1 .. {MAX_BLOCK}, got {' '.join(arguments)!r}")
+def _in_blocks(
+    block: int, quantize: Callable[[NDArray[np.float32], int], tuple[NDArray[np.int8], NDArray[np.float32]]]
+) -> ValueFormat:
+    def encode(parts: Parts, seed: int) -> dict[str, NDArray[Any]]:
+        return _joined([quantize(part, derive_seed(seed, number)) for number, part in enumerate(parts)])
+
+    def decode(entries: Entries, counts: Sequence[int]) -> list[NDArray[np.float32]]:
+        parts = _split(entries, "int8", counts, [-(-count // block) for count in counts])
+        return [kernels.dequantize_int8(values, scales, block) for values, scales in parts]
+
+    return ValueFormat(encode, decode)
+
+
+def _joined(coded: Sequence[tuple[NDArray[Any], NDArray[np.float32]]]) -> dict[str, NDArray[Any]]:
+    return {VALUE: np.concatenate([q for q, _ in coded]), SCALE: np.concatenate([scales for _, scales in coded])}
+
+
+def _split(
+    entries: Entries, dtype: str, counts: Sequence[int], blocks: Sequence[int]
+) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+    """Values and scales of each part."""
+    values, scales = entry(entries, VALUE, dtype, sum(counts)), entry(entries, SCALE, "<f4", sum(blocks))
+    return [
+        (np.ascontiguousarray(values[begin:end]), np.ascontiguousarray(scales[first:last]))
+        for (begin, end), (first, last) in zip(_ranges(counts), _ranges(blocks), strict=True)
+    ]
+
+
+def _whole(arguments: Sequence[str], at: int, default: int | None, low: int, high: int) -> int:
+    """The last argument, if it is at this place, as a whole number in low .. high; the default where there is none."""
+    if len(arguments) > at + 1:
+        raise BadCodec(f"takes at most {at + 1} argument(s), got {' '.join(arguments)!r}")
+    if len(arguments) <= at and default is not None:
+        return default
+    text = arguments[at] if len(arguments) > at else ""
+    if not text.isascii() or not text.isdigit() or not low <= int(text[:9]) <= high:
+        raise BadCodec(f"takes a whole number in {low} .. {high}, got {text!r}")
     return int(text)
 
 
@@ -110,4 +152,6 @@ FORMATS: Mapping[str, Callable[[Sequence[str]], ValueFormat]] = {
     "fp16": _of_type("<f2", 65504.0, kernels.to_float16, kernels.from_float16),
     "bf16": _of_type("<u2", 255 * 2.0**120, kernels.to_bfloat16, kernels.from_bfloat16),
     "int8": _int8,
+    "qsgd": _qsgd,
+    "sign": _sign,
 }

@@ -26,9 +26,14 @@ PIPELINES = [
     ("topk 0.3 ef", "bf16", "rice"),
     ("topk 0.3 ef", "int8 5", "rice"),
     ("topk 1", "fp16", "rice"),
+    ("topk 0.3 ef", "qsgd 4 16"),
+    ("topk 0.3 ef", "sign 8", "rice"),
+    ("dgc 0.3 0", "fp16", "rice"),
+    ("qsgd 7",),
+    ("sign 16",),
 ]
 # Relative to the largest value of a block, or to the value itself: half a step of each format.
-ROUNDING = {"fp16": 2.0**-11, "bf16": 2.0**-8, "int8": 0.5 / 127 + 1e-6}
+ROUNDING = {"fp16": 2.0**-11, "bf16": 2.0**-8, "int8": 0.5 / 127 + 1e-6, "qsgd": 1 / 7 + 1e-6, "sign": 1.0}
 
 Tree = dict[str, NDArray[np.float32]]
 
@@ -76,7 +81,7 @@ def test_what_is_sent_and_what_is_carried_add_up_to_what_was_given(
             assert not state
 
 
-@pytest.mark.parametrize("stages", [s for s in PIPELINES if not s[0].startswith("topk")], ids=" | ".join)
+@pytest.mark.parametrize("stages", [s for s in PIPELINES if not s[0].startswith(("topk", "dgc"))], ids=" | ".join)
 def test_a_dense_codec_stays_within_half_a_step(stages: tuple[str, ...]) -> None:
     given_ = tree(5)
     codec = find_codec(stages)
@@ -137,6 +142,12 @@ def test_equal_tensors_give_equal_bytes(stages: tuple[str, ...]) -> None:
         (("rice",), "'rice' is unknown or out of place"),
         (("fp16", "topk 0.1"), "'topk 0.1' is unknown or out of place"),
         (("topk 0.1", "topk 0.1"), "out of place"),
+        (("dgc 0.1",), "'dgc 0.1' takes the share"),
+        (("dgc 0.1 1.0",), "takes the share"),
+        (("dgc 0.1 0.9 ef",), "takes the share"),
+        (("qsgd",), "takes a whole number in 1 .. 127"),
+        (("qsgd 4 8 2",), "takes at most 2"),
+        (("sign 12",), "multiple of 8"),
         (("gzip",), "'gzip' is unknown or out of place"),
         (("dense", "fp16"), "'dense' is unknown or out of place"),
         (("",), "'' is unknown or out of place"),
@@ -188,3 +199,25 @@ def test_values_beyond_float16_are_cut_and_what_is_cut_is_carried() -> None:
     sent, _ = codec.decode(codec.encode({"w": np.array([1e6, -1e5, 2.0], np.float32)}, {}, state), {"w": (3,)})
     assert sent["w"].tolist() == [65504.0, -65504.0, 2.0]
     assert state[RESIDUAL]["w"].tolist() == [1e6 - 65504, 65504 - 1e5, 0.0]
+
+
+def test_dgc_carries_momentum_and_ends_it_where_a_value_is_sent() -> None:
+    codec, state = find_codec(("dgc 0.25 0.5",)), State()
+    first = {"w": np.array([8.0, 1.0, -2.0, 0.5], np.float32)}
+    sent, _ = codec.decode(codec.encode(copied(first), {}, state), {"w": (4,)})
+    assert sent["w"].tolist() == [8.0, 0.0, 0.0, 0.0]
+    assert state["momentum"]["w"].tolist() == [0.0, 1.0, -2.0, 0.5]
+    sent, _ = codec.decode(codec.encode(copied(first), {}, state), {"w": (4,)})
+    # u = 0.5 u + g = (8, 1.5, -3, 0.75), v = (8, 2.5, -5, 1.25)
+    assert sent["w"].tolist() == [8.0, 0.0, 0.0, 0.0]
+    assert state[RESIDUAL]["w"].tolist() == [0.0, 2.5, -5.0, 1.25]
+
+
+def test_stochastic_levels_are_drawn_from_the_task_and_right_on_average() -> None:
+    codec, given_ = find_codec(("qsgd 3",)), {"w": np.array([0.31, -0.77, 1.0], np.float32)}
+    draws = [
+        codec.decode(codec.encode(copied(given_), {"task": f"t{i}"}, {}), {"w": (3,)})[0]["w"] for i in range(2000)
+    ]
+    again = codec.decode(codec.encode(copied(given_), {"task": "t0"}, {}), {"w": (3,)})[0]["w"]
+    assert np.array_equal(again, draws[0])
+    assert np.abs(np.mean(draws, axis=0) - given_["w"]).max() <= 4 * (1 / 3) / 2 / np.sqrt(2000)
