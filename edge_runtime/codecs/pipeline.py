@@ -3,8 +3,8 @@
     ["topk 0.01 ef", "fp16", "rice"]    the hundredth largest, the rest carried over; 2 bytes each; places as coded gaps
     ["int8"]                            every value, in about a byte
 
-First, if at all, `topk` or `dgc`; then a value format (edge_runtime/codecs/values.py), `fp32` where none is named; then,
-after a selection, `rice`, or else 4 bytes a place. The bytes are a tensor file with the update's metadata and the
+First, if at all, `topk` or `dgc`; then a value format (edge_runtime/codecs/values.py), `fp32` where none is named;
+then, after a selection, `rice`, or else 4 bytes a place. The bytes are a tensor file with the update's metadata and the
 entries "value", "scale" (int8, qsgd, sign) and "place" (topk, dgc); the tensors lie one behind the other in the order
 of their names, and a place counts through all of them.
 """
