@@ -8,7 +8,8 @@ replaced whole, and the next task says which of this device's updates was the la
 - another, or none: what the kept update said goes back into the slots first;
 - the kept update's own task again, after a power cut: the update itself is the answer.
 
-Therefore what is sent and counts, plus what is carried, is what training gave: exactly, whatever fails in between.
+Therefore what is sent and counts, plus what is carried, is what training gave, to a rounding of float32, whatever fails
+in between. Momentum that ended with an update (`dgc`) does not come back with it.
 """
 
 import hashlib
@@ -62,10 +63,16 @@ class Slots:
         """Read nothing yet; `path` is the file."""
         self._path = path
         self._unwritten: Kept | None = None
+        self._key: str | None = None  # of what was kept last, once this process knows it
+
+    def may_answer(self, key: str) -> bool:
+        """Whether what was kept may be of this task; spares reading it before every other one."""
+        return self._key in {None, key}
 
     def kept(self, run: str) -> Kept | None:
         """What was kept in this run; None where there is nothing or it cannot be read."""
         kept = self._unwritten or read_kept(self._path)
+        self._key = "" if kept is None else kept.key
         return kept if kept is not None and kept.run == run else None
 
     def keep(self, kept: Kept) -> None:
@@ -74,7 +81,7 @@ class Slots:
         Raises:
             OSError: It could not be written; it stays in memory, and is lost with the process.
         """
-        self._unwritten = kept
+        self._unwritten, self._key = kept, kept.key
         tensors = {f"{slot}/{name}": array for slot, arrays in kept.state.items() for name, array in arrays.items()}
         tensors[UPDATE] = np.frombuffer(kept.update, np.uint8)
         metadata = {"run": kept.run, "task": kept.task, "key": kept.key}
@@ -89,8 +96,11 @@ class Slots:
 
 def kept_answer(slots: Slots, task: Task) -> bytes | None:
     """The update of this very task, if it is what was kept last."""
-    kept = None if task.carry is None else slots.kept(task.carry.run)
-    return kept.update if kept is not None and kept.key == _key(task) else None
+    key = _key(task)
+    if task.carry is None or not slots.may_answer(key):
+        return None
+    kept = slots.kept(task.carry.run)
+    return kept.update if kept is not None and kept.key == key else None
 
 
 def encode_carried(

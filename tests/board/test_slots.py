@@ -119,6 +119,15 @@ def test_another_run_begins_with_nothing_carried(tmp_path: Path) -> None:
     assert again.train(other, 1) == data
 
 
+def test_the_file_is_not_read_for_a_task_that_it_cannot_answer(tmp_path: Path) -> None:
+    slots = Slots(tmp_path / "slots")
+    Exchange(slots).train(task_of(1, None), 1)
+    (tmp_path / "slots").unlink()
+    assert kept_answer(slots, task_of(2, "job.1.dev")) is None
+    assert not slots.may_answer("0" * 64)
+    assert Slots(tmp_path / "slots").may_answer("0" * 64)
+
+
 def test_a_damaged_file_counts_as_none(tmp_path: Path) -> None:
     path = tmp_path / "slots"
     Exchange(Slots(path)).train(task_of(1, None), 1)

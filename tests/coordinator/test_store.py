@@ -1,5 +1,6 @@
 """The journal: what is committed stays, duplicates change nothing, and what cannot be used is refused with a reason."""
 
+import re
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -186,6 +187,30 @@ def test_a_second_coordinator_on_the_directory_is_refused(store: Store, tmp_path
     assert store.done() is None
     with pytest.raises(JournalInUse, match="another coordinator"):
         open_store(tmp_path / "state")
+
+
+def test_a_journal_of_before_runs_is_taken_up_and_given_its_run(store: Store, tmp_path: Path) -> None:
+    store.close()
+    connection = sqlite3.connect(tmp_path / "state" / JOURNAL_NAME)
+    connection.executescript("ALTER TABLE job DROP COLUMN run; PRAGMA user_version = 1;")
+    connection.close()
+    upgraded = open_store(tmp_path / "state")
+    run = upgraded.run()
+    assert re.fullmatch(r"[0-9a-f]{16}", run)
+    assert upgraded.latest() == version(1)
+    again = reopened(upgraded, tmp_path)
+    assert again.run() == run
+    again.close()
+
+
+def test_the_last_update_that_counted_is_of_an_earlier_round_and_accepted(store: Store) -> None:
+    assert store.last_counted("a", 2) is None
+    store.start_round(1, 1, (task("a"), task("b")))
+    store.add_update(update("a"))
+    store.fail_task(1, "b", "it broke", unfit=False)
+    assert store.last_counted("a", 1) is None
+    assert store.last_counted("a", 2) == "digits.1.a.1"
+    assert store.last_counted("b", 2) is None
 
 
 def test_a_journal_of_another_schema_version_is_refused(tmp_path: Path) -> None:

@@ -139,6 +139,9 @@ def phase(**fields: object) -> list[object]:
         (changed(upload={"form": "weights", "codec": ["dense"]}), UnknownForm, "weights"),
         (changed(upload={"form": "delta", "codec": []}), fd.BadField, "codec"),
         (changed(upload={"form": "delta", "codec": [1]}), fd.BadField, "codec"),
+        (changed(carry={"run": "0123456789abcdeg"}), fd.BadField, "16 hexadecimal digits"),
+        (changed(carry={"counted": "t"}), fd.MissingField, "run"),
+        (changed(carry={"run": "0" * 16, "counted": "a b"}), fd.BadField, "counted"),
     ],
 )
 def test_a_broken_task_is_refused_by_the_rule_it_breaks(payload: bytes, rule: type[RemoteError], said: str) -> None:
