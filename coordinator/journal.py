@@ -3,7 +3,7 @@
 | table | a row is |
 | --- | --- |
 | job | the job (one row): its definition, its last coordinator's epoch, its run's digits, and how it stands |
-| versions | one version of the weights, and the server step's state; the blobs of some are kept (coordinator.versions) |
+| versions | one version of the weights, and the server step's state; the blobs of some stay (coordinator.versions) |
 | devices | a device as last seen |
 | rounds | a round: "open", "folded" (its version is written) or "evaluated", and its metrics |
 | tasks | what one device was asked in one round: "open", "done" or "failed" with a reason; its bytes go with the fold |
@@ -55,8 +55,8 @@ CREATE TABLE updates (
 );
 """
 
-# Tables that came with schema 3, for new and for older journals. `asked_at` and `answered_at` are for people: nothing is
-# decided by the hour of a clock that may be set.
+# Tables that came with schema 3, for new and for older journals. `asked_at` and `answered_at` are for people: nothing
+# is decided by the hour of a clock that may be set.
 _OPERATIONS = """
 CREATE TABLE requests (
   request INTEGER PRIMARY KEY AUTOINCREMENT, verb TEXT NOT NULL, argument TEXT NOT NULL, asked_by TEXT NOT NULL,
@@ -69,14 +69,12 @@ CREATE TABLE lease (id INTEGER PRIMARY KEY CHECK (id = 1), holder TEXT NOT NULL,
 # From a schema version to the next one, for journals that were begun before it.
 _UPGRADES = {
     1: "ALTER TABLE job ADD COLUMN run TEXT NOT NULL DEFAULT ''; UPDATE job SET run = lower(hex(randomblob(8)));",
-    2: "".join(
-        (
-            "ALTER TABLE job ADD COLUMN paused INTEGER NOT NULL DEFAULT 0;",
-            "ALTER TABLE job ADD COLUMN failed TEXT;",
-            "ALTER TABLE rounds ADD COLUMN note TEXT;",
-            _OPERATIONS,
-        )
-    ),
+    2: """
+ALTER TABLE job ADD COLUMN paused INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE job ADD COLUMN failed TEXT;
+ALTER TABLE rounds ADD COLUMN note TEXT;
+"""
+    + _OPERATIONS,
 }
 
 # Made at every start: journals that were begun without it get it too. Every `begin` of an upload looks a task up so.
