@@ -22,7 +22,7 @@ from coordinator.leftovers import clear_stage, clear_versions
 from coordinator.program import Program, make_task, rules_of
 from coordinator.results import export
 from coordinator.store import JournalTask, JournalUpdate, RoundFigures, Store, Version
-from coordinator.updates import check_update
+from coordinator.updates import check_update, max_update_bytes
 from edge_runtime.codecs import find_codec
 from edge_runtime.errors import RemoteError
 from edge_runtime.wire.events import (
@@ -79,7 +79,8 @@ class RunningJob:
 
     def __init__(self, parts: Parts, site: str, epoch: int, boot: str, now_s: float) -> None:
         self._parts = parts
-        self.session = GatewaySession(site, epoch, boot, already_done=parts.store.accepted_digest)
+        cap = max_update_bytes(parts.program.trained)
+        self.session = GatewaySession(site, epoch, boot, already_done=parts.store.accepted_digest, max_update_bytes=cap)
         self._version = parts.store.latest()
         journalled = parts.store.journalled()
         self._state = rounds.resumed(rules_of(parts.program.job), journalled, now_s)
