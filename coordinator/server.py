@@ -10,25 +10,29 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
+from coordinator import stall
 from coordinator.broker import BrokerError, start_broker
 from coordinator.broker.probe import without_password
+from coordinator.control import attend
 from coordinator.evaluate import Evaluation, EvaluationError, check_held_out, evaluate
 from coordinator.events import Emit, json_lines, log_lines, seldom
 from coordinator.gateway import EXIT_DONE, EXIT_FAILED, Parts, RunningJob, superseded
 from coordinator.jobfile import JobFileError, load_job
-from coordinator.journal import JournalError
+from coordinator.journal import JournalError, JournalUnwritable
 from coordinator.leftovers import clear_job
 from coordinator.program import Program, build_program, definition, judged_model, make_version
-from coordinator.results import export, fold
+from coordinator.requests import Inbox
+from coordinator.results import export, fold, keep_model
 from coordinator.store import Version, open_store, updates_beside
 from edge_runtime.data import Dataset, load_dataset
 from edge_runtime.errors import LocalError
 from edge_runtime.link import Connected, Disconnected, Link, LinkEvent, Message, Refused, Subscribed
 from edge_runtime.wire.entry import EntryOutcome, SiteEntry
-from edge_runtime.wire.events import Command, GatewaySuperseded, Publish, Subscribe, Unsubscribe, Warned
+from edge_runtime.wire.events import Command, GatewaySuperseded, Outcome, Publish, Subscribe, Unsubscribe, Warned
 from edge_runtime.wire.gateway import GatewaySession
 from edge_runtime.wire.topics import check_id
 from models.compiler import CompileError
@@ -82,6 +86,7 @@ def _prepare(options: argparse.Namespace, emit: Emit, stack: ExitStack) -> Parts
     check_held_out(program.model, held_out)
     store = stack.enter_context(closing(open_store(options.state)))
     store.begin(definition(program), make_version(1, program.weights, {}))
+    keep_model(options.state, program.model)
     # Folds and judges in a thread: the link must go on, however large the model is.
     worker = stack.enter_context(ThreadPoolExecutor(1, "versions"))
     return Parts(
@@ -130,7 +135,7 @@ def _listening(parts: Parts, site: str, broker: tuple[str, str]) -> dict[str, ob
 
 
 def _already_done(parts: Parts, options: argparse.Namespace) -> int:
-    done = export(parts.program, parts.store, parts.directory)
+    done = export(parts.store)
     name = parts.program.job.name
     parts.emit({"event": "warning", "message": f"job {name} is done already: {parts.store.done()}; exported again"})
     parts.emit(done)
@@ -163,6 +168,24 @@ def _failed(emit: Emit, error: Exception, code: int) -> int:
     return code
 
 
+@dataclass(frozen=True)
+class Seat:
+    """A coordinator's place on a site: what a running job is made from, at the start and anew."""
+
+    parts: Parts
+    site: str
+    link: Link
+    epoch: int
+    boot: str
+
+    def job(self) -> RunningJob:
+        """The job as the journal has it; where there is a link, all of it is published again."""
+        job = RunningJob(self.parts, self.site, self.epoch, self.boot, time.monotonic())
+        if self.link.connected:
+            _send(self.link, job.connected(time.monotonic()))
+        return job
+
+
 def _run(parts: Parts, site: str, link: Link) -> int:
     entry = SiteEntry(site, parts.store.epoch(), os.urandom(8).hex())
     with _stop_signals(link) as asked_to_stop:
@@ -173,10 +196,10 @@ def _run(parts: Parts, site: str, link: Link) -> int:
                 parts.emit(superseded(older))
                 return EXIT_FAILED
         parts.store.keep_epoch(entry.epoch)
-        job = RunningJob(parts, site, entry.epoch, entry.boot, time.monotonic())
-        link.set_will(job.session.will())
+        parts.store.fail(None)
+        link.set_will(GatewaySession(site, entry.epoch, entry.boot).will())
         link.reconnect()
-        return _serve(job, link, parts.emit, asked_to_stop)
+        return _serve(Seat(parts, site, link, entry.epoch, entry.boot), asked_to_stop)
 
 
 def _knock(entry: SiteEntry, link: Link, emit: Emit) -> GatewaySuperseded | None:
@@ -203,27 +226,93 @@ def _knock(entry: SiteEntry, link: Link, emit: Emit) -> GatewaySuperseded | None
     return None
 
 
-def _serve(job: RunningJob, link: Link, emit: Emit, asked_to_stop: list[int]) -> int:
-    """The loop: what the link brings goes into the job, what the job wants goes out.
+def _serve(seat: Seat, asked_to_stop: list[int]) -> int:
+    """The loop: what the link and the operator bring goes into the job, what the job wants goes out."""
+    inbox, job = Inbox(seat.parts.store), None
+    while not asked_to_stop:
+        try:
+            job = seat.job() if job is None else job
+            if job.exit_code is not None:
+                return _leave(job, seat)
+            job = _turn(job, inbox, seat)
+        except JournalUnwritable as error:
+            job = None
+            if (code := _wait_for_room(seat, error, asked_to_stop)) is not None:
+                return code
+    if job is not None:
+        _send(seat.link, job.stopping())
+    return EXIT_DONE
+
+
+def _turn(job: RunningJob, inbox: Inbox, seat: Seat) -> RunningJob:
+    """One turn of the loop; returns the job, or the one to go on with.
 
     Long work waits for one more poll, which sends what is queued: the last acknowledgement leaves before a round is
     folded.
     """
-    while job.exit_code is None and not asked_to_stop:
-        due = job.has_work
-        _exchange(job, link, emit, 0.0 if due else POLL_S)
-        if due:
-            _send(link, job.work(time.monotonic()))
-            if job.beside is not None:
-                job.beside.add_done_callback(lambda _: link.wake())
-    until_s = time.monotonic() + LEAVE_S
-    while not link.connected and job.exit_code is not None and time.monotonic() < until_s:
-        _exchange(job, link, emit, POLL_S)  # what a finished job leaves on the broker is worth a wait
-    if not link.connected and job.exit_code == EXIT_DONE:
+    link, due = seat.link, job.has_work
+    _exchange(job, link, seat.parts.emit, 0.0 if due else POLL_S)
+    if due:
+        _send(link, job.work(time.monotonic()))
+        if job.beside is not None:
+            job.beside.add_done_callback(lambda _: link.wake())
+    if job.exit_code is not None:
+        return job
+    attended = attend(job, seat.parts.store, inbox, time.monotonic())
+    _send(link, attended.commands)
+    return seat.job() if attended.renew else job
+
+
+def _leave(job: RunningJob, seat: Seat) -> int:
+    """The job has ended: its last messages go out, for which a link is waited for a while."""
+    link, code, until_s = seat.link, job.exit_code, time.monotonic() + LEAVE_S
+    while not link.connected and time.monotonic() < until_s:
+        _exchange(job, link, seat.parts.emit, POLL_S)  # what a finished job leaves on the broker is worth a wait
+    if not link.connected and code == EXIT_DONE:
         message = "no link to the broker at the end of the job; to take its last messages off, start this command again"
-        emit({"event": "warning", "message": message})
+        seat.parts.emit({"event": "warning", "message": message})
     _send(link, job.stopping())
-    return EXIT_DONE if job.exit_code is None else job.exit_code
+    return EXIT_DONE if code is None else code
+
+
+def _wait_for_room(seat: Seat, error: JournalUnwritable, asked_to_stop: list[int]) -> int | None:
+    """Tells of a disk that takes nothing, and answers the site until it does; an exit code when it is to end."""
+    store, link, emit = seat.parts.store, seat.link, seat.parts.emit
+    emit({"event": "stalled", "message": str(error), "rule": type(error).__name__, "retry_s": stall.RETRY_S})
+    session = stall.stalled_session(store, seat.site, seat.epoch, seat.boot)
+    if link.connected:
+        _send(link, stall.answers(session.connected(time.monotonic())))
+    looked_s = time.monotonic()
+    while not asked_to_stop:
+        for event in link.poll(POLL_S):
+            outcomes = _stalled(session, link, event, emit)
+            _send(link, stall.answers(outcomes))
+            if (older := stall.superseder(outcomes)) is not None:
+                emit(superseded(older))
+                return EXIT_FAILED
+        if time.monotonic() - looked_s >= stall.PROBE_S:
+            looked_s = time.monotonic()
+            with suppress(JournalUnwritable):
+                if stall.has_room(store):
+                    emit({"event": "writable", "round": store.present_round()})
+                    return None
+    _send(link, session.stopping())
+    return EXIT_DONE
+
+
+def _stalled(session: GatewaySession, link: Link, event: LinkEvent, emit: Emit) -> list[Outcome]:
+    now_s = time.monotonic()
+    match event:
+        case Connected():
+            return session.connected(now_s)
+        case Message():
+            return session.received(now_s, event.topic, event.payload, retain=event.retain)
+        case Disconnected():
+            _trouble(link, event, emit)
+            return session.disconnected(now_s)
+        case Refused() | Subscribed():
+            _trouble(link, event, emit)
+            return []
 
 
 def _exchange(job: RunningJob, link: Link, emit: Emit, timeout_s: float) -> None:
