@@ -125,7 +125,6 @@ class RunningJob:
             "devices_unfit": sum(device.unfit is not None for device in self._state.fleet.values()),
             "open_uploads": self.session.open_uploads,
             "open_bytes": self.session.open_bytes,
-            "connects": self._links,
         }
 
     # What the shell calls. Every method returns what is to be published.
