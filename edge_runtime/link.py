@@ -4,7 +4,6 @@ edge_runtime.mqtt has the packets; this module owns the socket, the clock and re
 outlives a connection: what was not sent when it broke is forgotten, for the sessions above say it again.
 """
 
-import contextlib
 import errno
 import os
 import random

@@ -76,7 +76,7 @@ class Device:
     def connect(self) -> None:
         """Dial and send CONNECT; loopback connects at once."""
         self.socket = socket.create_connection(self._driver.address)
-        self.socket.setblocking(False)
+        self.socket.setblocking(False)  # noqa: FBT003 the method has no keyword
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._reader, self._outgoing, self._last_id, self._writable = (
             mqtt.Reader(BUFFER_BYTES),
@@ -144,13 +144,8 @@ class Device:
         """What the session wants of its shell."""
         for command in commands:
             match command:
-                case Publish(topic, payload, qos, retain):
-                    head = mqtt.publish_head(topic, len(payload), self._next_id() if qos else 0, retain=retain)
-                    self._outgoing.append(head, payload)
-                case Subscribe(topics, qos):
-                    self._outgoing.append(mqtt.subscribe(self._next_id(), topics, qos))
-                case Unsubscribe(topics):
-                    self._outgoing.append(mqtt.unsubscribe(self._next_id(), topics))
+                case Publish() | Subscribe() | Unsubscribe():
+                    self._send(command)
                 case StoreBlob(_, data, is_plan=False):
                     self._shapes = {name: array.shape for name, array in decode_tensors(data)[0].items()}
                 case RunTask():
@@ -159,14 +154,27 @@ class Device:
                 case UpdateSettled(_, _, "done"):
                     self._done()
                 case RenewWill():
-                    self._driver.selector.unregister(self.socket)
-                    self.socket.sendall(mqtt.DISCONNECT)
-                    self.socket.close()
-                    self.connect()
+                    self._renew()
                 case Warned(_, "GatewayBusy"):
                     self._driver.seen.busy += 1
                 case Warned(_, rule, message) | Stop(rule, message) | UpdateSettled(_, _, _, rule, message):
                     self._driver.seen.trouble(f"{self.session.device}: {rule}: {message}")
+
+    def _send(self, command: Publish | Subscribe | Unsubscribe) -> None:
+        match command:
+            case Publish(topic, payload, qos, retain):
+                head = mqtt.publish_head(topic, len(payload), self._next_id() if qos else 0, retain=retain)
+                self._outgoing.append(head, payload)
+            case Subscribe(topics, qos):
+                self._outgoing.append(mqtt.subscribe(self._next_id(), topics, qos))
+            case Unsubscribe(topics):
+                self._outgoing.append(mqtt.unsubscribe(self._next_id(), topics))
+
+    def _renew(self) -> None:
+        self._driver.selector.unregister(self.socket)
+        self.socket.sendall(mqtt.DISCONNECT)
+        self.socket.close()
+        self.connect()
 
     def _done(self) -> None:
         now, seen = time.monotonic(), self._driver.seen

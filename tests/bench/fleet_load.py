@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +91,7 @@ def run_load(load: Load, root: Path) -> dict[str, Any]:
 
 
 def figures(load: Load, seen: list[dict[str, Any]], events: list[dict[str, Any]], sampler: Sampler) -> dict[str, Any]:
-    """What a run says: rates in the windows from a round's first offer to its last `done`, and processor seconds there."""
+    """What a run says: rates and processor time in the windows from a round's first offer to its last `done`."""
     windows = _windows(seen)
     updates = sum(count for _, _, count in windows)
     window_s = sum(last - first for first, last, _ in windows)
@@ -186,7 +187,7 @@ def _start_drivers(broker: RunningBroker, devices: int) -> list[subprocess.Popen
             text=True,
             env={**os.environ, "PYTHONPATH": path},
         )
-        for first, last in zip(shares, shares[1:], strict=False)
+        for first, last in pairwise(shares)
     ]
 
 
