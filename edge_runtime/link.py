@@ -119,6 +119,7 @@ class Link:
     Attributes:
         bytes_up: Topic and payload bytes handed over for sending.
         bytes_down: Topic and payload bytes received.
+        connects: Connections that the broker has accepted.
     """
 
     def __init__(self, url: str, client_id: str, will: tuple[str, bytes] | None = None, keepalive_s: int = 30) -> None:
@@ -135,6 +136,7 @@ class Link:
         """
         self.bytes_up = 0
         self.bytes_down = 0
+        self.connects = 0
         self._url = parse_url(url)
         self._client_id = client_id
         self._will = will
@@ -414,6 +416,7 @@ class Link:
     def _on_connect(self, _client: object, _data: object, _flags: object, reason: Any, _more: object) -> None:
         if not reason.is_failure:
             self._connected, self._failures, self._down_since = True, 0, None
+            self.connects += 1
             self._next_misc = time.monotonic() + _MISC_S
             self._events.append(Connected())
             return
