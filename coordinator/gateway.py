@@ -22,7 +22,7 @@ from coordinator.leftovers import clear_stage, clear_versions
 from coordinator.program import Program, make_task, rules_of
 from coordinator.results import export
 from coordinator.store import JournalTask, JournalUpdate, RoundFigures, Store, Version
-from coordinator.updates import check_update
+from coordinator.updates import check_update, max_update_bytes
 from edge_runtime.codecs import find_codec
 from edge_runtime.errors import RemoteError
 from edge_runtime.wire.events import (
@@ -79,8 +79,11 @@ class RunningJob:
 
     def __init__(self, parts: Parts, site: str, epoch: int, boot: str, now_s: float) -> None:
         self._parts = parts
-        self.session = GatewaySession(site, epoch, boot, already_done=parts.store.accepted_digest)
+        self.emit = parts.emit
+        cap = max_update_bytes(parts.program.trained)
+        self.session = GatewaySession(site, epoch, boot, already_done=parts.store.accepted_digest, max_update_bytes=cap)
         self._version = parts.store.latest()
+        self._evicted = parts.store.evicted()
         journalled = parts.store.journalled()
         self._state = rounds.resumed(rules_of(parts.program.job), journalled, now_s)
         self._to_close: list[records.CloseRound] = []
@@ -122,7 +125,6 @@ class RunningJob:
             "devices_unfit": sum(device.unfit is not None for device in self._state.fleet.values()),
             "open_uploads": self.session.open_uploads,
             "open_bytes": self.session.open_bytes,
-            "connects": self._links,
         }
 
     # What the shell calls. Every method returns what is to be published.
@@ -150,6 +152,15 @@ class RunningJob:
         """Time has passed."""
         commands = self._commands(self.session.tick(now_s), now_s)
         return commands + self._step(records.Tick(), now_s)
+
+    def pause(self, now_s: float, *, paused: bool) -> list[Command]:
+        """An operator wants no further work to be handed out, or wants it again; the journal has it already."""
+        return self._step(records.Paused(paused), now_s)
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether no round is being closed, so that this may be thrown away and made anew from the journal."""
+        return self.beside is None and not self._to_close
 
     @property
     def has_work(self) -> bool:
@@ -211,6 +222,8 @@ class RunningJob:
     # What the wire session tells.
 
     def _take_status(self, event: DeviceStatus, now_s: float) -> list[Command]:
+        if event.device in self._evicted:
+            return self._take_evicted(event)
         if event.state == "online" and not event.live:
             return self._step(records.DeviceRemembered(event.device, event.examples), now_s)
         self._parts.emit({"event": "device", "device": event.device, "state": event.state, "examples": event.examples})
@@ -223,6 +236,14 @@ class RunningJob:
         commands = self._step(news[event.state], now_s)
         self._tell_waiting()
         return commands
+
+    def _take_evicted(self, event: DeviceStatus) -> list[Command]:
+        """Somebody whom an operator took out is written down, and asked nothing."""
+        if event.live:
+            news = {"device": event.device, "state": event.state, "examples": event.examples, "evicted": True}
+            self._parts.emit({"event": "device", **news})
+            self._parts.store.see_device(event.device, Presence(event.state), event.examples)
+        return []
 
     def _tell_waiting(self) -> None:
         if self._state.phase is records.Phase.GATHERING:
@@ -352,7 +373,7 @@ class RunningJob:
         return []
 
     def _do_finish(self, command: records.FinishJob, _now_s: float) -> list[Command]:
-        done = export(self._parts.program, self._parts.store, self._parts.directory)
+        done = export(self._parts.store)
         self._parts.store.finish(command.reason)
         self._parts.emit(done)
         self.exit_code = EXIT_DONE
@@ -360,6 +381,7 @@ class RunningJob:
 
     def _do_fail(self, command: records.FailJob, _now_s: float) -> list[Command]:
         self._parts.store.forgive()
+        self._parts.store.fail(command.reason)
         self._parts.emit({"event": "error", "message": f"the job cannot go on: {command.reason}", "rule": "JobFailed"})
         self.exit_code = EXIT_FAILED
         return []

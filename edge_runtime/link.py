@@ -123,6 +123,7 @@ class Link:
     Attributes:
         bytes_up: Topic and payload bytes handed over for sending.
         bytes_down: Topic and payload bytes received.
+        connects: Connections that the broker has accepted.
     """
 
     def __init__(
@@ -147,6 +148,7 @@ class Link:
         """
         self.bytes_up = 0
         self.bytes_down = 0
+        self.connects = 0
         self._url = parse_url(url)
         self._client_id = client_id
         self._will = will
@@ -406,6 +408,7 @@ class Link:
     def _take_connack(self, code: int) -> None:
         if code == 0:
             self._connected, self._failures, self._down_since = True, 0, None
+            self.connects += 1
             self._events.append(Connected())
             return
         reason = _REFUSALS.get(code, f"the broker refuses the connection with code {code}")
