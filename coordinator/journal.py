@@ -4,6 +4,7 @@
 | --- | --- |
 | job | the job (one row): its definition, how often a coordinator started on it, whether it is done, its run's digits |
 | versions | one version of the weights, and the server step's state; the blobs of the last few are kept |
+| views | what devices hold of a version (NULL: its weights), and the delta that made it of the view before |
 | devices | a device as last seen |
 | rounds | a round: "open", "folded" (its version is written) or "evaluated", and its metrics |
 | tasks | what one device was asked in one round: "open", "done" or "failed" with a reason; its bytes go with the fold |
@@ -18,9 +19,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 JOURNAL_NAME = "journal.sqlite"
 
+_VIEWS = """
+CREATE TABLE views (
+  version INTEGER PRIMARY KEY, sha256 TEXT NOT NULL, bytes INTEGER NOT NULL, data BLOB,
+  base TEXT, delta_sha256 TEXT, delta_bytes INTEGER, codec TEXT, delta BLOB
+);
+"""
 _SCHEMA = """
 CREATE TABLE job (
   id INTEGER PRIMARY KEY CHECK (id = 1), definition TEXT NOT NULL, epoch INTEGER NOT NULL, done TEXT,
@@ -47,12 +54,13 @@ CREATE TABLE updates (
   examples INTEGER NOT NULL, loss REAL NOT NULL, data BLOB,
   PRIMARY KEY (round, device), FOREIGN KEY (round, device) REFERENCES tasks
 );
-"""
+""" + _VIEWS
 
 
 # From a schema version to the next one, for journals that were begun before it.
 _UPGRADES = {
-    1: "ALTER TABLE job ADD COLUMN run TEXT NOT NULL DEFAULT ''; UPDATE job SET run = lower(hex(randomblob(8)));"
+    1: "ALTER TABLE job ADD COLUMN run TEXT NOT NULL DEFAULT ''; UPDATE job SET run = lower(hex(randomblob(8)));",
+    2: _VIEWS,
 }
 
 # Made at every start: journals that were begun without it get it too. Every `begin` of an upload looks a task up so.
