@@ -1,4 +1,4 @@
-"""What devices hold of a version, and its tables in the journal.
+"""What devices hold of a version, and its table in the journal.
 
 The weights that are judged and exported may be ahead of what is sent: a lossy download leaves something for the next
 one. A version's *view* is what a device has after it, to the bit; *steps* lead to it from the views before.
@@ -59,14 +59,14 @@ def insert_view(write: Write, version: int, weights_sha256: str, view: View) -> 
     own = None if view.sha256 == weights_sha256 else view.data
     row = (version, view.sha256, len(view.data), own)
     last = (None,) * 5 if step is None else (step.base, step.sha256, len(step.data), " | ".join(step.codec), step.data)
-    write("INSERT INTO views VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row, *last))
-    write("UPDATE views SET data = NULL WHERE version <= ?", (version - KEEP_VIEWS,))
-    write("UPDATE views SET delta = NULL WHERE version <= ?", (version - MAX_STEPS,))
+    write("INSERT INTO downloads VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row, *last))
+    write("UPDATE downloads SET data = NULL WHERE version <= ?", (version - KEEP_VIEWS,))
+    write("UPDATE downloads SET delta = NULL WHERE version <= ?", (version - MAX_STEPS,))
 
 
 def read_view(rows: Rows, version: int, weights: bytes) -> View | None:
     """A version's view with its steps; None for a version of a journal that was begun without them."""
-    query = "SELECT * FROM views WHERE version <= ? ORDER BY version DESC LIMIT ?"
+    query = "SELECT * FROM downloads WHERE version <= ? ORDER BY version DESC LIMIT ?"
     found = rows(query, (version, MAX_STEPS))
     if not found or found[0][0] != version:
         return None
@@ -84,7 +84,7 @@ def read_view(rows: Rows, version: int, weights: bytes) -> View | None:
 
 def digests(rows: Rows, newest: int) -> list[tuple[str, int]]:
     """SHA-256 and size of all that was sent of the newest versions, newest first."""
-    query = "SELECT sha256, bytes, delta_sha256, delta_bytes FROM views ORDER BY version DESC LIMIT ?"
+    query = "SELECT sha256, bytes, delta_sha256, delta_bytes FROM downloads ORDER BY version DESC LIMIT ?"
     found = rows(query, (newest,))
     return [pair for row in found for pair in (row[:2], row[2:]) if pair[0] is not None]
 
@@ -92,8 +92,8 @@ def digests(rows: Rows, newest: int) -> list[tuple[str, int]]:
 def held(rows: Rows, number: int) -> dict[str, str]:
     """The views that devices hold when a round starts, as far as is known: of the last round they have delivered in."""
     query = (
-        "SELECT device, coalesce(views.sha256, versions.sha256) "
+        "SELECT device, coalesce(downloads.sha256, versions.sha256) "
         "FROM (SELECT device, max(round) AS last FROM tasks WHERE state = 'done' AND round < ? GROUP BY device) "
-        "JOIN versions ON versions.version = last LEFT JOIN views USING (version)"
+        "JOIN versions ON versions.version = last LEFT JOIN downloads USING (version)"
     )
     return dict(rows(query, (number,)))
