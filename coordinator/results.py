@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from coordinator.aggregators import Contribution
-from coordinator.journal import write_file
 from coordinator.downlink import with_view
+from coordinator.journal import write_file
 from coordinator.program import Program, make_version
 from coordinator.store import JournalUpdate, Store, Version
 from edge_runtime.codecs import find_codec

@@ -258,8 +258,9 @@ class Store:
 
     def latest(self) -> Version:
         """The newest version."""
-        row = self._one("SELECT version, sha256, weights, state FROM versions ORDER BY version DESC LIMIT 1")
-        return Version(*row, read_view(self._all, row[0], row[2]))
+        query = "SELECT version, sha256, weights, state FROM versions ORDER BY version DESC LIMIT 1"
+        number, sha256, weights, state = self._one(query)
+        return Version(number, sha256, weights, state, read_view(self._all, number, weights))
 
     def digests(self, newest: int) -> tuple[tuple[str, int], ...]:
         """SHA-256 and size of what was sent of the newest versions, newest first."""

@@ -14,7 +14,7 @@ from edge_runtime.board import return_free_memory
 from edge_runtime.data import Dataset
 from edge_runtime.deltas import apply_delta
 from edge_runtime.engine import EngineMemoryError
-from edge_runtime.errors import EdgeError, RemoteError
+from edge_runtime.errors import EdgeError, LocalError, RemoteError
 from edge_runtime.features import Place
 from edge_runtime.plan import PlanError, read_plan
 from edge_runtime.slots import Slots
@@ -27,6 +27,10 @@ from edge_runtime.wire.fetch import BlobMissing
 __all__ = ["Failure", "Job", "Result", "Trainer", "Unusable"]
 
 Weights = Mapping[str, NDArray[Any]]
+
+
+class WeightsUnusable(LocalError):
+    """The weights on disk are damaged, or deltas did not make those of the task."""
 
 
 @dataclass(frozen=True)
@@ -150,12 +154,11 @@ class Trainer:
     def _outcome(self, job: Job, stop: threading.Event, warnings: list[str]) -> Update | Failure | Unusable:
         try:
             return self._train(job, stop, warnings)
-        except _UnusableError as error:
-            return Unusable(str(error))
         except PlanError as error:
             return Failure(error.rule, error.message)
         except EdgeError as error:
-            return Failure(error.rule, str(error))
+            unusable = isinstance(error, WeightsUnusable)
+            return Unusable(str(error)) if unusable else Failure(error.rule, str(error))
         except EngineMemoryError as error:
             return Failure("MemoryLimit", str(error))
         except MemoryError:
@@ -196,16 +199,16 @@ class Trainer:
             try:
                 held = apply_delta(held, job.blobs[delta.blob], delta.codec)
             except (RemoteError, KeyError) as error:
-                raise _UnusableError(f"delta {delta.blob} cannot be applied: {error}") from None
+                raise WeightsUnusable(f"delta {delta.blob} cannot be applied: {error}") from None
         parts = tensor_file_parts(held)
         if digest_of(parts) != wanted:
-            raise _UnusableError(f"deltas from {job.deltas[0].base} did not give weights {wanted}")
+            raise WeightsUnusable(f"deltas from {job.deltas[0].base} did not give weights {wanted}")
         return self._keep(wanted, parts, warnings) or held
 
     def _held(self, sha256: str) -> Weights:
         mapped = None if self._kept is None else self._kept.read(sha256)
         if mapped is None:
-            raise _UnusableError(f"weights {sha256} on this board's disk are damaged or gone")
+            raise WeightsUnusable(f"weights {sha256} on this board's disk are damaged or gone")
         return decode_tensors(mapped)[0]
 
     def _keep(self, sha256: str, parts: list[bytes | memoryview], warnings: list[str]) -> Weights | None:
@@ -218,7 +221,3 @@ class Trainer:
             warnings.append(f"weights are in memory only ({error.strerror}); the next ones must come whole")
             return None
         return self._held(sha256)
-
-
-class _UnusableError(Exception):
-    """Ends a job as Unusable."""
