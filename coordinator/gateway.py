@@ -22,7 +22,7 @@ from coordinator.leftovers import clear_stage, clear_versions
 from coordinator.program import Program, make_task, rules_of
 from coordinator.results import export
 from coordinator.store import JournalTask, JournalUpdate, RoundFigures, Store, Version
-from coordinator.updates import check_update
+from coordinator.updates import check_update, max_update_bytes
 from edge_runtime.codecs import find_codec
 from edge_runtime.errors import RemoteError
 from edge_runtime.wire.events import (
@@ -80,7 +80,8 @@ class RunningJob:
     def __init__(self, parts: Parts, site: str, epoch: int, boot: str, now_s: float) -> None:
         self._parts = parts
         self.emit = parts.emit
-        self.session = GatewaySession(site, epoch, boot, already_done=parts.store.accepted_digest)
+        cap = max_update_bytes(parts.program.trained)
+        self.session = GatewaySession(site, epoch, boot, already_done=parts.store.accepted_digest, max_update_bytes=cap)
         self._version = parts.store.latest()
         self._evicted = parts.store.evicted()
         journalled = parts.store.journalled()
@@ -124,7 +125,6 @@ class RunningJob:
             "devices_unfit": sum(device.unfit is not None for device in self._state.fleet.values()),
             "open_uploads": self.session.open_uploads,
             "open_bytes": self.session.open_bytes,
-            "connects": self._links,
         }
 
     # What the shell calls. Every method returns what is to be published.

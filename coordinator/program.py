@@ -127,6 +127,13 @@ class Program:
         return Upload(self.method.upload.form, self.job.codec or self.method.upload.codec)
 
     @property
+    def trained(self) -> Iterator[Mapping[str, tuple[int, ...]]]:
+        """The tensors that come back, with their shapes, of every stage and board."""
+        for stage in self.stages:
+            yield stage.trained
+            yield from (of_board.trained for _, of_board in stage.boards)
+
+    @property
     def plans(self) -> dict[str, PlanFile]:
         """Every plan of the job; in a job of several stages their names begin with the stage's number."""
         return {
