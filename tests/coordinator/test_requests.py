@@ -16,7 +16,7 @@ from coordinator.store import Store, open_reader, open_store
 from coordinator.versions import list_versions
 from edge_runtime.tensors import decode_tensors
 from support.memory import MemorySite, finished, start_all
-from support.tiny import JOB, make_site
+from support.tiny_job import JOB, make_site
 
 LONG = JOB.replace("rounds = 2", "rounds = 6")
 

@@ -19,7 +19,7 @@ from edge_runtime.tensors import decode_tensors, encode_tensors
 from edge_runtime.wire import Publish, UpdateSettled
 from edge_runtime.wire.messages import GatewayState, Status, format_gateway, format_status
 from support.memory import MemorySite, finished, start_all
-from support.tiny import EXAMPLES, JOB, make_site
+from support.tiny_job import EXAMPLES, JOB, make_site
 
 
 @pytest.fixture(scope="module")
