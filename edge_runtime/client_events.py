@@ -1,4 +1,4 @@
-"""The events of the client's log and their fields: the schema that docs/monitoring.md shows; the client imports none."""
+"""The events of the client's log and their fields: the schema that docs/monitoring.md shows. The client needs none.
 
 Names are those of the JSON log; the readable one has spaces in the place of underscores.
 """
