@@ -29,6 +29,7 @@ from edge_runtime.wire.tasks import MAX_BLOB_BYTES, Task, format_task
 __all__ = ["MAX_DEVICES", "BlobUnknown", "GatewaySession", "TooManyDevices"]
 
 MAX_DEVICES = 100_000
+SWEEP_S = 1.0
 
 
 class BlobUnknown(LocalError):
@@ -75,7 +76,7 @@ class GatewaySession:
         already_done: Callable[[str, str], str | None] = _never_done,
         judge: Callable[[str, str], Refusal | None] = _unknown_task,
         max_update_bytes: int = MAX_BLOB_BYTES,
-        budget_bytes: int = 512 << 20,
+        budget_bytes: int = 64 << 20,
     ) -> None:
         """Start a session that has sent nothing.
 
@@ -87,7 +88,7 @@ class GatewaySession:
             judge: (device, task) -> why an update for a task that is not the device's present one is refused, or None
                 to take it. By default every such update is refused.
             max_update_bytes: Cap on one update.
-            budget_bytes: Cap on all open uploads together; over it, devices are asked to come back later.
+            budget_bytes: Cap on all open uploads together; over it, devices wait in a line (edge_runtime.wire.intake).
 
         Raises:
             BadId: The site cannot stand in a topic.
@@ -101,6 +102,7 @@ class GatewaySession:
         self._devices: dict[str, _Device] = {}
         self._blobs: dict[str, bytes] = {}
         self._online = False
+        self._swept_at = -SWEEP_S
 
     @property
     def open_bytes(self) -> int:
@@ -161,9 +163,11 @@ class GatewaySession:
             return [Warned(topic[:200], error.rule, str(error))]
 
     def tick(self, now: float) -> list[Outcome]:
-        """Let time pass: uploads that stood still give their memory back."""
-        self._intake.drop_idle(now)
-        return []
+        """Let time pass: uploads that stood still give their memory back, once a second; who waits may have room."""
+        if now - self._swept_at >= SWEEP_S:
+            self._swept_at = now
+            self._intake.drop_idle(now)
+        return self._admitted()
 
     def publish_blob(self, sha256: str, data: bytes) -> list[Command]:
         """Offer a blob to every device until drop_blob; publishing one that is offered already does nothing."""
@@ -212,7 +216,7 @@ class GatewaySession:
             NotOffered: No such update is waiting for a decision.
         """
         begin = self._intake.settle(device, uid)
-        return self._if_online([self._down(device, messages.Done(uid, begin.sha256))])
+        return self._settled(device, messages.Done(uid, begin.sha256))
 
     def refuse(self, device: str, uid: str, rule: str, message: str, retry_s: float | None = None) -> list[Command]:
         """Tell the device that its update is not taken; with retry_s it may offer it again.
@@ -221,7 +225,7 @@ class GatewaySession:
             NotOffered: No such update is waiting for a decision.
         """
         self._intake.settle(device, uid)
-        return self._if_online([self._down(device, messages.Refuse(uid, rule, message, retry_s))])
+        return self._settled(device, messages.Refuse(uid, rule, message, retry_s))
 
     def _on_gateway(self, payload: bytes, *, retain: bool) -> list[Outcome]:
         ours = messages.GatewayState(self.epoch, self.boot, "up")
@@ -256,6 +260,8 @@ class GatewaySession:
         if late_will or stale:
             return []
         known.status, known.heard = status, not retain
+        if status.state != "online":
+            self._intake.leave(device)
         live = not retain
         return [DeviceStatus(device, status.state, live, status.boot, status.gen, status.examples, status.info)]
 
@@ -295,6 +301,17 @@ class GatewaySession:
                 return [UpdateRefused(device, rule, message, retry_s), self._down(device, answer)]
             case _:
                 return [self._down(device, answer)]
+
+    def _settled(self, device: str, answer: messages.Down) -> list[Command]:
+        """The word on an update, and on those who have room for it."""
+        told = self._if_online([self._down(device, answer)])
+        return [*told, *(each for each in self._admitted() if isinstance(each, Command))]
+
+    def _admitted(self) -> list[Outcome]:
+        """What those are told who waited and have room now; off line they keep their places."""
+        if not self._online or not self._intake.waiting:
+            return []
+        return [outcome for each in self._intake.admit(self._unwanted) for outcome in self._answer(*each)]
 
     def _device(self, device: str) -> _Device:
         if device not in self._devices and len(self._devices) >= MAX_DEVICES:
