@@ -1,1 +1,1 @@
-"""Federations of real processes under seeded faults: what is struck and when, the driver, and what must hold afterwards."""
+"""Federations of real processes under seeded faults: what strikes when, the driver, and what must hold afterwards."""

@@ -188,7 +188,7 @@ class Driver:
         self._after(strike.lasts_s, lambda: self.proxy.resume(peer))
 
     def _partition(self, strike: Strike) -> None:
-        """Half of the devices see nobody; those connections that stood are then dead, as behind a router that forgets."""
+        """Half of the devices see nobody; their connections are dead afterwards, as behind a router that forgets."""
         names = self.federation.names
         cut_off = random.Random(f"{self.seed}/{strike.number}").sample(names, len(names) // 2)  # noqa: S311  a schedule
         for name in cut_off:

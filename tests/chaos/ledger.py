@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Accepted", "DeviceLog", "accepted", "device_log", "differences", "version_digests"]
 
-_LINE = re.compile(r"(?P<event>task done|update accepted|update refused) task=(?P<task>\S+)(?: .*?bytes=(?P<bytes>\d+))?")
+_LINE = re.compile(
+    r"(?P<event>task done|update accepted|update refused) task=(?P<task>\S+)(?: .*?bytes=(?P<bytes>\d+))?"
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,9 @@ def device_log(path: Path) -> DeviceLog:
     return DeviceLog(made, heard["update accepted"], heard["update refused"])
 
 
-def differences(rows: Sequence[Accepted], logs: dict[str, DeviceLog], wanted: Sequence[tuple[int, str]] | None) -> list[str]:
+def differences(
+    rows: Sequence[Accepted], logs: dict[str, DeviceLog], wanted: Sequence[tuple[int, str]] | None
+) -> list[str]:
     """Where journal and logs disagree; nothing where every update that counts was made once and counted once.
 
     Args:
@@ -83,10 +87,14 @@ def differences(rows: Sequence[Accepted], logs: dict[str, DeviceLog], wanted: Se
     ]
     counted = {(row.device, row.task) for row in rows}
     heard = {(name, task) for name, log in logs.items() for task in log.accepted}
-    found += [f"{task}: {name} heard that it counts; it is not in the journal" for name, task in sorted(heard - counted)]
+    found += [
+        f"{task}: {name} heard that it counts; it is not in the journal" for name, task in sorted(heard - counted)
+    ]
     for what in ("task", "sha256"):
         values = [(row.device, getattr(row, what)) for row in rows]
-        found += [f"{value}: counted {values.count(value)} times" for value in sorted(set(values)) if values.count(value) > 1]
+        found += [
+            f"{value}: counted {values.count(value)} times" for value in sorted(set(values)) if values.count(value) > 1
+        ]
     if wanted is not None and [(row.round, row.device) for row in rows] != list(wanted):
         found.append(f"accepted {[(row.round, row.device) for row in rows]}, wanted {list(wanted)}")
     return found

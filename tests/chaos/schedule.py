@@ -12,7 +12,7 @@ from support.proxy import Shape
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["ALL", "COORDINATOR", "BROKER", "KINDS", "Kind", "Strike", "draw"]
+__all__ = ["ALL", "BROKER", "COORDINATOR", "KINDS", "Kind", "Strike", "draw"]
 
 COORDINATOR, BROKER = "coordinator", "broker"
 DAY_S = 86_400

@@ -1,8 +1,8 @@
 """What a bad network or a bad relay does to MQTT packets: pure, seeded, one object a direction of a connection.
 
-TCP neither repeats nor reorders bytes, so a fault that ends see must be made of whole packets. Two promises of every MQTT
-broker are kept, for without them no protocol over MQTT could work: the order of messages within a topic (MQTT 3.1.1, 4.6),
-and the delivery of QoS 1 messages; a QoS 1 message may come twice, late, shortened or with wrong bits, but something comes.
+TCP neither repeats nor reorders bytes, so a fault that ends see must be made of whole packets. Two promises of every
+MQTT broker are kept, for without them no protocol over MQTT could work: the order of messages within a topic (MQTT
+3.1.1, 4.6), and the delivery of QoS 1 messages. One may come twice, late, shortened or with wrong bits; it comes.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class Harm:
                 return each.name if _fits(each.name, publication, size) else ""
         return ""
 
-    def _made(self, fault: str, packet: bytes, publication: Publication) -> list[Passed]:
+    def _made(self, fault: str, packet: bytes, publication: Publication) -> list[Passed]:  # noqa: PLR0911  one a fault
         topic, chance = publication.topic, self._chance
         match fault:
             case "duplicate":
@@ -158,11 +158,14 @@ class Harm:
                 kept = chance.randrange(publication.payload_at, len(packet))
                 return [Passed(_with_length(packet[:kept], publication), topic)]
             case "corrupt":
-                bits = [chance.randrange(8 * publication.payload_at, 8 * len(packet)) for _ in range(chance.randint(1, 8))]
+                bits = [
+                    chance.randrange(8 * publication.payload_at, 8 * len(packet)) for _ in range(chance.randint(1, 8))
+                ]
                 return [Passed(_flipped(packet, bits), topic)]
             case "garble":
                 return [Passed(_flipped(packet, [chance.randrange(8 * (publication.head_bytes + 2))]), topic)]
-        return [Passed(packet, topic)]
+            case _:
+                return [Passed(packet, topic)]
 
 
 def _fits(fault: str, publication: Publication, size: int) -> bool:

@@ -1,7 +1,7 @@
 """A TCP proxy between MQTT clients and their broker, in a thread of its own: slow, cut, silent, or harmful to packets.
 
-Peers are told apart by the client id in their CONNECT, less its last part, which is new for every process. Whatever the proxy
-does is drawn from a seed and noted with its time; equal traffic with an equal seed meets equal faults.
+Peers are told apart by the client id in their CONNECT, less its last part, which is new for every process. Whatever the
+proxy does is drawn from a seed and noted with its time; equal traffic with an equal seed meets equal faults.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class Proxy:
             broker_url: Where connections go.
             seed: Of all that is drawn.
             log: A file that gets a JSON line for every fault.
-            packets: Whether traffic is cut into MQTT packets, as faults of packets need; else it passes as it comes, and all
-                connections are one peer, "".
+            packets: Whether traffic is cut into MQTT packets, as faults of packets need; else it passes as it comes,
+                and all connections are one peer, "".
         """
         broker = parse_url(broker_url)
         self.faults: list[Fault] = []
@@ -121,7 +121,7 @@ class Proxy:
             self._default = self._default[0], odds
 
     def cut(self, peer: str | None, *, reset: bool) -> None:
-        """End a peer's connections at once, in the middle of a packet where one is on its way: with RST, or with FIN."""
+        """End a peer's connections at once, in the middle of a packet if need be: with RST, or with FIN."""
         self._for(peer, lambda each: _close_all(each, reset=reset), "cut", "RST" if reset else "FIN")
 
     def stall(self, peer: str | None) -> None:
@@ -133,7 +133,7 @@ class Proxy:
         self._for(peer, lambda each: each.flow.set(), "resume")
 
     def blackhole(self, peer: str | None) -> None:
-        """Never hand anything on again on a peer's present connections, and do not close them: both ends are half open."""
+        """Never hand anything on again on a peer's present connections, nor close them: both ends are half open."""
         self._for(peer, lambda each: [one.go_silent() for one in each.open], "blackhole")
 
     def _for(self, peer: str | None, act: Callable[[_Peer], object], fault: str, detail: str = "") -> None:
@@ -203,7 +203,7 @@ class Proxy:
 class _Connection:
     """One client, the broker, and a pump each way."""
 
-    def __init__(  # noqa: PLR0913, PLR0917  what a connection is made of
+    def __init__(  # noqa: PLR0917  what a connection is made of
         self,
         proxy: Proxy,
         name: str,
@@ -329,7 +329,12 @@ class _Line:
             await self._changed.wait()
 
     async def send(self) -> None:
-        """Write what is due, for ever."""
+        """Write what is due, until the end it goes to is gone."""
+        with suppress(OSError):
+            await self._send()
+        self._connection.close(reset=True)
+
+    async def _send(self) -> None:
         while True:
             wait_s = self._queue[0][0] - time.monotonic() if self._queue else None
             if wait_s is None or wait_s > 0:
