@@ -172,7 +172,7 @@ class GatewaySession:
     def _say_again(self, address: topics.Address) -> list[Outcome]:
         """What brings back a message that came damaged; an offer its device repeats by itself."""
         if address.kind == "gateway":
-            return self._if_online([Publish(topics.gateway(self.site), self._presence("up"), 1, retain=True)])
+            return [*self._if_online([Publish(topics.gateway(self.site), self._presence("up"), 1, retain=True)])]
         if address.kind == "fail":
             return self._task_again(address.device)
         self._roll_call |= address.kind == "status"
