@@ -51,6 +51,7 @@ class State:
         fleet: The devices.
         cohort: The members of this round and what became of their tasks.
         since_s: When the phase began.
+        paused: Whether no round is to be started.
     """
 
     rules: Rules
@@ -60,6 +61,7 @@ class State:
     fleet: Fleet
     cohort: Mapping[str, Outcome]
     since_s: float
+    paused: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,13 @@ class TaskFailed:
 
 
 @dataclass(frozen=True)
+class Paused:
+    """The operator wants no further work to be handed out, or wants it again."""
+
+    paused: bool
+
+
+@dataclass(frozen=True)
 class Tick:
     """Time has passed."""
 
@@ -137,6 +146,7 @@ Event = (
     | UpdateJournalled
     | TaskFailed
     | Tick
+    | Paused
     | Evaluated
 )
 
@@ -208,6 +218,7 @@ class Journalled:
         cohort: As in State.
         fleet: Every known device, as last seen.
         accuracy: What the evaluation of this round said, if it was written: the machine is to be told once more.
+        paused: Whether an operator wants no further round.
     """
 
     phase: Phase
@@ -216,3 +227,4 @@ class Journalled:
     cohort: Mapping[str, Outcome]
     fleet: Fleet
     accuracy: float | None = None
+    paused: bool = False

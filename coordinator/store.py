@@ -10,11 +10,12 @@ version r + 1.
 import json
 import secrets
 import sqlite3
+import time
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from coordinator.fleet import Device, Presence
 from coordinator.journal import JOURNAL_NAME, JobChanged, connect, explained, open_lock
@@ -66,6 +67,12 @@ class RoundFigures:
     seconds: float
 
 
+class Write(Protocol):
+    """Runs one statement of a transaction and returns how many rows it has changed."""
+
+    def __call__(self, statement: str, values: tuple[Any, ...] = (), /) -> int: ...  # noqa: D102  the class says it
+
+
 class Store:
     """An open journal; holds the connection and the lock that keeps a second coordinator out."""
 
@@ -73,11 +80,17 @@ class Store:
         self._connection = connection
         self._lock = lock
         self._path = path
+        self.last_commit_s = 0.0  # how long the last transaction that wrote took, its fsync included
 
     def close(self) -> None:
         """Close the journal and let another coordinator in."""
         self._connection.close()
         self._lock.close()
+
+    @property
+    def directory(self) -> Path:
+        """The state directory."""
+        return self._path.parent
 
     # The job.
 
@@ -133,6 +146,24 @@ class Store:
         """The job is done."""
         with self._writing() as write:
             write("UPDATE job SET done = ?", (reason,))
+
+    def failed(self) -> str | None:
+        """Why the job failed when it last ran, or None."""
+        found = self._one("SELECT failed FROM job")
+        return None if found is None else found[0]
+
+    def fail(self, reason: str | None) -> None:
+        """The job cannot go on, until an operator says that it can; None: it goes on."""
+        with self._writing() as write:
+            write("UPDATE job SET failed = ?", (reason,))
+
+    def paused(self) -> bool:
+        """Whether an operator wants no further round."""
+        return bool(self._one("SELECT paused FROM job")[0])
+
+    def evicted(self) -> frozenset[str]:
+        """The devices that an operator took out of the job."""
+        return frozenset(row[0] for row in self._all("SELECT device FROM evictions"))
 
     # Devices.
 
@@ -275,19 +306,34 @@ class Store:
 
     def journalled(self) -> Journalled:
         """Where the job stands, for coordinator.rounds."""
+        evicted = self.evicted()
         fleet = {
-            name: Device(name, Presence(presence), examples, unfit=unfit)
+            name: Device(name, Presence.STOPPED if name in evicted else Presence(presence), examples, unfit=unfit)
             for name, presence, examples, unfit in self._all("SELECT * FROM devices")
         }
         found = self._one("SELECT round, attempt, state, accuracy FROM rounds ORDER BY round DESC LIMIT 1")
         if found is None:
-            return Journalled(Phase.GATHERING, 1, 0, {}, fleet)
+            return Journalled(Phase.GATHERING, 1, 0, {}, fleet, paused=self.paused())
         number, attempt, state, accuracy = found
         outcomes = {"open": Outcome.PENDING, "done": Outcome.DELIVERED, "failed": Outcome.FAILED}
         rows = self._all("SELECT device, state FROM tasks WHERE round = ?", (number,))
         cohort = {device: outcomes[outcome] for device, outcome in rows}
         phase = Phase.COLLECTING if state == "open" else Phase.JUDGING
-        return Journalled(phase, number, attempt, cohort, fleet, accuracy)
+        return Journalled(phase, number, attempt, cohort, fleet, accuracy, self.paused())
+
+    # For coordinator.requests and coordinator.versions, which change several things at once.
+
+    def transaction(self) -> AbstractContextManager[Write]:
+        """Everything that is written inside is written together, or not at all."""
+        return self._writing()
+
+    def rows(self, query: str, values: tuple[Any, ...] = ()) -> list[Any]:
+        """What a query finds; inside a transaction also what that has written."""
+        return self._all(query, values)
+
+    def foreign_changes(self) -> int:
+        """A number that differs from the last one when another process has written to the journal since."""
+        return int(self._one("PRAGMA data_version")[0])
 
     # SQLite.
 
@@ -300,13 +346,15 @@ class Store:
             return self._connection.execute(query, values).fetchall()
 
     @contextmanager
-    def _writing(self) -> Iterator[Any]:
-        """One transaction; yields `write(statement, values) -> rows changed`."""
+    def _writing(self) -> Iterator[Write]:
+        """One transaction."""
         with explained(self._path):
+            began_s = time.perf_counter()
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield lambda statement, values=(): self._connection.execute(statement, values).rowcount
                 self._connection.execute("COMMIT")
+                self.last_commit_s = time.perf_counter() - began_s
             except BaseException:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")

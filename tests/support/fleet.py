@@ -136,7 +136,7 @@ def _toml(value: object) -> str:
 
 
 def write_job(root: Path, **overrides: object) -> None:
-    """Write ROOT/job.toml; a key that no section has yet is one of [training]."""
+    """Write ROOT/job.toml; a table is a section of its own, a key that no section has yet is one of [training]."""
     tables: dict[str, dict[str, object]] = {
         "job": {"name": "digits", "seed": 1, "rounds": 3},
         "model": {"onnx": "model.onnx"},
@@ -147,6 +147,9 @@ def write_job(root: Path, **overrides: object) -> None:
         "evaluate": {"data": fleet.HELD_OUT},
     }
     for key, value in overrides.items():
+        if isinstance(value, dict):
+            tables[key] = tables.get(key, {}) | value
+            continue
         table = next((t for t in tables.values() if key in t), tables["training"])
         table[key] = value
     text = "".join(

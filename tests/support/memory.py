@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from coordinator.evaluate import Evaluation, evaluate
+from coordinator.event_kinds import problems_of
 from coordinator.gateway import Parts, RunningJob
 from coordinator.jobfile import load_job
 from coordinator.program import build_program, definition, judged_model, make_version
-from coordinator.results import fold
+from coordinator.results import fold, keep_model
 from coordinator.store import Store, Version, open_store, updates_beside
 from edge_runtime.data import load_dataset
 from edge_runtime.errors import EdgeError
@@ -31,7 +32,7 @@ from edge_runtime.wire import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from edge_runtime.data import Dataset
@@ -205,17 +206,20 @@ class MemorySite:
         """Start the coordinator with the same command every time; False when its job is done already."""
         store: Store = wrap(self._stack.enter_context(closing(open_store(self.state))))
         store.begin(definition(self.program), make_version(1, self.program.weights, {}))
+        keep_model(self.state, self.program.model)
         if store.done() is not None:
             self._stack.close()
             return False
-        parts = Parts(
-            self.program, self._fold, self._judge, store, self.state, lambda event: self.events.append(dict(event))
-        )
+        parts = Parts(self.program, self._fold, self._judge, store, self.state, self._told)
         store.keep_epoch(epoch := store.epoch() + 1)
         self.job = RunningJob(parts, SITE, epoch, f"boot-{epoch}", self.now_s)
         self.broker.connect("gateway", self.job.session.will())
         self.send(self.job.connected(self.now_s))
         return True
+
+    def _told(self, event: Mapping[str, Any]) -> None:
+        assert problems_of(event) == [], "coordinator/event_kinds.py has a row for every event"
+        self.events.append(dict(event))
 
     def _fold(self, old: Version) -> Future[Version]:
         made: Future[Version] = Future()
