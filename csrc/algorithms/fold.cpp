@@ -70,8 +70,7 @@ void check_places(const CodedPiece& piece, Index total) {
     previous = piece.places[i];
   }
   if (!ascending || previous >= total) {
-    throw StreamError("NotAscending",
-                      "places must ascend within 0.." + std::to_string(total - 1));
+    throw StreamError("NotAscending", "places must ascend within 0.." + std::to_string(total - 1));
   }
 }
 
@@ -84,8 +83,7 @@ struct Segment {
 std::vector<Segment> segments_of(const std::vector<Index>& ends, Span<const double> weights) {
   std::vector<Segment> segments;
   for (std::size_t i = 0; i < ends.size(); ++i) {
-    const bool goes_on =
-        i > 0 && std::memcmp(&weights[i], &weights[i - 1], sizeof weights[i]) == 0;
+    const bool goes_on = i > 0 && std::memcmp(&weights[i], &weights[i - 1], sizeof weights[i]) == 0;
     if (!goes_on) segments.push_back({0, weights[i]});
     segments.back().end = ends[i];
   }
@@ -199,8 +197,7 @@ void Accumulator::check(const CodedUpdate& update, Span<const double> weights) c
   }
 }
 
-void Accumulator::add(Workspace& workspace, const CodedUpdate& update,
-                      Span<const double> weights) {
+void Accumulator::add(Workspace& workspace, const CodedUpdate& update, Span<const double> weights) {
   check(update, weights);
   double heaviest = 0;
   for (const double weight : weights) heaviest = std::max(heaviest, std::fabs(weight));

@@ -20,9 +20,9 @@ enum class Coding : std::int32_t { float32, float16, bfloat16, int8 };
 // behind the other; a place counts through all of them.
 struct CodedPiece {
   Coding coding = Coding::float32;
-  const void* values = nullptr;         // (count,)
-  const std::int32_t* places = nullptr; // (count,), or null: begin, begin + 1, ...
-  const float* scales = nullptr;        // int8: (ceil(count / block),)
+  const void* values = nullptr;          // (count,)
+  const std::int32_t* places = nullptr;  // (count,), or null: begin, begin + 1, ...
+  const float* scales = nullptr;         // int8: (ceil(count / block),)
   Index block = 1;
   Index begin = 0;
   Index count = 0;

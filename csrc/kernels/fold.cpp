@@ -1,4 +1,5 @@
-// Compiled without fused multiply-adds (CMakeLists.txt), so that every instruction set rounds alike.
+// Compiled without fused multiply-adds (CMakeLists.txt), so that every instruction set rounds
+// alike.
 #include "kernels/fold.h"
 
 #include "kernels/declare.h"
@@ -23,7 +24,8 @@ EDGE_INLINE std::int64_t bits_of(double x) {
 // Takes whole units out of `rest` and returns how many.
 EDGE_INLINE std::int64_t take(double& rest, double shift) {
   const double shifted = rest + shift;
-  rest -= shifted - shift;  // exact: both are multiples of rest's last bit, and their difference is short
+  rest -= shifted -
+          shift;  // exact: both are multiples of rest's last bit, and their difference is short
   return bits_of(shifted) - bits_of(shift);
 }
 
