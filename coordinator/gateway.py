@@ -22,7 +22,7 @@ from coordinator.leftovers import clear_stage, clear_versions
 from coordinator.program import Program, make_task, rules_of
 from coordinator.results import export
 from coordinator.store import JournalTask, JournalUpdate, RoundFigures, Store, Version
-from coordinator.updates import check_update
+from coordinator.updates import check_update, max_update_bytes
 from edge_runtime.codecs import find_codec
 from edge_runtime.errors import RemoteError
 from edge_runtime.wire.events import (
@@ -80,7 +80,8 @@ class RunningJob:
     def __init__(self, parts: Parts, site: str, epoch: int, boot: str, now_s: float) -> None:
         self._parts = parts
         self.emit = parts.emit
-        self.session = GatewaySession(site, epoch, boot, already_done=parts.store.accepted_digest)
+        cap = max_update_bytes(parts.program.trained)
+        self.session = GatewaySession(site, epoch, boot, already_done=parts.store.accepted_digest, max_update_bytes=cap)
         self._version = parts.store.latest()
         self._evicted = parts.store.evicted()
         journalled = parts.store.journalled()
@@ -124,7 +125,6 @@ class RunningJob:
             "devices_unfit": sum(device.unfit is not None for device in self._state.fleet.values()),
             "open_uploads": self.session.open_uploads,
             "open_bytes": self.session.open_bytes,
-            "connects": self._links,
         }
 
     # What the shell calls. Every method returns what is to be published.
@@ -134,7 +134,7 @@ class RunningJob:
         self._links += 1
         commands = [
             *self._commands(self.session.connected(now_s), now_s),
-            *clear_versions(self._parts.store, self.session.site, keep=self._version.sha256),
+            *clear_versions(self._parts.store, self.session.site, keep=self._version.sent.blobs),
             *clear_stage(self._parts.program, self.session.site, self._version.version),
             *self._clear_old_tasks(),
         ]
@@ -427,12 +427,13 @@ class RunningJob:
         commands: list[Command] = []
         for device in command.cohort:
             commands += self.session.clear_task(device)
-        gone = {old.sha256, *self._plans(command.round)} - {made.sha256, *self._plans(made.version)}
+        gone = {*old.sent.blobs, *self._plans(command.round)} - {*made.sent.blobs, *self._plans(made.version)}
         return commands + [each for sha256 in sorted(gone) for each in self.session.drop_blob(sha256)]
 
     def _figures(self, command: records.CloseRound) -> RoundFigures:
         program, store = self._parts.program, self._parts.store
-        down = len(self._version.weights) * len(command.cohort)
+        held = store.held(command.round)
+        down = sum(self._version.sent.bytes_from(held.get(device)) for device in command.cohort)
         stage = program.stage(command.round)
         plans = [sum(len(plan.data) for plan in stage.for_device(device).files) for device in command.cohort]
         first = command.round - 1 in {stage.last_round for stage in program.stages}
@@ -446,8 +447,7 @@ class RunningJob:
         )
 
     def _publish_blobs(self) -> list[Command]:
-        blobs = self._plans(self._version.version)
-        blobs[self._version.sha256] = self._version.weights
+        blobs = self._plans(self._version.version) | self._version.sent.blobs
         return [command for sha256, data in blobs.items() for command in self.session.publish_blob(sha256, data)]
 
     def _plans(self, number: int) -> dict[str, bytes]:
@@ -455,7 +455,7 @@ class RunningJob:
         return {plan.sha256: plan.data for plan in self._parts.program.stage(number).files}
 
     def _withdraw(self) -> list[Command]:
-        blobs = [*(plan.sha256 for plan in self._parts.program.plans.values()), self._version.sha256]
+        blobs = [*(plan.sha256 for plan in self._parts.program.plans.values()), *self._version.sent.blobs]
         return [
             *(command for device in sorted(self._state.fleet) for command in self.session.clear_task(device)),
             *(command for sha256 in blobs for command in self.session.drop_blob(sha256)),

@@ -4,6 +4,7 @@
 | --- | --- |
 | job | the job (one row): its definition, its last coordinator's epoch, its run's digits, and how it stands |
 | versions | one version of the weights, and the server step's state; the blobs of some stay (coordinator.versions) |
+| downloads | what devices hold of a version (NULL: its weights), and the delta that made it of the one before |
 | devices | a device as last seen |
 | rounds | a round: "open", "folded" (its version is written) or "evaluated", and its metrics |
 | tasks | what one device was asked in one round: "open", "done" or "failed" with a reason; its bytes go with the fold |
@@ -65,6 +66,12 @@ CREATE TABLE requests (
 CREATE TABLE evictions (device TEXT PRIMARY KEY, reason TEXT NOT NULL);
 CREATE TABLE lease (id INTEGER PRIMARY KEY CHECK (id = 1), holder TEXT NOT NULL, machine TEXT NOT NULL);
 """
+_DOWNLOADS = """
+CREATE TABLE downloads (
+  version INTEGER PRIMARY KEY, sha256 TEXT NOT NULL, bytes INTEGER NOT NULL, data BLOB,
+  base TEXT, delta_sha256 TEXT, delta_bytes INTEGER, codec TEXT, delta BLOB
+);
+"""
 
 # From a schema version to the next one, for journals that were begun before it.
 _UPGRADES = {
@@ -74,7 +81,8 @@ ALTER TABLE job ADD COLUMN paused INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE job ADD COLUMN failed TEXT;
 ALTER TABLE rounds ADD COLUMN note TEXT;
 """
-    + _OPERATIONS,
+    + _OPERATIONS
+    + _DOWNLOADS,
 }
 
 # Made at every start: journals that were begun without it get it too. Every `begin` of an upload looks a task up so.
@@ -148,7 +156,7 @@ def connect(path: Path) -> sqlite3.Connection:
             connection.execute(f"PRAGMA {pragma}")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version == 0:
-            tables = _SCHEMA + _OPERATIONS
+            tables = _SCHEMA + _OPERATIONS + _DOWNLOADS
             connection.executescript(f"BEGIN IMMEDIATE; {tables} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
         older = version in _UPGRADES
         while version in _UPGRADES:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from coordinator.aggregators import Contribution
+from coordinator.downlink import with_view
 from coordinator.journal import write_file
 from coordinator.program import Program, make_version
 from coordinator.store import JournalUpdate, Store, Version
@@ -30,7 +31,7 @@ def fold(program: Program, updates: Iterable[JournalUpdate], old: Version) -> Ve
     method, plain = program.method, program.statistics
     mean = method.aggregate(_contributions(program, updates, old.version), plain)
     weights, state = method.server_step(decode_tensors(old.weights)[0], mean, decode_tensors(old.state)[0], plain)
-    return make_version(old.version + 1, weights, state)
+    return with_view(program, old, make_version(old.version + 1, weights, state))
 
 
 def _contributions(program: Program, updates: Iterable[JournalUpdate], number: int) -> Iterator[Contribution]:

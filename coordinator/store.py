@@ -20,18 +20,28 @@ from typing import IO, Any, Protocol
 from coordinator.fleet import Device, Presence
 from coordinator.journal import JOURNAL_NAME, JobChanged, connect, explained, open_lock
 from coordinator.round_records import Journalled, Outcome, Phase
+from coordinator.views import View, digests, held, insert_view, read_view
 
 KEEP_VERSIONS = 3
 
 
 @dataclass(frozen=True)
 class Version:
-    """Weights (a tensor file), the server step's state (a tensor file), and the number of the version."""
+    """Weights (a tensor file), the server step's state (a tensor file), and the number of the version.
+
+    `view` is what devices hold of it; None for the weights themselves, to which no step leads.
+    """
 
     version: int
     sha256: str
     weights: bytes
     state: bytes
+    view: View | None = None
+
+    @property
+    def sent(self) -> View:
+        """What devices hold of it."""
+        return self.view or View(self.sha256, self.weights)
 
 
 @dataclass(frozen=True)
@@ -279,11 +289,18 @@ class Store:
 
     def latest(self) -> Version:
         """The newest version."""
-        return Version(*self._one("SELECT version, sha256, weights, state FROM versions ORDER BY version DESC LIMIT 1"))
+        query = "SELECT version, sha256, weights, state FROM versions ORDER BY version DESC LIMIT 1"
+        number, sha256, weights, state = self._one(query)
+        return Version(number, sha256, weights, state, read_view(self._all, number, weights))
 
     def digests(self, newest: int) -> tuple[tuple[str, int], ...]:
-        """SHA-256 and size of the newest versions, newest first."""
-        return tuple(self._all("SELECT sha256, bytes FROM versions ORDER BY version DESC LIMIT ?", (newest,)))
+        """SHA-256 and size of what was sent of the newest versions, newest first."""
+        whole = self._all("SELECT sha256, bytes FROM versions ORDER BY version DESC LIMIT ?", (newest,))
+        return tuple(dict([*digests(self._all, newest), *whole]).items())
+
+    def held(self, number: int) -> dict[str, str]:
+        """The SHA-256 of the weights that devices hold when a round starts, as far as their updates tell."""
+        return held(self._all, number)
 
     def tasks(self, number: int) -> tuple[JournalTask, ...]:
         """The tasks of a round that are still open, in ascending order of device ids."""
@@ -400,6 +417,8 @@ def _updates(connection: sqlite3.Connection, path: Path, number: int) -> Iterato
 def _insert_version(write: Any, made: Version) -> None:
     row = (made.version, made.sha256, len(made.weights), made.weights, made.state)
     write("INSERT INTO versions VALUES (?, ?, ?, ?, ?)", row)
+    if made.view is not None:
+        insert_view(write, made.version, made.sha256, made.view)
 
 
 def _check_same(old: Mapping[str, str], new: Mapping[str, str], directory: Path) -> None:

@@ -1,4 +1,5 @@
-// The pool: every worker does its piece of every run, and threads that share a processor are parted.
+// The pool: every worker does its piece of every run, and threads that share a processor are
+// parted.
 #include <array>
 #include <atomic>
 
