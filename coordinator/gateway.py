@@ -134,7 +134,7 @@ class RunningJob:
         self._links += 1
         commands = [
             *self._commands(self.session.connected(now_s), now_s),
-            *clear_versions(self._parts.store, self.session.site, keep=self._version.sha256),
+            *clear_versions(self._parts.store, self.session.site, keep=self._version.sent.blobs),
             *clear_stage(self._parts.program, self.session.site, self._version.version),
             *self._clear_old_tasks(),
         ]
@@ -259,10 +259,10 @@ class RunningJob:
             return self.session.refuse(event.device, event.uid, "StaleTask", message)
         try:
             announced = self._state.fleet[event.device].examples
-            claims = check_update(
+            claims, _ = check_update(
                 event.data,
                 parse_task(task.data),
-                self._parts.program.stage(number).for_device(event.device).trained,
+                self._parts.program.stage(number).for_device(event.device).layout,
                 announced,
             )
         except RemoteError as error:
@@ -427,12 +427,13 @@ class RunningJob:
         commands: list[Command] = []
         for device in command.cohort:
             commands += self.session.clear_task(device)
-        gone = {old.sha256, *self._plans(command.round)} - {made.sha256, *self._plans(made.version)}
+        gone = {*old.sent.blobs, *self._plans(command.round)} - {*made.sent.blobs, *self._plans(made.version)}
         return commands + [each for sha256 in sorted(gone) for each in self.session.drop_blob(sha256)]
 
     def _figures(self, command: records.CloseRound) -> RoundFigures:
         program, store = self._parts.program, self._parts.store
-        down = len(self._version.weights) * len(command.cohort)
+        held = store.held(command.round)
+        down = sum(self._version.sent.bytes_from(held.get(device)) for device in command.cohort)
         stage = program.stage(command.round)
         plans = [sum(len(plan.data) for plan in stage.for_device(device).files) for device in command.cohort]
         first = command.round - 1 in {stage.last_round for stage in program.stages}
@@ -446,8 +447,7 @@ class RunningJob:
         )
 
     def _publish_blobs(self) -> list[Command]:
-        blobs = self._plans(self._version.version)
-        blobs[self._version.sha256] = self._version.weights
+        blobs = self._plans(self._version.version) | self._version.sent.blobs
         return [command for sha256, data in blobs.items() for command in self.session.publish_blob(sha256, data)]
 
     def _plans(self, number: int) -> dict[str, bytes]:
@@ -455,7 +455,7 @@ class RunningJob:
         return {plan.sha256: plan.data for plan in self._parts.program.stage(number).files}
 
     def _withdraw(self) -> list[Command]:
-        blobs = [*(plan.sha256 for plan in self._parts.program.plans.values()), self._version.sha256]
+        blobs = [*(plan.sha256 for plan in self._parts.program.plans.values()), *self._version.sent.blobs]
         return [
             *(command for device in sorted(self._state.fleet) for command in self.session.clear_task(device)),
             *(command for sha256 in blobs for command in self.session.drop_blob(sha256)),

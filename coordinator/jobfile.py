@@ -49,6 +49,9 @@ fraction = 1.0           # optional, (0, 1]: the share of the online devices tha
 [upload]                 # optional
 codec = ["dense"]        # or stages such as ["topk 0.01 ef", "fp16", "rice"]; docs/job-file.md
 
+[download]               # optional
+codec = ["topk 0.05", "fp16", "rice"]  # how devices are sent what changed in the weights; docs/job-file.md
+
 [evaluate]
 data = "held-out"        # directory with test.npz (x, y) or t10k-*-ubyte idx files
 ```
@@ -67,6 +70,7 @@ from coordinator.fields import (
     Field,
     codec,
     did_you_mean,
+    download_codec,
     integer,
     number,
     one_of,
@@ -124,6 +128,7 @@ class Job:
     round: Round
     evaluate_data: Path
     codec: tuple[str, ...] | None = None  # the stages of devices' uploads; None: as the method has it
+    download: tuple[str, ...] | None = None  # the stages of what devices are sent; None: what changed, as it is
 
 
 @dataclass(frozen=True)
@@ -176,9 +181,10 @@ SCHEMA: Mapping[str, Mapping[str, Field]] = {
         "fraction": Field(number(0, 1, above_low=True), required=False, default=1.0),
     },
     "upload": {"codec": Field(codec, required=False)},
+    "download": {"codec": Field(download_codec)},
     "evaluate": {"data": Field(_PATH)},
 }
-OPTIONAL = frozenset({"upload"})  # sections that may be left out
+OPTIONAL = frozenset({"upload", "download"})  # sections that may be left out
 
 
 def load_job(path: Path) -> Job:
@@ -325,6 +331,7 @@ def _job(document: Mapping[str, Any], schema: Mapping[str, Mapping[str, Field]],
         round=_round(tables["round"]),
         evaluate_data=home / tables["evaluate"]["data"],
         codec=None if tables["upload"]["codec"] is None else tuple(tables["upload"]["codec"]),
+        download=None if tables["download"]["codec"] is None else tuple(tables["download"]["codec"]),
     )
 
 

@@ -4,6 +4,7 @@
 | --- | --- |
 | job | the job (one row): its definition, its last coordinator's epoch, its run's digits, and how it stands |
 | versions | one version of the weights, and the server step's state; the blobs of some stay (coordinator.versions) |
+| downloads | what devices hold of a version (NULL: its weights), and the delta that made it of the one before |
 | devices | a device as last seen |
 | rounds | a round: "open", "folded" (its version is written) or "evaluated", and its metrics |
 | tasks | what one device was asked in one round: "open", "done" or "failed" with a reason; its bytes go with the fold |
@@ -18,6 +19,7 @@ Notebooks read the view `rounds_v1` (docs/coordinator.md), whose columns stay wh
 import fcntl
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +27,8 @@ from typing import IO
 
 SCHEMA_VERSION = 3
 JOURNAL_NAME = "journal.sqlite"
+PATIENCE_S = 1.0
+BUSY_S = 10.0  # for another process's transaction to end
 
 _SCHEMA = """
 CREATE TABLE job (
@@ -65,6 +69,12 @@ CREATE TABLE requests (
 CREATE TABLE evictions (device TEXT PRIMARY KEY, reason TEXT NOT NULL);
 CREATE TABLE lease (id INTEGER PRIMARY KEY CHECK (id = 1), holder TEXT NOT NULL, machine TEXT NOT NULL);
 """
+_DOWNLOADS = """
+CREATE TABLE downloads (
+  version INTEGER PRIMARY KEY, sha256 TEXT NOT NULL, bytes INTEGER NOT NULL, data BLOB,
+  base TEXT, delta_sha256 TEXT, delta_bytes INTEGER, codec TEXT, delta BLOB
+);
+"""
 
 # From a schema version to the next one, for journals that were begun before it.
 _UPGRADES = {
@@ -74,7 +84,8 @@ ALTER TABLE job ADD COLUMN paused INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE job ADD COLUMN failed TEXT;
 ALTER TABLE rounds ADD COLUMN note TEXT;
 """
-    + _OPERATIONS,
+    + _OPERATIONS
+    + _DOWNLOADS,
 }
 
 # Made at every start: journals that were begun without it get it too. Every `begin` of an upload looks a task up so.
@@ -117,6 +128,8 @@ class JobChanged(JournalError):
 def open_lock(directory: Path) -> IO[bytes]:
     """Make the state directory where there is none, and keep every other coordinator out of it.
 
+    Command lines hold the lock for moments, so it is tried for a second.
+
     Raises:
         JournalInUse: Another coordinator holds it.
         JournalError: It cannot be used.
@@ -126,14 +139,35 @@ def open_lock(directory: Path) -> IO[bytes]:
         lock = (directory / "lock").open("ab")
     except OSError as error:
         raise JournalError(f"the state directory {directory} cannot be used: {error.strerror}") from error
+    until_s = time.monotonic() + PATIENCE_S
+    while not _locked(lock):
+        if time.monotonic() >= until_s:
+            lock.close()
+            raise JournalInUse(
+                f"another coordinator works on {directory}; stop it, or give this one another --state directory"
+            )
+        time.sleep(0.02)
+    return lock
+
+
+def _locked(lock: IO[bytes]) -> bool:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.close()
-        raise JournalInUse(
-            f"another coordinator works on {directory}; stop it, or give this one another --state directory"
-        ) from error
-    return lock
+    except BlockingIOError:
+        return False
+    return True
+
+
+def is_held(directory: Path) -> bool:
+    """Whether a coordinator, or for a moment a command line, holds the state directory."""
+    try:
+        with (directory / "lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -143,12 +177,12 @@ def connect(path: Path) -> sqlite3.Connection:
         JournalError: It is no journal, or of another version of this program.
     """
     with explained(path):
-        connection = sqlite3.connect(path, isolation_level=None)
+        connection = sqlite3.connect(path, isolation_level=None, timeout=BUSY_S)
         for pragma in _PRAGMAS:
             connection.execute(f"PRAGMA {pragma}")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version == 0:
-            tables = _SCHEMA + _OPERATIONS
+            tables = _SCHEMA + _OPERATIONS + _DOWNLOADS
             connection.executescript(f"BEGIN IMMEDIATE; {tables} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
         older = version in _UPGRADES
         while version in _UPGRADES:
@@ -166,6 +200,40 @@ def connect(path: Path) -> sqlite3.Connection:
         connection.execute(_INDEXES)
         connection.execute(_VIEWS)
     return connection
+
+
+def connect_to_read(path: Path) -> sqlite3.Connection:
+    """Open a journal that another process may be writing to.
+
+    Raises:
+        JournalError: There is none, or it is of another version of this program.
+    """
+    connection = _connect_to_existing(path, "ro")
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version != SCHEMA_VERSION:
+        connection.close()
+        raise JournalError(
+            f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}; start a coordinator on it once"
+        )
+    return connection
+
+
+def connect_beside(path: Path) -> sqlite3.Connection:
+    """Open a journal for a small write beside the coordinator that holds it.
+
+    Raises:
+        JournalError: There is none, or it is of another version of this program.
+    """
+    connect_to_read(path).close()
+    return _connect_to_existing(path, "rw")
+
+
+def _connect_to_existing(path: Path, mode: str) -> sqlite3.Connection:
+    if not path.is_file():
+        raise JournalError(f"{path.parent} holds no job: there is no {path.name}")
+    with explained(path):
+        uri = f"{path.resolve().as_uri()}?mode={mode}"
+        return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=BUSY_S)
 
 
 @contextmanager
@@ -197,7 +265,12 @@ def write_file(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make what was renamed in a directory stay after a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

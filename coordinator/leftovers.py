@@ -1,5 +1,7 @@
 """What a job may have left on the broker: retained tasks and chunks that nobody needs any more."""
 
+from collections.abc import Container
+
 from coordinator.program import Program
 from coordinator.store import Store
 from edge_runtime.wire import topics
@@ -10,8 +12,8 @@ from edge_runtime.wire.events import Command, Publish
 OLD_CHUNKS = 256
 
 
-def clear_versions(store: Store, site: str, keep: str = "") -> list[Command]:
-    """Takes versions off the broker, the newest first, but for the one whose SHA-256 is `keep`.
+def clear_versions(store: Store, site: str, keep: Container[str] = ()) -> list[Command]:
+    """Takes versions off the broker, the newest first, but for the blobs in `keep`.
 
     A crash may have come between a version's fold and that; and a broker that was killed comes back with what it had
     written last, up to a minute of rounds ago. Many small versions or the one before a large one: both are cheap, and
@@ -19,7 +21,7 @@ def clear_versions(store: Store, site: str, keep: str = "") -> list[Command]:
     """
     commands: list[Command] = []
     for sha256, size_bytes in store.digests(OLD_CHUNKS):
-        if sha256 == keep:
+        if sha256 in keep:
             continue
         if commands and len(commands) + chunk_count(size_bytes) > OLD_CHUNKS:
             break

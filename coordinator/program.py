@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from itertools import accumulate
 
 import numpy as np
@@ -17,10 +18,11 @@ from coordinator.methods import METHODS, Method, PhaseSpec
 from coordinator.round_records import Rules
 from coordinator.store import Version
 from coordinator.training_keys import Board, Stage, Training
+from edge_runtime.kernels import Layout
 from edge_runtime.plan import AVERAGE, ROLE_TRAINED, read_plan
 from edge_runtime.rng import derive_seed
 from edge_runtime.tensors import decode_tensors, encode_tensors
-from edge_runtime.wire.tasks import Cache, Carry, Phase, Task, Upload
+from edge_runtime.wire.tasks import Cache, Carry, Delta, Phase, Task, Upload
 from models.compiler import statistics_of, weights_of, with_weights
 from models.compiler.budget import Budget, Found, Rate, compile_within
 from models.compiler.prefix import Split, compile_split
@@ -83,9 +85,18 @@ class StagePlans:
         own = (file for plans in self.phases.values() for file in plans.files)
         return (*own, *(file for _, plans in self.boards for file in plans.files))
 
+    @cached_property
+    def layout(self) -> Layout:
+        """How those tensors lie in an update."""
+        return Layout(self.trained)
+
     def for_device(self, device: str) -> "StagePlans":
         """What one device runs: the plans of the first board it matches."""
-        return next((plans for board, plans in self.boards if _is_of(device, board)), replace(self, boards=()))
+        return next((plans for board, plans in self.boards if _is_of(device, board)), self._of_others)
+
+    @cached_property
+    def _of_others(self) -> "StagePlans":
+        return replace(self, boards=())
 
     def named_files(self) -> Iterator[tuple[str, PlanFile]]:
         """Every plan with a name of its own."""
@@ -285,6 +296,7 @@ def definition(program: Program) -> dict[str, str]:
         **{f"round.{key}": value for key, value in asdict(job.round).items()},
         "upload.codec": program.upload.codec,
         "model": hashlib.sha256(program.model).hexdigest(),
+        **({"download.codec": job.download} if job.download else {}),
         **{f"plan.{name}": plan.sha256 for name, plan in program.plans.items()},
     }
     return {key: json.dumps(value) for key, value in numbers.items()}
@@ -328,13 +340,14 @@ def make_task(program: Program, version: Version, device: str, attempt: int, car
         version=number,
         device=device,
         phases=tuple(_phase(job.training, stage, phase) for phase in method.phases),
-        weights=version.sha256,
-        blobs={version.sha256: len(version.weights)} | {plan.sha256: len(plan.data) for plan in stage.files},
+        weights=version.sent.sha256,
+        blobs={version.sent.sha256: len(version.sent.data)} | {plan.sha256: len(plan.data) for plan in stage.files},
         classes=program.classes,
         seed=derive_seed("task", job.seed, number, device),
         upload=program.upload,
         deadline_s=job.round.deadline_s,
         carry=carry,
+        deltas=tuple(Delta(step.base, step.sha256, len(step.data), step.codec) for step in version.sent.steps),
     )
 
 

@@ -18,20 +18,30 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from coordinator.fleet import Device, Presence
-from coordinator.journal import JOURNAL_NAME, JobChanged, connect, explained, open_lock
+from coordinator.journal import JOURNAL_NAME, JobChanged, connect, connect_to_read, explained, open_lock
 from coordinator.round_records import Journalled, Outcome, Phase
+from coordinator.views import View, digests, held, insert_view, read_view
 
 KEEP_VERSIONS = 3
 
 
 @dataclass(frozen=True)
 class Version:
-    """Weights (a tensor file), the server step's state (a tensor file), and the number of the version."""
+    """Weights (a tensor file), the server step's state (a tensor file), and the number of the version.
+
+    `view` is what devices hold of it; None for the weights themselves, to which no step leads.
+    """
 
     version: int
     sha256: str
     weights: bytes
     state: bytes
+    view: View | None = None
+
+    @property
+    def sent(self) -> View:
+        """What devices hold of it."""
+        return self.view or View(self.sha256, self.weights)
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,7 @@ class Write(Protocol):
 class Store:
     """An open journal; holds the connection and the lock that keeps a second coordinator out."""
 
-    def __init__(self, connection: sqlite3.Connection, lock: IO[bytes], path: Path) -> None:
+    def __init__(self, connection: sqlite3.Connection, lock: IO[bytes] | None, path: Path) -> None:
         self._connection = connection
         self._lock = lock
         self._path = path
@@ -85,7 +95,8 @@ class Store:
     def close(self) -> None:
         """Close the journal and let another coordinator in."""
         self._connection.close()
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     @property
     def directory(self) -> Path:
@@ -112,6 +123,11 @@ class Store:
             write("INSERT INTO job (id, definition, epoch, run) VALUES (1, ?, 0, ?)", columns)
             _insert_version(write, weights)
         return True
+
+    def definition(self) -> dict[str, str]:
+        """Everything that decides the job's result, as JSON by name; empty before the job was begun."""
+        found = self._one("SELECT definition FROM job")
+        return {} if found is None else json.loads(found[0])
 
     def run(self) -> str:
         """16 hexadecimal digits drawn when the job was begun: what devices carry over is of this run or of another."""
@@ -279,11 +295,18 @@ class Store:
 
     def latest(self) -> Version:
         """The newest version."""
-        return Version(*self._one("SELECT version, sha256, weights, state FROM versions ORDER BY version DESC LIMIT 1"))
+        query = "SELECT version, sha256, weights, state FROM versions ORDER BY version DESC LIMIT 1"
+        number, sha256, weights, state = self._one(query)
+        return Version(number, sha256, weights, state, read_view(self._all, number, weights))
 
     def digests(self, newest: int) -> tuple[tuple[str, int], ...]:
-        """SHA-256 and size of the newest versions, newest first."""
-        return tuple(self._all("SELECT sha256, bytes FROM versions ORDER BY version DESC LIMIT ?", (newest,)))
+        """SHA-256 and size of what was sent of the newest versions, newest first."""
+        whole = self._all("SELECT sha256, bytes FROM versions ORDER BY version DESC LIMIT ?", (newest,))
+        return tuple(dict([*digests(self._all, newest), *whole]).items())
+
+    def held(self, number: int) -> dict[str, str]:
+        """The SHA-256 of the weights that devices hold when a round starts, as far as their updates tell."""
+        return held(self._all, number)
 
     def tasks(self, number: int) -> tuple[JournalTask, ...]:
         """The tasks of a round that are still open, in ascending order of device ids."""
@@ -377,6 +400,16 @@ def open_store(directory: Path) -> Store:
         raise
 
 
+def open_reader(directory: Path) -> Store:
+    """The journal of a state directory to be read only, whoever holds it.
+
+    Raises:
+        JournalError: There is none, or it is of another version of this program.
+    """
+    path = directory / JOURNAL_NAME
+    return Store(connect_to_read(path), None, path)
+
+
 def updates_beside(directory: Path, number: int) -> Generator[JournalUpdate, None, None]:
     """Store.updates for another thread than the store's: SQLite's connections are not shared.
 
@@ -400,6 +433,8 @@ def _updates(connection: sqlite3.Connection, path: Path, number: int) -> Iterato
 def _insert_version(write: Any, made: Version) -> None:
     row = (made.version, made.sha256, len(made.weights), made.weights, made.state)
     write("INSERT INTO versions VALUES (?, ?, ?, ?, ?)", row)
+    if made.view is not None:
+        insert_view(write, made.version, made.sha256, made.view)
 
 
 def _check_same(old: Mapping[str, str], new: Mapping[str, str], directory: Path) -> None:

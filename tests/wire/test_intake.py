@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +12,7 @@ from edge_runtime.wire import messages
 from edge_runtime.wire.chunks import chunk_count, cut_chunk
 from edge_runtime.wire.events import UpdateReceived, Warned
 from edge_runtime.wire.intake import BUSY_RETRY_S, IDLE_UPLOAD_S, MAX_BUSY_RETRY_S, Answer, Intake, Refusal
-from support.joined import GATEWAY, World, blob
+from support.joined import World, blob
 
 MAX_BYTES = 300_000
 BUDGET = 400_000
@@ -194,15 +193,3 @@ def test_a_storm_of_two_hundred_uploads_is_served_in_order_within_the_budget_and
     places = [names.index(device) for device, _ in world.taken]
     assert max(abs(place - index) for index, place in enumerate(places)) <= 20
     assert world.gateway.open_bytes == 0
-
-
-@pytest.mark.parametrize("jump_s", [86_400.0, -86_400.0])
-def test_the_hour_of_the_wall_clock_decides_nothing(monkeypatch: pytest.MonkeyPatch, jump_s: float) -> None:
-    """The sessions are given a monotonic clock; a machine whose date is set in the middle of a job goes on."""
-    world = World("a", "b")
-    world.connect_all()
-    for name in ("a", "b"):
-        world.send(name, f"t.{name}")
-    monkeypatch.setattr("time.time", lambda: jump_s)
-    world.run(lambda: len(world.taken) == 2, seconds=20.0)
-    assert GATEWAY in world.filters
