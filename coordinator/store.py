@@ -1,7 +1,8 @@
 """The journal of one job: SQLite in the state directory. What is not in it has not happened.
 
 Every method that writes is one transaction, committed with an fsync (WAL, synchronous=FULL) before it returns, so a
-process killed at any moment leaves the state before or after it and nothing between.
+process killed at any moment leaves the state before or after it and nothing between. Inside `batch` they are one
+transaction together, committed at its end.
 
 The tables are described in coordinator.journal. Version 1 is the first weights; round r starts from version r and makes
 version r + 1.
@@ -90,7 +91,8 @@ class Store:
         self._connection = connection
         self._lock = lock
         self._path = path
-        self.last_commit_s = 0.0  # how long the last transaction that wrote took, its fsync included
+        self._batched = False
+        self.last_commit_s = 0.0  # how long the last commit took, its fsync included
 
     def close(self) -> None:
         """Close the journal and let another coordinator in."""
@@ -369,19 +371,42 @@ class Store:
             return self._connection.execute(query, values).fetchall()
 
     @contextmanager
-    def _writing(self) -> Iterator[Write]:
-        """One transaction."""
+    def batch(self) -> Iterator[None]:
+        """Make one transaction of all that is written inside, with one fsync at its end; reads inside see it already.
+
+        Nothing that follows from what is written may leave this process before the end. When the batch fails, all of
+        it is undone, whatever has been made of it in memory.
+        """
         with explained(self._path):
-            began_s = time.perf_counter()
-            self._connection.execute("BEGIN IMMEDIATE")
+            self._batched = True
+            try:
+                yield
+                if self._connection.in_transaction:
+                    self._commit()
+            finally:
+                self._batched = False
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+
+    @contextmanager
+    def _writing(self) -> Iterator[Write]:
+        """One transaction, or a part of the batch's."""
+        with explained(self._path):
+            if not self._connection.in_transaction:
+                self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield lambda statement, values=(): self._connection.execute(statement, values).rowcount
-                self._connection.execute("COMMIT")
-                self.last_commit_s = time.perf_counter() - began_s
+                if not self._batched:
+                    self._commit()
             except BaseException:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
+
+    def _commit(self) -> None:
+        began_s = time.perf_counter()
+        self._connection.execute("COMMIT")
+        self.last_commit_s = time.perf_counter() - began_s
 
 
 def open_store(directory: Path) -> Store:
