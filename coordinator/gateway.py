@@ -7,9 +7,10 @@ may take longer than the broker's patience with a silent client, so they are don
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,10 @@ class RunningJob:
     """
 
     def __init__(self, parts: Parts, site: str, epoch: int, boot: str, now_s: float) -> None:
-        self._parts = parts
-        self.emit = parts.emit
+        # Told through a name that `batch` turns, so that nothing is told of what was not written in the end.
+        self._tell = parts.emit
+        self._parts = replace(parts, emit=lambda event: self._tell(event))
+        self.emit = self._parts.emit
         cap = max_update_bytes(parts.program.trained)
         self.session = GatewaySession(site, epoch, boot, already_done=parts.store.accepted_digest, max_update_bytes=cap)
         self._version = parts.store.latest()
@@ -128,6 +131,19 @@ class RunningJob:
         }
 
     # What the shell calls. Every method returns what is to be published.
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """Make one transaction of what happens inside; what it tells is told at its end, what it returns sent after."""
+        told: list[Mapping[str, Any]] = []
+        emit, self._tell = self._tell, told.append
+        try:
+            with self._parts.store.batch():
+                yield
+        finally:
+            self._tell = emit
+        for event in told:
+            emit({**event, "commit_s": self._parts.store.last_commit_s} if "commit_s" in event else event)
 
     def connected(self, now_s: float) -> list[Command]:
         """The link is up: everything the devices need is published again, and what they need no more is cleared."""

@@ -291,10 +291,13 @@ class MemorySite:
             return
         due = self.job.has_work
         inbox = self.broker.clients["gateway"].inbox
-        while inbox:
-            topic, payload, retain = inbox.popleft()
-            self.send(self.job.received(topic, payload, self.now_s, retain=retain))
-        self.send(self.job.tick(self.now_s))
+        commands: list[Any] = []
+        with self.job.batch():
+            while inbox:
+                topic, payload, retain = inbox.popleft()
+                commands += self.job.received(topic, payload, self.now_s, retain=retain)
+            commands += self.job.tick(self.now_s)
+        self.send(commands)
         if due:
             self.send(self.job.work(self.now_s))
 
