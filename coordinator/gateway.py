@@ -79,10 +79,8 @@ class RunningJob:
     """
 
     def __init__(self, parts: Parts, site: str, epoch: int, boot: str, now_s: float) -> None:
-        # Told through a name that `batch` turns, so that nothing is told of what was not written in the end.
         self._tell = parts.emit
-        self._parts = replace(parts, emit=lambda event: self._tell(event))
-        self.emit = self._parts.emit
+        self._parts = replace(parts, emit=self.emit)
         cap = max_update_bytes(parts.program.trained)
         self.session = GatewaySession(site, epoch, boot, already_done=parts.store.accepted_digest, max_update_bytes=cap)
         self._version = parts.store.latest()
@@ -131,6 +129,10 @@ class RunningJob:
         }
 
     # What the shell calls. Every method returns what is to be published.
+
+    def emit(self, event: Mapping[str, Any]) -> None:
+        """Tell an event; inside a batch at its end, so that nothing is told of what was not written after all."""
+        self._tell(event)
 
     @contextmanager
     def batch(self) -> Iterator[None]:
