@@ -5,9 +5,12 @@
 | job | the job (one row): its definition, how often a coordinator started on it, whether it is done, its run's digits |
 | versions | one version of the weights, and the server step's state; the blobs of the last few are kept |
 | devices | a device as last seen |
-| rounds | a round: "open", "folded" (its version is written) or "evaluated", and its metrics |
-| tasks | what one device was asked in one round: "open", "done" or "failed" with a reason; its bytes go with the fold |
-| updates | an accepted update; its bytes go when its round is folded, its digest stays |
+| rounds | round r makes version r + 1: "open", "folded" (its version is written) or "evaluated", and its metrics |
+| tasks | what one device was asked from the version of a round: "open", "done" or "failed" with a reason; its bytes go with that |
+| updates | an accepted update, and the round it counts in; its bytes go when that is folded, its digest stays |
+
+An update's `folded_in` is the version that it went into, written together with that version. Its round is that of its
+task, but for asynchronous schedules: the difference is its staleness.
 """
 
 import fcntl
@@ -18,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 JOURNAL_NAME = "journal.sqlite"
 
 _SCHEMA = """
@@ -35,28 +38,56 @@ CREATE TABLE devices (
 CREATE TABLE rounds (
   round INTEGER PRIMARY KEY, version INTEGER NOT NULL REFERENCES versions, attempt INTEGER NOT NULL,
   state TEXT NOT NULL CHECK (state IN ('open', 'folded', 'evaluated')),
-  devices INTEGER, cohort INTEGER, bytes_up INTEGER, bytes_down INTEGER, seconds REAL, accuracy REAL, loss REAL
+  devices INTEGER, cohort INTEGER, bytes_up INTEGER, bytes_down INTEGER, seconds REAL, accuracy REAL, loss REAL,
+  wanted INTEGER
 );
 CREATE TABLE tasks (
   round INTEGER NOT NULL REFERENCES rounds, device TEXT NOT NULL, task TEXT NOT NULL, data BLOB NOT NULL,
-  state TEXT NOT NULL CHECK (state IN ('open', 'done', 'failed')), reason TEXT,
-  PRIMARY KEY (round, device)
+  state TEXT NOT NULL CHECK (state IN ('open', 'done', 'failed')), reason TEXT, seconds REAL,
+  PRIMARY KEY (device, task)
 );
 CREATE TABLE updates (
-  round INTEGER NOT NULL, device TEXT NOT NULL, uid TEXT NOT NULL, sha256 TEXT NOT NULL, bytes INTEGER NOT NULL,
-  examples INTEGER NOT NULL, loss REAL NOT NULL, data BLOB,
-  PRIMARY KEY (round, device), FOREIGN KEY (round, device) REFERENCES tasks
+  round INTEGER NOT NULL, device TEXT NOT NULL, task TEXT NOT NULL, uid TEXT NOT NULL, sha256 TEXT NOT NULL,
+  bytes INTEGER NOT NULL, examples INTEGER NOT NULL, loss REAL NOT NULL, data BLOB, folded_in INTEGER,
+  PRIMARY KEY (device, task), FOREIGN KEY (device, task) REFERENCES tasks
 );
 """
 
 
 # From a schema version to the next one, for journals that were begun before it.
 _UPGRADES = {
-    1: "ALTER TABLE job ADD COLUMN run TEXT NOT NULL DEFAULT ''; UPDATE job SET run = lower(hex(randomblob(8)));"
+    1: "ALTER TABLE job ADD COLUMN run TEXT NOT NULL DEFAULT ''; UPDATE job SET run = lower(hex(randomblob(8)));",
+    2: """
+ALTER TABLE rounds ADD COLUMN wanted INTEGER;
+CREATE TABLE keyed_tasks (
+  round INTEGER NOT NULL REFERENCES rounds, device TEXT NOT NULL, task TEXT NOT NULL, data BLOB NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('open', 'done', 'failed')), reason TEXT, seconds REAL,
+  PRIMARY KEY (device, task)
+);
+CREATE TABLE keyed_updates (
+  round INTEGER NOT NULL, device TEXT NOT NULL, task TEXT NOT NULL, uid TEXT NOT NULL, sha256 TEXT NOT NULL,
+  bytes INTEGER NOT NULL, examples INTEGER NOT NULL, loss REAL NOT NULL, data BLOB, folded_in INTEGER,
+  PRIMARY KEY (device, task), FOREIGN KEY (device, task) REFERENCES keyed_tasks
+);
+INSERT INTO keyed_tasks SELECT round, device, task, data, state, reason, NULL FROM tasks;
+INSERT INTO keyed_updates
+  SELECT round, device, task, uid, sha256, bytes, examples, loss, updates.data,
+    CASE WHEN rounds.state = 'open' THEN NULL ELSE round + 1 END
+  FROM updates JOIN tasks USING (round, device) JOIN rounds USING (round) ORDER BY round, device;
+DROP TABLE updates;
+DROP TABLE tasks;
+ALTER TABLE keyed_tasks RENAME TO tasks;
+ALTER TABLE keyed_updates RENAME TO updates;
+""",
 }
 
-# Made at every start: journals that were begun without it get it too. Every `begin` of an upload looks a task up so.
-_INDEXES = "CREATE INDEX IF NOT EXISTS tasks_of_device ON tasks (device, task)"
+# Made at every start: journals that were begun without them get them too.
+_INDEXES = """
+CREATE INDEX IF NOT EXISTS tasks_of_round ON tasks (round, device);
+CREATE INDEX IF NOT EXISTS open_tasks ON tasks (round) WHERE state = 'open';
+CREATE INDEX IF NOT EXISTS updates_of_round ON updates (round, device, task);
+CREATE INDEX IF NOT EXISTS waiting_updates ON updates (round) WHERE folded_in IS NULL;
+"""
 
 
 class JournalError(Exception):
@@ -116,7 +147,7 @@ def connect(path: Path) -> sqlite3.Connection:
                 f"{path} has schema version {version}, this program writes {SCHEMA_VERSION}; "
                 "use the program that began the job, or another --state directory"
             )
-        connection.execute(_INDEXES)
+        connection.executescript(_INDEXES)
     return connection
 
 

@@ -1,0 +1,64 @@
+"""What an update weighs that comes late, and how it is put against the weights it finds.
+
+An update is u versions stale when u versions were made between the one its device trained from, x_tau, and the one it
+is folded into. Its weight falls with u by s(u) in (0, 1]:
+
+| staleness | s(u) |
+| --- | --- |
+| constant | 1 |
+| polynomial | (u + 1)^-a |
+| hinge | 1 where u <= b, else 1 / (a (u - b) + 1) |
+
+FedAsync (C. Xie, S. Koyejo, I. Gupta: Asynchronous Federated Optimization, 2019, Algorithm 1) mixes *models*:
+`x <- (1 - alpha_t) x + alpha_t x_new` with `alpha_t = alpha s(u)`, made of the constant alpha every time. With the
+device's `delta = x_new - x_tau` that is `x + alpha_t (delta + x_tau - x)`: the update is put against the present weights.
+
+FedBuff (J. Nguyen et al.: Federated Learning with Buffered Asynchronous Aggregation, AISTATS 2022, Algorithm 1) adds
+*differences*: `x <- x + server_lr / K sum_i s(u_i) delta_i`.
+
+Deviations: both papers count a version that was made of no other update as one version stale, here it is 0; FedBuff's
+1 / K is the share of the update's examples in the buffer, as FedAvg has it; and running statistics of batch normalisation
+are mixed as models in both, since a difference to an older version could make a variance negative.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coordinator.round_records import ScheduleRules
+
+Tensors = Mapping[str, NDArray[np.float32]]
+
+STALENESS: Mapping[str, Callable[[int, float, float], float]] = {
+    "constant": lambda _u, _a, _b: 1.0,
+    "polynomial": lambda u, a, _b: (u + 1.0) ** -a,
+    "hinge": lambda u, a, b: 1.0 if u <= b else 1.0 / (a * (u - b) + 1.0),
+}
+
+
+def update_weight(rules: ScheduleRules, staleness: int) -> float:
+    """What one update weighs, in (0, 1]; 1 in a synchronous round."""
+    share = STALENESS[rules.staleness](staleness, rules.a, rules.b)
+    return rules.alpha * share
+
+
+def against_present(
+    rules: ScheduleRules, delta: Tensors, base: Tensors, present: Tensors, statistics: Collection[str]
+) -> Tensors:
+    """An update as a difference to the present weights, where it is folded as a model.
+
+    Args:
+        rules: Of the schedule.
+        delta: What the device sent: trained minus `base`.
+        base: The weights it trained from.
+        present: The weights it is folded into.
+        statistics: Names of running statistics.
+
+    Returns:
+        Float32 tensors of the same names; `delta` itself where base and present are equal.
+    """
+    models = delta.keys() if rules.name == "fedasync" else delta.keys() & set(statistics)
+    return {
+        name: tensor + (base[name] - present[name]) if name in models else tensor for name, tensor in delta.items()
+    }
