@@ -1,59 +1,78 @@
 """What a coordinator tells its operator: one flat record an event, as JSON lines or as a readable log.
 
-| event | fields beside `event` |
-| --- | --- |
-| listening | url, broker, site, job, round (the one to be done next), state (directory) |
-| device | device, state (online, lost, stopped), examples |
-| waiting | round, devices (that could start it now), needed |
-| round_started | round, attempt, cohort (number of devices asked) |
-| update | device, round, examples, loss (mean training loss), bytes |
-| round_done | round, accuracy, loss (held-out), devices (accepted), cohort, bytes_up, bytes_down, seconds |
-| telemetry | device, and what the device measured: rss_peak_kb, import_s, bytes_up, bytes_down, train_s |
-| warning, error | message; device and rule where there is one |
-| job_done | rounds, accuracy, model_sha256 (of final.safetensors), model (path of final.onnx), rss_peak_mb |
-
-bytes_up of a round are those of its accepted updates; bytes_down are the weights for every member of the cohort, and
-the plan for every member that had not been sent it before. Seconds are counted from the start of the round, or of the
-coordinator where that was later, to the new version's commit.
+The kinds and their fields are in coordinator/event_kinds.py; docs/monitoring.md shows them. Log, metrics and
+TensorBoard are all made of these events and of nothing else.
 """
 
 import json
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from itertools import count
 from typing import Any, TextIO
+
+from coordinator.event_kinds import EVENTS, INFO
 
 Emit = Callable[[Mapping[str, Any]], None]
 
 QUIET_S = 10.0
 MAX_QUIET = 1000
+# Kinds that a peer can bring about as often as it likes.
+_PROVOKED = frozenset({"warning", "refused", "task_failed"})
 
 
-def json_lines(stream: TextIO) -> Emit:
-    """Writes every event as one line of JSON."""
+def utc_now() -> str:
+    """The time as RFC 3339 writes it, in UTC, with milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def json_lines(stream: TextIO, now: Callable[[], str] = utc_now) -> Emit:
+    """Writes every event as one line of JSON, with the fields that all have in common in front."""
+    numbers = count(1)
 
     def emit(event: Mapping[str, Any]) -> None:
-        stream.write(json.dumps(event, allow_nan=False) + "\n")
+        kind = EVENTS.get(event["event"])
+        stamp = {"seq": next(numbers), "time": now(), "level": INFO if kind is None else kind.level}
+        # The stamp stands first and wins: telemetry has fields of a device's own choice.
+        stream.write(json.dumps({**stamp, **event, **stamp}, allow_nan=False) + "\n")
         stream.flush()
 
     return emit
 
 
 def log_lines(stream: TextIO) -> Emit:
-    """Writes every event as one readable line."""
+    """Writes every event as one readable line; samples are for machines and left out."""
 
     def emit(event: Mapping[str, Any]) -> None:
+        if event["event"] == "sample":
+            return
         stream.write(readable(event) + "\n")
         stream.flush()
 
     return emit
 
 
+def to_all(*emits: Emit) -> Emit:
+    """Hands every event to each of them, in order."""
+
+    def emit(event: Mapping[str, Any]) -> None:
+        for each in emits:
+            each(event)
+
+    return emit
+
+
+def of_job(emit: Emit, job: str) -> Emit:
+    """Says in every event which job it is about."""
+    return lambda event: emit({**event, "job": job})
+
+
 def seldom(emit: Emit, clock: Callable[[], float]) -> Emit:
-    """Passes events on, but a warning about one device and rule once in QUIET_S: rubbish from a peer fills no disk."""
-    told: dict[tuple[str | None, str], float] = {}
+    """Passes events on, but what one device provokes by one rule once in QUIET_S: rubbish from a peer fills no disk."""
+    told: dict[tuple[str, str | None, str], float] = {}
 
     def limited(event: Mapping[str, Any]) -> None:
-        if event["event"] == "warning" and "rule" in event:
-            now_s, key = clock(), (event.get("device"), event["rule"])
+        if event["event"] in _PROVOKED and "rule" in event:
+            now_s, key = clock(), (event["event"], event.get("device"), event["rule"])
             for old in [each for each, told_s in told.items() if now_s - told_s >= QUIET_S]:
                 del told[old]
             if key in told or len(told) >= MAX_QUIET:
@@ -75,7 +94,7 @@ def readable(event: Mapping[str, Any]) -> str:
             f"{event['devices']} of {event['cohort']} devices, {event['bytes_up']:,} bytes up, "
             f"{event['bytes_down']:,} bytes down, {event['seconds']:.2f} s"
         )
-    fields = " ".join(f"{key}={_value(value)}" for key, value in event.items() if key != "event")
+    fields = " ".join(f"{key}={_value(value)}" for key, value in event.items() if key not in {"event", "job"})
     return f"{kind} {fields}"
 
 

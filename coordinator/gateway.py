@@ -6,6 +6,7 @@ folding is left to `work`, which the shell calls once the acknowledgement of the
 may take longer than the broker's patience with a silent client, so they are done beside this and `work` takes them up.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from edge_runtime.wire.events import (
     TaskFailed,
     Telemetry,
     UpdateReceived,
+    UpdateRefused,
     Warned,
 )
 from edge_runtime.wire.gateway import GatewaySession
@@ -87,6 +89,8 @@ class RunningJob:
         self.folding: Future[Version] | None = None
         self.judging: Future[Evaluation] | None = None
         self._round_began_s = now_s
+        self._beside_began_s = now_s
+        self._beside_s = 0.0
         self._links = 0
         self._superseded = False
         self.exit_code: int | None = None
@@ -108,6 +112,18 @@ class RunningJob:
     def round(self) -> int:
         """The round that is gathered for, collected or judged."""
         return self._state.round
+
+    def sample(self) -> dict[str, int]:
+        """How things stand, for the event of this name; the shell adds what it knows of link and disk."""
+        presences = Counter(device.presence for device in self._state.fleet.values())
+        return {
+            "round": self._state.round,
+            **{f"devices_{each.value}": presences[each] for each in Presence},
+            "devices_unfit": sum(device.unfit is not None for device in self._state.fleet.values()),
+            "open_uploads": self.session.open_uploads,
+            "open_bytes": self.session.open_bytes,
+            "connects": self._links,
+        }
 
     # What the shell calls. Every method returns what is to be published.
 
@@ -150,16 +166,20 @@ class RunningJob:
         """The next step of the round that is being closed: folded, its version written and judged, ended."""
         if self.judging is not None:
             judging, self.judging = self.judging, None
+            self._beside_s = now_s - self._beside_began_s
             return self._end_round(judging, now_s)
         if self.folding is not None:
             folding, self.folding = self.folding, None
+            self._beside_s = now_s - self._beside_began_s
             commands = self._take_version(folding.result())
         else:
             commands = []
             self._closing, self._closed_s = self._to_close.pop(0), now_s
+            self._beside_began_s = now_s
             if self._version.version == self._closing.round:
                 self.folding = self._parts.fold(self._version)
                 return commands
+        self._beside_began_s = now_s
         self.judging = self._parts.judge(self._version)
         return commands
 
@@ -214,6 +234,7 @@ class RunningJob:
         task = self._open_task(event.device, event.task)
         if task is None:
             message = f"task {event.task} is not open for {event.device} any more"
+            self._take_refused(UpdateRefused(event.device, "StaleTask", message, None), now_s)
             return self.session.refuse(event.device, event.uid, "StaleTask", message)
         try:
             announced = self._state.fleet[event.device].examples
@@ -236,6 +257,7 @@ class RunningJob:
                 "examples": claims.examples,
                 "loss": claims.loss,
                 "bytes": len(event.data),
+                "commit_s": self._parts.store.last_commit_s,
             }
         )
         accepted = self.session.accept(event.device, event.uid)
@@ -248,12 +270,15 @@ class RunningJob:
         return self._parts.store.open_task(self._state.round, device, name)
 
     def _refuse(self, event: UpdateReceived, rule: str, message: str, now_s: float) -> list[Command]:
+        self._take_refused(UpdateRefused(event.device, rule, message, None), now_s)
         refused = self.session.refuse(event.device, event.uid, rule, message)
         return refused + self._fail(event.device, f"its update was refused: {rule}: {message}", now_s, unfit=True)
 
     def _take_failure(self, event: TaskFailed, now_s: float) -> list[Command]:
         if self._open_task(event.device, event.task) is None:
             return []
+        told = {"device": event.device, "round": self._state.round, "rule": event.rule, "message": event.message}
+        self._parts.emit({"event": "task_failed", **told})
         reason = f"{event.rule}: {event.message}"
         return self._fail(event.device, reason, now_s, unfit=event.rule not in PASSING_RULES)
 
@@ -262,6 +287,12 @@ class RunningJob:
         self._parts.store.fail_task(number, device, reason, unfit=unfit)
         cleared = self.session.clear_task(device)
         return cleared + self._step(records.TaskFailed(device, number, reason, unfit), now_s)
+
+    def _take_refused(self, event: UpdateRefused, _now_s: float) -> list[Command]:
+        told = {"device": event.device, "rule": event.rule, "message": event.message}
+        retry = {} if event.retry_s is None else {"retry_s": event.retry_s}
+        self._parts.emit({"event": "refused", **told, **retry})
+        return []
 
     def _take_telemetry(self, event: Telemetry, _now_s: float) -> list[Command]:
         self._parts.emit({**event.fields, "event": "telemetry", "device": event.device})
@@ -329,7 +360,7 @@ class RunningJob:
 
     def _do_fail(self, command: records.FailJob, _now_s: float) -> list[Command]:
         self._parts.store.forgive()
-        self._parts.emit({"event": "error", "message": f"the job cannot go on: {command.reason}"})
+        self._parts.emit({"event": "error", "message": f"the job cannot go on: {command.reason}", "rule": "JobFailed"})
         self.exit_code = EXIT_FAILED
         return []
 
@@ -359,6 +390,7 @@ class RunningJob:
                 "bytes_up": figures.bytes_up,
                 "bytes_down": figures.bytes_down,
                 "seconds": figures.seconds,
+                "judge_s": self._beside_s,
             }
         )
         return self._step(records.Evaluated(number, judged.accuracy), now_s)
@@ -368,6 +400,8 @@ class RunningJob:
         old, command = self._version, self._closing
         self._parts.store.fold_round(command.round, made, self._figures(command))
         self._version = made
+        told = {"round": command.round, "version": made.version, "fold_s": self._beside_s}
+        self._parts.emit({"event": "version", **told, "commit_s": self._parts.store.last_commit_s})
         commands: list[Command] = []
         for device in command.cohort:
             commands += self.session.clear_task(device)
@@ -412,6 +446,7 @@ class RunningJob:
 _TAKE: Mapping[type[Event], Callable[[RunningJob, Any, float], list[Command]]] = {
     DeviceStatus: RunningJob._take_status,  # noqa: SLF001  the table belongs to the class
     UpdateReceived: RunningJob._take_update,  # noqa: SLF001
+    UpdateRefused: RunningJob._take_refused,  # noqa: SLF001
     TaskFailed: RunningJob._take_failure,  # noqa: SLF001
     Telemetry: RunningJob._take_telemetry,  # noqa: SLF001
     Warned: RunningJob._take_warning,  # noqa: SLF001

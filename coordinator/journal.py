@@ -2,15 +2,20 @@
 
 | table | a row is |
 | --- | --- |
-| job | the job (one row): its definition, how often a coordinator started on it, whether it is done, its run's digits |
-| versions | one version of the weights, and the server step's state; the blobs of the last few are kept |
+| job | the job (one row): its definition, its last coordinator's epoch, its run's digits, and how it stands |
+| versions | one version of the weights, and the server step's state; the blobs of some stay (coordinator.versions) |
 | devices | a device as last seen |
 | rounds | round r makes version r + 1: "open", "folded" (its version is written) or "evaluated", and its metrics |
-| tasks | what one device was asked from the version of a round: "open", "done" or "failed" with a reason; its bytes go with that |
+| tasks | what a device was asked from a round's version: "open", "done" or "failed" with a reason; its bytes go with that |
 | updates | an accepted update, and the round it counts in; its bytes go when that is folded, its digest stays |
+| requests | what an operator asked of the job, by whom and when, and what came of it (coordinator.requests) |
+| evictions | a device that an operator took out of the job, and why |
+| lease | the coordinator that may write (one row; coordinator.lease) |
 
 An update's `folded_in` is the version that it went into, written together with that version. Its round is that of its
 task, but for asynchronous schedules: the difference is its staleness.
+
+Notebooks read the view `rounds_v1` (docs/coordinator.md), whose columns stay when the tables change.
 """
 
 import fcntl
@@ -27,7 +32,7 @@ JOURNAL_NAME = "journal.sqlite"
 _SCHEMA = """
 CREATE TABLE job (
   id INTEGER PRIMARY KEY CHECK (id = 1), definition TEXT NOT NULL, epoch INTEGER NOT NULL, done TEXT,
-  run TEXT NOT NULL
+  run TEXT NOT NULL, paused INTEGER NOT NULL DEFAULT 0, failed TEXT
 );
 CREATE TABLE versions (
   version INTEGER PRIMARY KEY, sha256 TEXT NOT NULL, bytes INTEGER NOT NULL, weights BLOB, state BLOB
@@ -39,7 +44,7 @@ CREATE TABLE rounds (
   round INTEGER PRIMARY KEY, version INTEGER NOT NULL REFERENCES versions, attempt INTEGER NOT NULL,
   state TEXT NOT NULL CHECK (state IN ('open', 'folded', 'evaluated')),
   devices INTEGER, cohort INTEGER, bytes_up INTEGER, bytes_down INTEGER, seconds REAL, accuracy REAL, loss REAL,
-  wanted INTEGER
+  note TEXT, wanted INTEGER
 );
 CREATE TABLE tasks (
   round INTEGER NOT NULL REFERENCES rounds, device TEXT NOT NULL, task TEXT NOT NULL, data BLOB NOT NULL,
@@ -53,11 +58,24 @@ CREATE TABLE updates (
 );
 """
 
+# Tables that came with schema 3, for new and for older journals. `asked_at` and `answered_at` are for people: nothing
+# is decided by the hour of a clock that may be set.
+_OPERATIONS = """
+CREATE TABLE requests (
+  request INTEGER PRIMARY KEY AUTOINCREMENT, verb TEXT NOT NULL, argument TEXT NOT NULL, asked_by TEXT NOT NULL,
+  asked_at TEXT NOT NULL, answered_at TEXT, outcome TEXT CHECK (outcome IN ('done', 'refused')), message TEXT
+);
+CREATE TABLE evictions (device TEXT PRIMARY KEY, reason TEXT NOT NULL);
+CREATE TABLE lease (id INTEGER PRIMARY KEY CHECK (id = 1), holder TEXT NOT NULL, machine TEXT NOT NULL);
+"""
 
 # From a schema version to the next one, for journals that were begun before it.
 _UPGRADES = {
     1: "ALTER TABLE job ADD COLUMN run TEXT NOT NULL DEFAULT ''; UPDATE job SET run = lower(hex(randomblob(8)));",
     2: """
+ALTER TABLE job ADD COLUMN paused INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE job ADD COLUMN failed TEXT;
+ALTER TABLE rounds ADD COLUMN note TEXT;
 ALTER TABLE rounds ADD COLUMN wanted INTEGER;
 CREATE TABLE keyed_tasks (
   round INTEGER NOT NULL REFERENCES rounds, device TEXT NOT NULL, task TEXT NOT NULL, data BLOB NOT NULL,
@@ -78,7 +96,8 @@ DROP TABLE updates;
 DROP TABLE tasks;
 ALTER TABLE keyed_tasks RENAME TO tasks;
 ALTER TABLE keyed_updates RENAME TO updates;
-""",
+"""
+    + _OPERATIONS,
 }
 
 # Made at every start: journals that were begun without them get them too.
@@ -89,6 +108,23 @@ CREATE INDEX IF NOT EXISTS updates_of_round ON updates (round, device, task);
 CREATE INDEX IF NOT EXISTS waiting_updates ON updates (round) WHERE folded_in IS NULL;
 """
 
+# For notebooks; made at every start as well. A view with other columns gets another number.
+_VIEWS = """
+CREATE VIEW IF NOT EXISTS rounds_v1 AS SELECT
+  round, version AS version_from, attempt AS attempts, state, devices AS devices_accepted, cohort AS devices_asked,
+  bytes_up, bytes_down, seconds, accuracy, loss, note
+FROM rounds
+"""
+
+# Free pages are given back to the disk in coordinator.versions; WAL and free pages beyond these are.
+_PRAGMAS = (
+    "auto_vacuum = INCREMENTAL",
+    "journal_mode = WAL",
+    "synchronous = FULL",
+    "foreign_keys = ON",
+    f"journal_size_limit = {16 << 20}",
+)
+
 
 class JournalError(Exception):
     """The journal cannot be used; the message says why and what to do."""
@@ -96,6 +132,10 @@ class JournalError(Exception):
 
 class JournalInUse(JournalError):
     """Another coordinator works on this state directory."""
+
+
+class JournalUnwritable(JournalError):
+    """The disk is full, read-only or fails; what was committed stays, and writing may go on later."""
 
 
 class JobChanged(JournalError):
@@ -132,11 +172,13 @@ def connect(path: Path) -> sqlite3.Connection:
     """
     with explained(path):
         connection = sqlite3.connect(path, isolation_level=None)
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+        for pragma in _PRAGMAS:
             connection.execute(f"PRAGMA {pragma}")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version == 0:
-            connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+            tables = _SCHEMA + _OPERATIONS
+            connection.executescript(f"BEGIN IMMEDIATE; {tables} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+        older = version in _UPGRADES
         while version in _UPGRADES:
             upgrade = f"BEGIN IMMEDIATE; {_UPGRADES[version]} PRAGMA user_version = {version + 1}; COMMIT;"
             connection.executescript(upgrade)
@@ -147,7 +189,10 @@ def connect(path: Path) -> sqlite3.Connection:
                 f"{path} has schema version {version}, this program writes {SCHEMA_VERSION}; "
                 "use the program that began the job, or another --state directory"
             )
+        if older:
+            connection.execute("VACUUM")  # journals of before did not give free pages back, and this makes them do so
         connection.executescript(_INDEXES)
+        connection.execute(_VIEWS)
     return connection
 
 
@@ -157,10 +202,19 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
-        raise JournalError(
+        kind = JournalUnwritable if _primary(error) in _UNWRITABLE else JournalError
+        raise kind(
             f"the journal {path} cannot be used: {error}; nothing that was acknowledged is lost: "
             "make room or the directory writable, then start the same command again"
         ) from error
+
+
+# SQLite's primary result codes: a full disk, a read-only one, one that fails; and a file that cannot be made.
+_UNWRITABLE = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
+
+
+def _primary(error: sqlite3.DatabaseError) -> int:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF  # not set by errors of the module's own
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -16,7 +16,7 @@ from pathlib import Path
 from coordinator.broker import BrokerError, start_broker
 from coordinator.broker.probe import without_password
 from coordinator.evaluate import Evaluation, EvaluationError, check_held_out, evaluate
-from coordinator.events import Emit, json_lines, log_lines, seldom
+from coordinator.events import Emit, json_lines, log_lines, of_job, seldom
 from coordinator.gateway import EXIT_DONE, EXIT_FAILED, Parts, RunningJob, superseded
 from coordinator.jobfile import JobFileError, load_job
 from coordinator.journal import JournalError
@@ -24,6 +24,7 @@ from coordinator.leftovers import clear_job
 from coordinator.program import Program, build_program, definition, judged_model, make_version
 from coordinator.results import export, fold
 from coordinator.store import Version, open_store, updates_beside
+from coordinator.watch import MetricsError, every, stand, watching
 from edge_runtime.data import Dataset, load_dataset
 from edge_runtime.errors import LocalError
 from edge_runtime.link import Connected, Disconnected, Link, LinkEvent, Message, Refused, Subscribed
@@ -38,8 +39,19 @@ EXIT_BAD_INPUT = 2
 POLL_S = 0.25
 ENTRY_POLL_S = 0.05
 LEAVE_S = 5.0
+SAMPLE_S = 5.0
 
-BAD_INPUT = (JobFileError, JournalError, CompileError, EvaluationError, ZooError, LocalError, BrokerError, OSError)
+BAD_INPUT = (
+    MetricsError,
+    JobFileError,
+    JournalError,
+    CompileError,
+    EvaluationError,
+    ZooError,
+    LocalError,
+    BrokerError,
+    OSError,
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,18 +60,19 @@ def main(argv: list[str] | None = None) -> int:
     emit = seldom(json_lines(sys.stdout) if options.events else log_lines(sys.stdout), time.monotonic)
     with ExitStack() as stack:
         try:
+            emit, watched = watching(emit, options.metrics, stack)
             parts = _prepare(options, emit, stack)
             if parts.store.done() is not None:
                 return _already_done(parts, options)
             url, kind = _broker(options, stack)
             link = stack.enter_context(closing(Link(url, _client_id(options.site))))
-            emit(_listening(parts, options.site, (url, kind)))
+            parts.emit(_listening(parts, options.site, (url, kind)) | watched)
         except BAD_INPUT as error:
             return _failed(emit, error, EXIT_BAD_INPUT)
         try:
             return _run(parts, options.site, link)
         except (JournalError, OSError) as error:
-            return _failed(emit, error, EXIT_FAILED)
+            return _failed(parts.emit, error, EXIT_FAILED)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--broker", metavar="URL", help="mqtt://host:port (default: start mosquitto, or the embedded broker)")
     add("--site", default="default", help="first part of every topic, as on the devices (default: default)")
     add("--events", action="store_true", help="print one JSON object a line instead of a readable log")
+    add("--metrics", metavar="[HOST:]PORT", help="show Prometheus metrics there (host: 127.0.0.1; default: nowhere)")
     return parser
 
 
@@ -90,7 +104,7 @@ def _prepare(options: argparse.Namespace, emit: Emit, stack: ExitStack) -> Parts
         judge=lambda version: worker.submit(_judge, program, held_out, version),
         store=store,
         directory=options.state,
-        emit=emit,
+        emit=of_job(emit, job.name),
     )
 
 
@@ -123,7 +137,6 @@ def _listening(parts: Parts, site: str, broker: tuple[str, str]) -> dict[str, ob
         "url": without_password(broker[0]),
         "broker": broker[1],
         "site": site,
-        "job": parts.program.job.name,
         "round": parts.store.present_round(),
         "state": str(parts.directory),
     }
@@ -176,7 +189,8 @@ def _run(parts: Parts, site: str, link: Link) -> int:
         job = RunningJob(parts, site, entry.epoch, entry.boot, time.monotonic())
         link.set_will(job.session.will())
         link.reconnect()
-        return _serve(job, link, parts.emit, asked_to_stop)
+        tell = every(SAMPLE_S, lambda: parts.emit(stand(job, link, parts.directory)))
+        return _serve(job, link, parts.emit, asked_to_stop, tell)
 
 
 def _knock(entry: SiteEntry, link: Link, emit: Emit) -> GatewaySuperseded | None:
@@ -203,13 +217,14 @@ def _knock(entry: SiteEntry, link: Link, emit: Emit) -> GatewaySuperseded | None
     return None
 
 
-def _serve(job: RunningJob, link: Link, emit: Emit, asked_to_stop: list[int]) -> int:
+def _serve(job: RunningJob, link: Link, emit: Emit, asked_to_stop: list[int], tell: Callable[[float], None]) -> int:
     """The loop: what the link brings goes into the job, what the job wants goes out.
 
     Long work waits for one more poll, which sends what is queued: the last acknowledgement leaves before a round is
     folded.
     """
     while job.exit_code is None and not asked_to_stop:
+        tell(time.monotonic())
         due = job.has_work
         _exchange(job, link, emit, 0.0 if due else POLL_S)
         if due:

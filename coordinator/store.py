@@ -10,6 +10,7 @@ version r + 1.
 import json
 import secrets
 import sqlite3
+import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -89,6 +90,7 @@ class Store:
         self._connection = connection
         self._lock = lock
         self._path = path
+        self.last_commit_s = 0.0  # how long the last transaction that wrote took, its fsync included
 
     def close(self) -> None:
         """Close the journal and let another coordinator in."""
@@ -396,10 +398,12 @@ class Store:
     def _writing(self) -> Iterator[Any]:
         """One transaction; yields `write(statement, values) -> rows changed`."""
         with explained(self._path):
+            began_s = time.perf_counter()
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield lambda statement, values=(): self._connection.execute(statement, values).rowcount
                 self._connection.execute("COMMIT")
+                self.last_commit_s = time.perf_counter() - began_s
             except BaseException:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")

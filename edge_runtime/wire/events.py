@@ -26,6 +26,7 @@ __all__ = [
     "Telemetry",
     "Unsubscribe",
     "UpdateReceived",
+    "UpdateRefused",
     "UpdateSettled",
     "Warned",
 ]
@@ -160,6 +161,16 @@ class UpdateReceived:
 
 
 @dataclass(frozen=True)
+class UpdateRefused:
+    """The session has refused what a device offered or sent; the device is told so by the command beside this."""
+
+    device: str
+    rule: str
+    message: str
+    retry_s: float | None
+
+
+@dataclass(frozen=True)
 class TaskFailed:
     """A device cannot do a task."""
 
@@ -184,7 +195,7 @@ class GatewaySuperseded:
     epoch: int
 
 
-Event = DeviceStatus | UpdateReceived | TaskFailed | Telemetry | GatewaySuperseded | Warned
+Event = DeviceStatus | UpdateReceived | UpdateRefused | TaskFailed | Telemetry | GatewaySuperseded | Warned
 DeviceCommand = (
     Command | RenewWill | KeepGen | StoreBlob | RunTask | AbandonTask | StoreUpdate | UpdateSettled | Stop | Warned
 )

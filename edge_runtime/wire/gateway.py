@@ -20,6 +20,7 @@ from edge_runtime.wire.events import (
     TaskFailed,
     Telemetry,
     UpdateReceived,
+    UpdateRefused,
     Warned,
 )
 from edge_runtime.wire.intake import Answer, BadUid, Intake, Refusal
@@ -105,6 +106,11 @@ class GatewaySession:
     def open_bytes(self) -> int:
         """Memory promised to uploads under way."""
         return self._intake.open_bytes
+
+    @property
+    def open_uploads(self) -> int:
+        """How many uploads are under way."""
+        return self._intake.open_uploads
 
     def will(self) -> tuple[str, bytes]:
         """Topic and payload of the last will, retained, QoS 1."""
@@ -279,7 +285,16 @@ class GatewaySession:
         return self._judge(device, task)
 
     def _answers(self, device: str, answers: list[Answer]) -> list[Outcome]:
-        return [a if isinstance(a, UpdateReceived) else self._down(device, a) for a in answers]
+        return [outcome for answer in answers for outcome in self._answer(device, answer)]
+
+    def _answer(self, device: str, answer: Answer) -> list[Outcome]:
+        match answer:
+            case UpdateReceived():
+                return [answer]
+            case messages.Refuse(_, rule, message, retry_s):
+                return [UpdateRefused(device, rule, message, retry_s), self._down(device, answer)]
+            case _:
+                return [self._down(device, answer)]
 
     def _device(self, device: str) -> _Device:
         if device not in self._devices and len(self._devices) >= MAX_DEVICES:

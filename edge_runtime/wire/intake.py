@@ -86,6 +86,11 @@ class Intake:
         """Memory promised to open uploads."""
         return sum(upload.begin.size_bytes for upload in self._uploads.values())
 
+    @property
+    def open_uploads(self) -> int:
+        """How many uploads are open."""
+        return len(self._uploads)
+
     def begin(
         self, now: float, device: str, uid: str, begin: messages.Begin, refusal: Callable[[], Refusal | None]
     ) -> list[Answer]:

@@ -189,18 +189,84 @@ def test_a_second_coordinator_on_the_directory_is_refused(store: Store, tmp_path
         open_store(tmp_path / "state")
 
 
-def test_a_journal_of_before_runs_is_taken_up_and_given_its_run(store: Store, tmp_path: Path) -> None:
-    store.close()
-    connection = sqlite3.connect(tmp_path / "state" / JOURNAL_NAME)
-    connection.executescript("ALTER TABLE job DROP COLUMN run; PRAGMA user_version = 1;")
+# Schema 2, as it was; schema 1 is the same without `run`.
+OLD_SCHEMA = """
+CREATE TABLE job (
+  id INTEGER PRIMARY KEY CHECK (id = 1), definition TEXT NOT NULL, epoch INTEGER NOT NULL, done TEXT,
+  run TEXT NOT NULL
+);
+CREATE TABLE versions (
+  version INTEGER PRIMARY KEY, sha256 TEXT NOT NULL, bytes INTEGER NOT NULL, weights BLOB, state BLOB
+);
+CREATE TABLE devices (
+  device TEXT PRIMARY KEY, presence TEXT NOT NULL, examples INTEGER NOT NULL, unfit TEXT
+);
+CREATE TABLE rounds (
+  round INTEGER PRIMARY KEY, version INTEGER NOT NULL REFERENCES versions, attempt INTEGER NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('open', 'folded', 'evaluated')),
+  devices INTEGER, cohort INTEGER, bytes_up INTEGER, bytes_down INTEGER, seconds REAL, accuracy REAL, loss REAL
+);
+CREATE TABLE tasks (
+  round INTEGER NOT NULL REFERENCES rounds, device TEXT NOT NULL, task TEXT NOT NULL, data BLOB NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('open', 'done', 'failed')), reason TEXT,
+  PRIMARY KEY (round, device)
+);
+CREATE TABLE updates (
+  round INTEGER NOT NULL, device TEXT NOT NULL, uid TEXT NOT NULL, sha256 TEXT NOT NULL, bytes INTEGER NOT NULL,
+  examples INTEGER NOT NULL, loss REAL NOT NULL, data BLOB,
+  PRIMARY KEY (round, device), FOREIGN KEY (round, device) REFERENCES tasks
+);
+INSERT INTO job VALUES (1, '{"job.name": "\\"digits\\"", "job.seed": "1"}', 4, NULL, '0123456789abcdef');
+INSERT INTO versions VALUES (1, 'one', 9, NULL, NULL), (2, 'two', 9, 'weights 2', 'state');
+INSERT INTO devices VALUES ('a', 'online', 9, NULL), ('b', 'online', 9, NULL);
+INSERT INTO rounds VALUES (1, 1, 1, 'evaluated', 2, 2, 10, 20, 1.5, 0.5, 1.0), (2, 2, 1, 'open',
+  NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO tasks VALUES (1, 'a', 'digits.1.a', x'', 'done', NULL), (2, 'a', 'digits.2.a', x'74', 'done', NULL),
+  (2, 'b', 'digits.2.b', x'74', 'open', NULL);
+INSERT INTO updates VALUES (1, 'a', '00', 'aa', 4, 7, 0.5, NULL), (2, 'a', '11', 'bb', 4, 7, 0.5, x'64617461');
+"""
+
+
+@pytest.mark.parametrize("schema_version", [1, 2])
+def test_an_older_journal_is_taken_up_where_it_was(tmp_path: Path, schema_version: int) -> None:
+    with sqlite3.connect(tmp_path / JOURNAL_NAME) as connection:
+        connection.executescript(OLD_SCHEMA + f"PRAGMA user_version = {schema_version};")
+        if schema_version == 1:
+            connection.execute("ALTER TABLE job DROP COLUMN run")
     connection.close()
-    upgraded = open_store(tmp_path / "state")
+    upgraded = open_store(tmp_path)
+    assert not upgraded.begin(DEFINITION, version(1))
     run = upgraded.run()
     assert re.fullmatch(r"[0-9a-f]{16}", run)
-    assert upgraded.latest() == version(1)
-    again = reopened(upgraded, tmp_path)
+    assert upgraded.epoch() == 4
+    found = upgraded.journalled()
+    assert (found.phase, found.round, found.cohort) == (
+        Phase.COLLECTING,
+        2,
+        {"a": Outcome.DELIVERED, "b": Outcome.PENDING},
+    )
+    assert [each.data for each in upgraded.updates(2)] == [b"data"]
+    assert upgraded.last_counted("a", 2) == "digits.1.a"
+    assert upgraded._one("PRAGMA auto_vacuum")[0] == 2
+    upgraded.close()
+    again = open_store(tmp_path)
     assert again.run() == run
     again.close()
+
+
+def test_an_upgraded_journal_has_the_tables_of_a_new_one(tmp_path: Path) -> None:
+    def shape(directory: Path) -> dict[str, list[tuple[object, ...]]]:
+        opened = open_store(directory)
+        names = [row[0] for row in opened._all("SELECT name FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name")]
+        columns = {name: opened._all(f"PRAGMA table_info({name})") for name in names}
+        opened.close()
+        return columns
+
+    (tmp_path / "old").mkdir()
+    with sqlite3.connect(tmp_path / "old" / JOURNAL_NAME) as connection:
+        connection.executescript(OLD_SCHEMA + "PRAGMA user_version = 2;")
+    connection.close()
+    assert shape(tmp_path / "old") == shape(tmp_path / "new")
 
 
 def test_the_last_update_that_counted_is_of_an_earlier_round_and_accepted(store: Store) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from coordinator.evaluate import Evaluation, evaluate
+from coordinator.event_kinds import problems_of
 from coordinator.gateway import Parts, RunningJob
 from coordinator.jobfile import load_job
 from coordinator.program import build_program, definition, judged_model, make_version
@@ -31,7 +32,7 @@ from edge_runtime.wire import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from edge_runtime.data import Dataset
@@ -208,14 +209,16 @@ class MemorySite:
         if store.done() is not None:
             self._stack.close()
             return False
-        parts = Parts(
-            self.program, self._fold, self._judge, store, self.state, lambda event: self.events.append(dict(event))
-        )
+        parts = Parts(self.program, self._fold, self._judge, store, self.state, self._told)
         store.keep_epoch(epoch := store.epoch() + 1)
         self.job = RunningJob(parts, SITE, epoch, f"boot-{epoch}", self.now_s)
         self.broker.connect("gateway", self.job.session.will())
         self.send(self.job.connected(self.now_s))
         return True
+
+    def _told(self, event: Mapping[str, Any]) -> None:
+        assert problems_of(event) == [], "coordinator/event_kinds.py has a row for every event"
+        self.events.append(dict(event))
 
     def _fold(self, old: Version) -> Future[Version]:
         made: Future[Version] = Future()

@@ -5,7 +5,7 @@ import pytest
 from edge_runtime.errors import LocalError
 from edge_runtime.wire import AbandonTask, Publish, Subscribe, Task, Warned, messages, topics
 from edge_runtime.wire.chunks import cut_chunk
-from edge_runtime.wire.events import DeviceStatus, GatewaySuperseded, UpdateReceived
+from edge_runtime.wire.events import DeviceStatus, GatewaySuperseded, UpdateReceived, UpdateRefused
 from edge_runtime.wire.fetch import Fetch
 from edge_runtime.wire.gateway import BlobUnknown, GatewaySession
 from edge_runtime.wire.intake import MAX_ATTEMPTS, NotOffered, Refusal
@@ -40,10 +40,13 @@ def begin(
     session: GatewaySession, device: str = "a", task: str = "t", data: bytes = UPDATE, now: float = 0.0
 ) -> messages.Down:
     payload = messages.format_begin(messages.Begin(task, sha256(data), len(data)))
-    (answer,) = session.received(now, topics.upload(SITE, device, sha256(data)[:16], "begin"), payload)
+    *told, answer = session.received(now, topics.upload(SITE, device, sha256(data)[:16], "begin"), payload)
     assert isinstance(answer, Publish), answer
     assert answer.topic == topics.down(SITE, device)
-    return messages.parse_down(answer.payload)
+    down = messages.parse_down(answer.payload)
+    refused = isinstance(down, messages.Refuse)
+    assert told == ([UpdateRefused(device, down.rule, down.message, down.retry_s)] if refused else [])
+    return down
 
 
 def chunk(session: GatewaySession, index: int, data: bytes = UPDATE, uid: str = UID) -> list[object]:
