@@ -18,12 +18,23 @@ Mean = Mapping[str, NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Contribution:
-    """One device's update as an aggregator sees it: who, how many examples, the tensors by name, and steps done."""
+    """One update as an aggregator sees it.
+
+    Attributes:
+        device: Whose it is; with `task` its place in the order.
+        examples: Its weight.
+        tensors: By name.
+        steps: Done by the device.
+        task: Which it answers; a device may have several in one buffer.
+        scale: What staleness leaves of it: it counts as so many times its tensors, with its whole weight.
+    """
 
     device: str
     examples: int
     tensors: Tensors
     steps: int = 1
+    task: str = ""
+    scale: float = 1.0
 
 
 # The second argument names the running statistics, which are averaged as they are.
@@ -48,7 +59,7 @@ def weighted_mean(contributions: Iterable[Contribution], _plain: Collection[str]
     sums = _Sums()
     for contribution in _checked(contributions):
         for name, tensor in contribution.tensors.items():
-            sums.add(name, tensor, contribution.examples, contribution.examples)
+            sums.add(name, tensor, contribution.examples * contribution.scale, contribution.examples)
     return sums.means()
 
 
@@ -70,7 +81,7 @@ def normalised_mean(momentum: float) -> Aggregate:
             length = path_length(contribution.steps, momentum)
             for name, tensor in contribution.tensors.items():
                 divisor = 1.0 if name in plain else length
-                sums.add(name, tensor, contribution.examples / divisor, contribution.examples)
+                sums.add(name, tensor, contribution.examples * contribution.scale / divisor, contribution.examples)
                 lengths.add(name, np.ones((), np.float32), contribution.examples * divisor, contribution.examples)
         mean_lengths = lengths.means()
         return {name: mean * mean_lengths[name] for name, mean in sums.means().items()}
@@ -86,14 +97,15 @@ def path_length(steps: int, momentum: float) -> float:
 
 
 def _checked(contributions: Iterable[Contribution]) -> Iterable[Contribution]:
-    previous, none = "", True
+    previous, none = ("", ""), True
     for contribution in contributions:
-        if contribution.device <= previous:
-            raise ValueError(f"updates must come in ascending device order: {contribution.device!r} after {previous!r}")
+        key = (contribution.device, contribution.task)
+        if key <= previous:
+            raise ValueError(f"updates must come in ascending order of device and task: {key!r} after {previous!r}")
         if contribution.examples < 1 or contribution.steps < 1:
             shown = f"{contribution.examples} examples and {contribution.steps} steps"
             raise ValueError(f"the update of {contribution.device!r} counts {shown}")
-        previous, none = contribution.device, False
+        previous, none = key, False
         yield contribution
     if none:
         raise ValueError("there is no update to average")

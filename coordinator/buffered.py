@@ -15,8 +15,8 @@ Round r makes version r + 1. An update counts in the round that is being filled 
 it is r - v versions stale. A device is asked again from the newest version as soon as the rounds that were closed when
 it delivered are folded, so that what it said last is in what it gets next, at most `concurrency` devices at one time.
 A device that is lost, or whose task is older than deadline_s, keeps its task and may still answer it, but holds up
-nobody. A task more than `max_staleness` versions behind is withdrawn. The job fails when fewer than `min_updates` devices
-are left that have not failed a task.
+nobody. A task more than `max_staleness` versions behind is withdrawn. The job fails when fewer than `min_updates`
+devices are left that have not failed a task.
 
 Restart: the journal knows the newest version, the updates waiting for each round and the tasks that are open.
 """
@@ -45,6 +45,7 @@ from coordinator.round_records import (
     Refusal,
     Rules,
     Standing,
+    TaskExpired,
     TaskFailed,
     Tick,
     UpdateJournalled,
@@ -197,6 +198,10 @@ def _take_failure(state: State, event: TaskFailed, _now_s: float) -> Move:
     return replace(failed, fleet=fleets.condemned(failed.fleet, event.device, event.reason)), (warning,)
 
 
+def _take_expired(state: State, event: TaskExpired, _now_s: float) -> Move:
+    return _idle(state, event.device), ()
+
+
 def _take_version(state: State, event: VersionMade, _now_s: float) -> Move:
     """Tasks that are now too far behind are withdrawn; the journal has failed them with the version."""
     oldest = event.version - state.rules.schedule.max_staleness
@@ -283,8 +288,7 @@ def _ask(state: State, now_s: float) -> Move:
 def _busy(state: State, now_s: float) -> int:
     """How many devices hold a place: their tasks are open, and they are there or on their way back."""
     return sum(
-        now_s - task.since_s < state.rules.deadline_s
-        and fleets.awaited(state.fleet[name], now_s, state.rules.grace_s)
+        now_s - task.since_s < state.rules.deadline_s and fleets.awaited(state.fleet[name], now_s, state.rules.grace_s)
         for name, task in state.pending.items()
         if name in state.fleet
     )
@@ -298,6 +302,7 @@ _TAKE: Mapping[type[Event], Callable[[State, Any, float], Move]] = {
     FleetUnknown: _take_presence,
     UpdateJournalled: _take_update,
     TaskFailed: _take_failure,
+    TaskExpired: _take_expired,
     Tick: _take_tick,
     Evaluated: _take_evaluated,
     VersionMade: _take_version,

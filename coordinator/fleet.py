@@ -11,7 +11,6 @@ from statistics import median
 
 from edge_runtime.rng import derive_seed
 
-
 # How many of a device's last task times are remembered: enough for a median that one bad transfer does not move.
 TIMES_KEPT = 5
 
@@ -140,6 +139,12 @@ def returning(fleet: Fleet, now_s: float, grace_s: float) -> bool:
     )
 
 
+def draw(names: Iterable[str], *, count: int, seed: int, number: int) -> tuple[str, ...]:
+    """At most so many of the devices, by a lot that only (seed, number, a device's id) decide, in ascending order."""
+    ranked = sorted(names, key=lambda name: (derive_seed("cohort", seed, number, name), name))
+    return tuple(sorted(ranked[:count]))
+
+
 def choose_cohort(
     names: Iterable[str], *, fraction: float, least: int, seed: int, round_number: int
 ) -> tuple[str, ...]:
@@ -155,7 +160,6 @@ def choose_cohort(
         seed: The job's.
         round_number: From 1.
     """
-    everyone = sorted(names)
+    everyone = tuple(names)
     count = min(len(everyone), max(least, math.ceil(fraction * len(everyone))))
-    ranked = sorted(everyone, key=lambda name: (derive_seed("cohort", seed, round_number, name), name))
-    return tuple(sorted(ranked[:count]))
+    return draw(everyone, count=count, seed=seed, number=round_number)

@@ -6,7 +6,7 @@
 | versions | one version of the weights, and the server step's state; the blobs of some stay (coordinator.versions) |
 | devices | a device as last seen |
 | rounds | round r makes version r + 1: "open", "folded" (its version is written) or "evaluated", and its metrics |
-| tasks | what a device was asked from a round's version: "open", "done" or "failed" with a reason; its bytes go with that |
+| tasks | what a device was asked from a round's version: "open", "done" or "failed" with a reason, no bytes then |
 | updates | an accepted update, and the round it counts in; its bytes go when that is folded, its digest stays |
 | requests | what an operator asked of the job, by whom and when, and what came of it (coordinator.requests) |
 | evictions | a device that an operator took out of the job, and why |
@@ -69,14 +69,8 @@ CREATE TABLE evictions (device TEXT PRIMARY KEY, reason TEXT NOT NULL);
 CREATE TABLE lease (id INTEGER PRIMARY KEY CHECK (id = 1), holder TEXT NOT NULL, machine TEXT NOT NULL);
 """
 
-# From a schema version to the next one, for journals that were begun before it.
-_UPGRADES = {
-    1: "ALTER TABLE job ADD COLUMN run TEXT NOT NULL DEFAULT ''; UPDATE job SET run = lower(hex(randomblob(8)));",
-    2: """
-ALTER TABLE job ADD COLUMN paused INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE job ADD COLUMN failed TEXT;
-ALTER TABLE rounds ADD COLUMN note TEXT;
-ALTER TABLE rounds ADD COLUMN wanted INTEGER;
+# Tasks and updates got (device, task) for their key: an asynchronous job asks a device several times in one round.
+_KEYED = """
 CREATE TABLE keyed_tasks (
   round INTEGER NOT NULL REFERENCES rounds, device TEXT NOT NULL, task TEXT NOT NULL, data BLOB NOT NULL,
   state TEXT NOT NULL CHECK (state IN ('open', 'done', 'failed')), reason TEXT, seconds REAL,
@@ -87,9 +81,12 @@ CREATE TABLE keyed_updates (
   bytes INTEGER NOT NULL, examples INTEGER NOT NULL, loss REAL NOT NULL, data BLOB, folded_in INTEGER,
   PRIMARY KEY (device, task), FOREIGN KEY (device, task) REFERENCES keyed_tasks
 );
-INSERT INTO keyed_tasks SELECT round, device, task, data, state, reason, NULL FROM tasks;
+INSERT INTO keyed_tasks
+  SELECT round, device, task, data, CASE WHEN tasks.state = 'open' AND rounds.state != 'open' THEN 'failed'
+    ELSE tasks.state END, reason, NULL
+  FROM tasks JOIN rounds USING (round) ORDER BY round, device;
 INSERT INTO keyed_updates
-  SELECT round, device, task, uid, sha256, bytes, examples, loss, updates.data,
+  SELECT round, device, task, uid, sha256, bytes, examples, updates.loss, updates.data,
     CASE WHEN rounds.state = 'open' THEN NULL ELSE round + 1 END
   FROM updates JOIN tasks USING (round, device) JOIN rounds USING (round) ORDER BY round, device;
 DROP TABLE updates;
@@ -97,6 +94,17 @@ DROP TABLE tasks;
 ALTER TABLE keyed_tasks RENAME TO tasks;
 ALTER TABLE keyed_updates RENAME TO updates;
 """
+
+# From a schema version to the next one, for journals that were begun before it.
+_UPGRADES = {
+    1: "ALTER TABLE job ADD COLUMN run TEXT NOT NULL DEFAULT ''; UPDATE job SET run = lower(hex(randomblob(8)));",
+    2: """
+ALTER TABLE job ADD COLUMN paused INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE job ADD COLUMN failed TEXT;
+ALTER TABLE rounds ADD COLUMN note TEXT;
+ALTER TABLE rounds ADD COLUMN wanted INTEGER;
+"""
+    + _KEYED
     + _OPERATIONS,
 }
 

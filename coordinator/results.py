@@ -1,12 +1,13 @@
 """What comes out: the version that a round makes, and the files that a job leaves behind."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from coordinator.aggregators import Contribution
+from coordinator.aggregators import Contribution, Tensors
 from coordinator.journal import write_file
 from coordinator.program import Program, make_version
+from coordinator.staleness import against_present, update_weight
 from coordinator.store import JournalUpdate, Store, Version
 from edge_runtime.codecs import find_codec
 from edge_runtime.tensors import decode_tensors
@@ -16,22 +17,46 @@ MODEL_NAME = "final.onnx"
 WEIGHTS_NAME = "final.safetensors"
 
 
-def fold(program: Program, updates: Iterable[JournalUpdate], old: Version) -> Version:
-    """Folds the journalled updates of the round that started from `old` into the next version.
+def fold(
+    program: Program, updates: Iterable[JournalUpdate], old: Version, weights_of: Callable[[int], bytes]
+) -> Version:
+    """Folds the journalled updates of a round into the version after `old`.
 
-    The journal gives them in ascending order of device ids, whatever order they arrived in, and one at a time.
+    Args:
+        program: The job's.
+        updates: As the journal gives them: in ascending order of (device, task), whatever order they arrived in, and
+            one at a time.
+        old: The version that the round has the number of.
+        weights_of: The tensor file of a version from which an update's device trained.
     """
     method, plain = program.method, program.statistics
-    mean = method.aggregate(_contributions(program, updates, old.version), plain)
-    weights, state = method.server_step(decode_tensors(old.weights)[0], mean, decode_tensors(old.state)[0], plain)
+    present = decode_tensors(old.weights)[0]
+    mean = method.aggregate(_contributions(program, updates, present, weights_of), plain)
+    weights, state = method.server_step(present, mean, decode_tensors(old.state)[0], plain)
     return make_version(old.version + 1, weights, state)
 
 
-def _contributions(program: Program, updates: Iterable[JournalUpdate], number: int) -> Iterator[Contribution]:
-    codec, stage = find_codec(program.upload.codec), program.stage(number)
+def _contributions(
+    program: Program, updates: Iterable[JournalUpdate], present: Tensors, weights_of: Callable[[int], bytes]
+) -> Iterator[Contribution]:
+    """The updates one at a time, each with what its staleness leaves it; coordinator.staleness has the formulas."""
+    codec, rules = find_codec(program.upload.codec), program.job.schedule
     for update in updates:
-        tensors, metadata = codec.decode(update.data, stage.for_device(update.device).trained)
-        yield Contribution(update.device, update.examples, tensors, int(metadata["steps"]))
+        trained = program.stage(update.version).for_device(update.device).trained
+        decoded, metadata = codec.decode(update.data, trained)
+        tensors: Tensors = decoded
+        staleness = update.round - update.version
+        if staleness > 0:
+            base = decode_tensors(weights_of(update.version))[0]
+            tensors = against_present(rules, tensors, base, present, program.statistics)
+        yield Contribution(
+            device=update.device,
+            examples=update.examples,
+            tensors=tensors,
+            steps=int(metadata["steps"]),
+            task=update.task,
+            scale=update_weight(rules, staleness),
+        )
 
 
 def export(program: Program, store: Store, directory: Path) -> dict[str, Any]:

@@ -148,6 +148,13 @@ class TaskFailed:
 
 
 @dataclass(frozen=True)
+class TaskExpired:
+    """The device's update came, too stale to count; its task is failed in the journal."""
+
+    device: str
+
+
+@dataclass(frozen=True)
 class Tick:
     """Time has passed."""
 
@@ -175,6 +182,7 @@ Event = (
     | FleetUnknown
     | UpdateJournalled
     | TaskFailed
+    | TaskExpired
     | Tick
     | Evaluated
     | VersionMade

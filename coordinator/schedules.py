@@ -53,9 +53,7 @@ def _resume_buffered(rules: Rules, store: Store, now_s: float) -> Move:
     return state, (*commands, *more)
 
 
-ROUNDS = Schedule(
-    _resume_rounds, rounds.step, rounds.pending, rounds.counts_in, rounds.candidates, rounds.needed
-)
+ROUNDS = Schedule(_resume_rounds, rounds.step, rounds.pending, rounds.counts_in, rounds.candidates, rounds.needed)
 BUFFERED = Schedule(
     _resume_buffered, buffered.step, buffered.pending, buffered.counts_in, buffered.candidates, buffered.needed
 )

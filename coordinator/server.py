@@ -23,7 +23,7 @@ from coordinator.journal import JournalError
 from coordinator.leftovers import clear_job
 from coordinator.program import Program, build_program, definition, judged_model, make_version
 from coordinator.results import export, fold
-from coordinator.store import Version, open_store, updates_beside
+from coordinator.store import Version, open_store, updates_beside, weights_beside
 from coordinator.watch import MetricsError, every, stand, watching
 from edge_runtime.data import Dataset, load_dataset
 from edge_runtime.errors import LocalError
@@ -110,7 +110,7 @@ def _prepare(options: argparse.Namespace, emit: Emit, stack: ExitStack) -> Parts
 
 def _fold(program: Program, directory: Path, old: Version) -> Version:
     with closing(updates_beside(directory, old.version)) as updates:
-        return fold(program, updates, old)
+        return fold(program, updates, old, lambda number: weights_beside(directory, number))
 
 
 def _judge(program: Program, held_out: Dataset, version: Version) -> Evaluation:

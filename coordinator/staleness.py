@@ -11,14 +11,14 @@ is folded into. Its weight falls with u by s(u) in (0, 1]:
 
 FedAsync (C. Xie, S. Koyejo, I. Gupta: Asynchronous Federated Optimization, 2019, Algorithm 1) mixes *models*:
 `x <- (1 - alpha_t) x + alpha_t x_new` with `alpha_t = alpha s(u)`, made of the constant alpha every time. With the
-device's `delta = x_new - x_tau` that is `x + alpha_t (delta + x_tau - x)`: the update is put against the present weights.
+device's `delta = x_new - x_tau` that is `x + alpha_t (delta + x_tau - x)`: the update is put against present weights.
 
 FedBuff (J. Nguyen et al.: Federated Learning with Buffered Asynchronous Aggregation, AISTATS 2022, Algorithm 1) adds
 *differences*: `x <- x + server_lr / K sum_i s(u_i) delta_i`.
 
-Deviations: both papers count a version that was made of no other update as one version stale, here it is 0; FedBuff's
-1 / K is the share of the update's examples in the buffer, as FedAvg has it; and running statistics of batch normalisation
-are mixed as models in both, since a difference to an older version could make a variance negative.
+Deviations: FedAsync's paper gives an update that nothing came before the staleness 1, here it has 0; FedBuff's 1 / K is
+the share of the update's examples in the buffer, as FedAvg has it; and running statistics of batch normalisation are
+mixed as models in both, since a difference to an older version could make a variance negative.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -59,6 +59,4 @@ def against_present(
         Float32 tensors of the same names; `delta` itself where base and present are equal.
     """
     models = delta.keys() if rules.name == "fedasync" else delta.keys() & set(statistics)
-    return {
-        name: tensor + (base[name] - present[name]) if name in models else tensor for name, tensor in delta.items()
-    }
+    return {name: tensor + (base[name] - present[name]) if name in models else tensor for name, tensor in delta.items()}

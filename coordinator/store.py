@@ -165,9 +165,7 @@ class Store:
 
     # Rounds.
 
-    def start_round(
-        self, number: int, attempt: int, tasks: tuple[JournalTask, ...], wanted: int | None = None
-    ) -> None:
+    def start_round(self, number: int, attempt: int, tasks: tuple[JournalTask, ...], wanted: int | None = None) -> None:
         """Write that a round starts (again), with the tasks of those who are asked now; other open tasks stay.
 
         Args:
@@ -318,9 +316,7 @@ class Store:
 
     def version(self, number: int) -> Version:
         """A version whose weights are kept, as those of open tasks are."""
-        return Version(
-            *self._one("SELECT version, sha256, weights, state FROM versions WHERE version = ?", (number,))
-        )
+        return Version(*self._one("SELECT version, sha256, weights, state FROM versions WHERE version = ?", (number,)))
 
     def open_task(self, device: str, task: str) -> JournalTask | None:
         """The device's task of this name, unless it is done or failed."""
@@ -331,9 +327,7 @@ class Store:
 
     def expired(self, device: str, task: str) -> bool:
         """Whether the device's task of this name was failed because its version is too far behind."""
-        row = self._one(
-            "SELECT 1 FROM tasks WHERE device = ? AND task = ? AND reason = ?", (device, task, EXPIRED)
-        )
+        row = self._one("SELECT 1 FROM tasks WHERE device = ? AND task = ? AND reason = ?", (device, task, EXPIRED))
         return row is not None
 
     def present_round(self) -> int:

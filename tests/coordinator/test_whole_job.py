@@ -19,50 +19,7 @@ from edge_runtime.tensors import decode_tensors, encode_tensors
 from edge_runtime.wire import Publish, UpdateSettled
 from edge_runtime.wire.messages import GatewayState, Status, format_gateway, format_status
 from support.memory import MemorySite, finished, start_all
-
-JOB = """\
-[job]
-name = "tiny"
-seed = 5
-rounds = 2
-[model]
-zoo = "mlp"
-input_shape = [6]
-classes = 3
-[method]
-name = "fedavg"
-[training]
-epochs = 2
-batch = 8
-lr = 0.1
-momentum = 0.9
-[round]
-devices = 3
-min_updates = 2
-deadline_s = 60
-grace_s = 5
-[evaluate]
-data = "held-out"
-"""
-EXAMPLES = {"dev-a": 20, "dev-b": 13, "dev-c": 31}
-
-
-def made_up(seed: int, rows: int) -> Dataset:
-    """Three blobs in six dimensions."""
-    rng = np.random.default_rng(seed)
-    y = rng.integers(0, 3, rows).astype(np.int32)
-    x = rng.normal(size=(rows, 6)) + 2.0 * np.eye(3, 6)[y]
-    return Dataset(x.astype(np.float32), y)
-
-
-def make_site(tmp_path: Path, job: str = JOB, order: int = 0) -> MemorySite:
-    home = tmp_path / "home"
-    (home / "held-out").mkdir(parents=True, exist_ok=True)
-    test = made_up(99, 60)
-    np.savez(home / "held-out" / "test.npz", x=test.x, y=test.y)
-    (home / "job.toml").write_text(job)
-    shards = {name: made_up(seed, rows) for seed, (name, rows) in enumerate(EXAMPLES.items())}
-    return MemorySite(home / "job.toml", tmp_path / "state", shards, order)
+from support.tiny_job import EXAMPLES, JOB, make_site
 
 
 @pytest.fixture(scope="module")
@@ -463,7 +420,7 @@ def test_versions_that_a_killed_broker_brings_back_are_taken_off_again(tmp_path:
 
 def test_looking_up_what_a_device_delivered_reads_no_other_devices_rounds(tmp_path: Path) -> None:
     store = open_store(tmp_path)
-    query = "SELECT sha256 FROM updates JOIN tasks USING (round, device) WHERE device = ? AND task = ?"
+    query = "SELECT sha256 FROM updates WHERE device = ? AND task = ?"
     plan = [row[3] for row in store._all(f"EXPLAIN QUERY PLAN {query}", ("a", "t"))]
     store.close()
     assert not [step for step in plan if step.startswith("SCAN")], plan
