@@ -41,6 +41,7 @@ from coordinator.round_records import (
     FailJob,
     FinishJob,
     FleetUnknown,
+    Paused,
     Phase,
     Refusal,
     Rules,
@@ -81,6 +82,7 @@ class State:
         waits: The version that a device waits for before it is asked again.
         failures: How many tasks in a row a device has failed.
         since_s: When the phase began.
+        paused: Whether an operator wants nobody to be asked; what was asked for still counts.
     """
 
     rules: Rules
@@ -93,6 +95,7 @@ class State:
     waits: Mapping[str, int]
     failures: Mapping[str, int]
     since_s: float
+    paused: bool = False
 
 
 Move = tuple[State, tuple[Command, ...]]
@@ -116,6 +119,7 @@ def resumed(rules: Rules, standing: Standing, now_s: float) -> Move:
         waits=dict.fromkeys(standing.fleet.keys() - standing.pending.keys(), filling),
         failures={},
         since_s=now_s,
+        paused=standing.paused,
     )
     again = standing.newest - 1
     unjudged = [again] if again >= 1 and standing.accuracy is None and _is_judged(rules, again) else []
@@ -230,6 +234,10 @@ def _take_tick(state: State, _event: Tick, _now_s: float) -> Move:
     return state, ()
 
 
+def _take_paused(state: State, event: Paused, _now_s: float) -> Move:
+    return replace(state, paused=event.paused), ()
+
+
 def _idle(state: State, device: str) -> State:
     return replace(state, pending={name: task for name, task in state.pending.items() if name != device})
 
@@ -267,7 +275,7 @@ def _give_up(state: State) -> Move:
 
 def _ask(state: State, now_s: float) -> Move:
     """Idle devices that are there are asked, up to the concurrency; by lot where not all can be."""
-    if state.phase is not Phase.COLLECTING or state.filling > state.rules.rounds:
+    if state.phase is not Phase.COLLECTING or state.paused or state.filling > state.rules.rounds:
         return state, ()
     idle = tuple(
         name
@@ -304,6 +312,7 @@ _TAKE: Mapping[type[Event], Callable[[State, Any, float], Move]] = {
     TaskFailed: _take_failure,
     TaskExpired: _take_expired,
     Tick: _take_tick,
+    Paused: _take_paused,
     Evaluated: _take_evaluated,
     VersionMade: _take_version,
 }

@@ -56,8 +56,30 @@ EVENTS: Mapping[str, Kind] = MappingProxyType(
         ),
         "device": Kind(
             "a device came or went",
-            {"device": "id", "state": "online, lost or stopped", "examples": "as it announced"},
+            {
+                "device": "id",
+                "state": "online, lost or stopped",
+                "examples": "as it announced",
+                "evicted": "true: an operator took it out of the job",
+            },
+            optional=frozenset({"evicted"}),
         ),
+        "request": Kind(
+            "an operator's request was answered",
+            {
+                "verb": "pause, resume, stop, rollback, evict or readmit",
+                "argument": "a version or a device, or empty",
+                "asked_by": "user@machine",
+                "done": "false: it was refused",
+                "message": "what came of it",
+            },
+        ),
+        "stalled": Kind(
+            "the disk takes nothing: updates are refused for now, nothing is lost",
+            {"message": "why", "rule": "JournalUnwritable", "retry_s": "when devices offer their updates again"},
+            ERROR,
+        ),
+        "writable": Kind("the disk takes writes again, and the job goes on", {"round": "the one to be done next"}),
         "waiting": Kind(
             "a round cannot start yet",
             {"round": "number", "devices": "that could start it now", "needed": "how many it waits for"},

@@ -80,11 +80,13 @@ class RunningJob:
 
     def __init__(self, parts: Parts, site: str, epoch: int, boot: str, now_s: float) -> None:
         self._parts = parts
+        self.emit = parts.emit
         self.session = GatewaySession(site, epoch, boot, already_done=parts.store.accepted_digest)
         self._version = parts.store.latest()
         self._schedule = SCHEDULES[parts.program.job.schedule.name]
         self._blobs = BlobUse()
         self._sent_s: dict[str, float] = {}
+        self._evicted = parts.store.evicted()
         self._to_close: list[records.CloseRound] = []
         self._closing = records.CloseRound(0)
         self._closed_s = now_s
@@ -151,6 +153,15 @@ class RunningJob:
         commands = self._commands(self.session.tick(now_s), now_s)
         return commands + self._step(records.Tick(), now_s)
 
+    def pause(self, now_s: float, *, paused: bool) -> list[Command]:
+        """An operator wants no further work to be handed out, or wants it again; the journal has it already."""
+        return self._step(records.Paused(paused), now_s)
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether no round is being closed, so that this may be thrown away and made anew from the journal."""
+        return self.beside is None and not self._to_close
+
     @property
     def has_work(self) -> bool:
         """Whether a round waits to be folded, or has been folded or judged."""
@@ -215,6 +226,8 @@ class RunningJob:
     # What the wire session tells.
 
     def _take_status(self, event: DeviceStatus, now_s: float) -> list[Command]:
+        if event.device in self._evicted:
+            return self._take_evicted(event)
         if event.state == "online" and not event.live:
             return self._step(records.DeviceRemembered(event.device, event.examples), now_s)
         self._parts.emit({"event": "device", "device": event.device, "state": event.state, "examples": event.examples})
@@ -227,6 +240,14 @@ class RunningJob:
         commands = self._step(news[event.state], now_s)
         self._tell_waiting()
         return commands
+
+    def _take_evicted(self, event: DeviceStatus) -> list[Command]:
+        """Somebody whom an operator took out is written down, and asked nothing."""
+        if event.live:
+            news = {"device": event.device, "state": event.state, "examples": event.examples, "evicted": True}
+            self._parts.emit({"event": "device", **news})
+            self._parts.store.see_device(event.device, Presence(event.state), event.examples)
+        return []
 
     def _tell_waiting(self) -> None:
         if self._state.phase is records.Phase.GATHERING:
@@ -418,7 +439,7 @@ class RunningJob:
         return []
 
     def _do_finish(self, command: records.FinishJob, _now_s: float) -> list[Command]:
-        done = export(self._parts.program, self._parts.store, self._parts.directory)
+        done = export(self._parts.store)
         self._parts.store.finish(command.reason)
         self._parts.emit(done)
         self.exit_code = EXIT_DONE
@@ -426,6 +447,7 @@ class RunningJob:
 
     def _do_fail(self, command: records.FailJob, _now_s: float) -> list[Command]:
         self._parts.store.forgive()
+        self._parts.store.fail(command.reason)
         self._parts.emit({"event": "error", "message": f"the job cannot go on: {command.reason}", "rule": "JobFailed"})
         self.exit_code = EXIT_FAILED
         return []

@@ -12,7 +12,8 @@
 | evictions | a device that an operator took out of the job, and why |
 | lease | the coordinator that may write (one row; coordinator.lease) |
 
-An update's `folded_in` is the version that it went into, written together with that version. Its round is that of its
+An update's `folded_in` is the version that it went into, written together with that version, and 0 where a rollback
+made it void. Its round is that of its
 task, but for asynchronous schedules: the difference is its staleness.
 
 Notebooks read the view `rounds_v1` (docs/coordinator.md), whose columns stay when the tables change.

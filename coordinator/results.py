@@ -15,6 +15,11 @@ from models.compiler import with_weights
 
 MODEL_NAME = "final.onnx"
 WEIGHTS_NAME = "final.safetensors"
+GRAPH_NAME = "model.onnx"  # of the job, with its first weights
+
+
+class ModelMissing(Exception):
+    """The state directory has no model to put weights into."""
 
 
 def fold(
@@ -59,24 +64,55 @@ def _contributions(
         )
 
 
-def export(program: Program, store: Store, directory: Path) -> dict[str, Any]:
-    """Writes the newest version as final.onnx and final.safetensors; equal weights give equal bytes.
+def keep_model(directory: Path, model: bytes) -> None:
+    """Writes the job's model beside its journal, so that versions can be exported without the job file."""
+    path = directory / GRAPH_NAME
+    if not path.is_file() or path.read_bytes() != model:
+        write_file(path, model)
+
+
+def export(store: Store) -> dict[str, Any]:
+    """Writes the newest version into the state directory as final.onnx and final.safetensors.
+
+    Equal weights give equal bytes.
 
     Returns:
         The job_done event.
+
+    Raises:
+        ModelMissing: `keep_model` was never called for this state directory.
     """
-    version = store.latest()
+    home = store.directory
+    export_version(home, store.latest(), home / MODEL_NAME, home / WEIGHTS_NAME)
+    return job_done(store)
+
+
+def job_done(store: Store) -> dict[str, Any]:
+    """The event that tells of a job's end and of what `export` has written."""
     number, accuracy = store.last_accuracy() or (0, None)
-    write_file(directory / WEIGHTS_NAME, version.weights)
-    write_file(directory / MODEL_NAME, with_weights(program.model, decode_tensors(version.weights)[0]))
     return {
         "event": "job_done",
         "rounds": number,
         "accuracy": accuracy,
-        "model_sha256": version.sha256,
-        "model": str(directory / MODEL_NAME),
+        "model_sha256": store.latest().sha256,
+        "model": str(store.directory / MODEL_NAME),
         "rss_peak_mb": peak_rss_mb(),
     }
+
+
+def export_version(state: Path, version: Version, model: Path, weights: Path) -> None:
+    """Writes one version's weights, and the model of the state directory with them.
+
+    Raises:
+        ModelMissing: The state directory has no model.
+        OSError: A file cannot be written.
+    """
+    try:
+        graph = (state / GRAPH_NAME).read_bytes()
+    except FileNotFoundError:
+        raise ModelMissing(f"{state} has no {GRAPH_NAME}; start a coordinator on the job once, it writes it") from None
+    write_file(weights, version.weights)
+    write_file(model, with_weights(graph, decode_tensors(version.weights)[0]))
 
 
 def peak_rss_mb() -> float:

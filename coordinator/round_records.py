@@ -82,6 +82,7 @@ class State:
         fleet: The devices.
         cohort: The members of this round and what became of their tasks.
         since_s: When the phase began.
+        paused: Whether no round is to be started.
     """
 
     rules: Rules
@@ -91,6 +92,7 @@ class State:
     fleet: Fleet
     cohort: Mapping[str, Outcome]
     since_s: float
+    paused: bool = False
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,13 @@ class TaskExpired:
 
 
 @dataclass(frozen=True)
+class Paused:
+    """The operator wants no further work to be handed out, or wants it again."""
+
+    paused: bool
+
+
+@dataclass(frozen=True)
 class Tick:
     """Time has passed."""
 
@@ -184,6 +193,7 @@ Event = (
     | TaskFailed
     | TaskExpired
     | Tick
+    | Paused
     | Evaluated
     | VersionMade
 )
@@ -283,6 +293,7 @@ class Journalled:
         fleet: Every known device, as last seen.
         accuracy: What the evaluation of this round said, if it was written: the machine is to be told once more.
         wanted: With how many updates the round closes early, if it does.
+        paused: Whether an operator wants no further round.
     """
 
     phase: Phase
@@ -292,6 +303,7 @@ class Journalled:
     fleet: Fleet
     accuracy: float | None = None
     wanted: int | None = None
+    paused: bool = False
 
 
 @dataclass(frozen=True)
@@ -312,6 +324,7 @@ class Standing:
         waiting: How many accepted updates every round has that is not folded yet.
         pending: The round that each open task started from, by device.
         fleet: Every known device, as last seen.
+        paused: Whether an operator wants nobody to be asked.
     """
 
     newest: int
@@ -319,3 +332,4 @@ class Standing:
     waiting: Mapping[int, int]
     pending: Mapping[str, int]
     fleet: Fleet
+    paused: bool = False

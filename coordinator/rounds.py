@@ -12,7 +12,7 @@
 Round 1 needs `devices` devices with examples, every later start `min_updates`. A member of the cohort is awaited while
 it is online or was lost less than grace_s ago. What a member has delivered in one attempt of a round counts in the next
 one, and who is still at it goes on: the weights and the tasks are the same. The job fails when too few devices are left
-that have not failed a task.
+that have not failed a task. While it is paused no round is started, the one that runs goes on to its version.
 
 Restart: the shell rebuilds the state from the journal with `resumed`; every device then counts as lost since now, so
 that a round neither starts nor closes before the births had grace_s seconds to arrive.
@@ -38,6 +38,7 @@ from coordinator.round_records import (
     Journalled,
     Move,
     Outcome,
+    Paused,
     Phase,
     Refusal,
     Rules,
@@ -73,6 +74,7 @@ def resumed(rules: Rules, journalled: Journalled, now_s: float) -> State:
         fleets.all_lost(journalled.fleet, now_s),
         journalled.cohort,
         now_s,
+        journalled.paused,
     )
 
 
@@ -157,6 +159,10 @@ def _take_tick(state: State, _event: Tick | VersionMade, _now_s: float) -> Move:
     return state, ()
 
 
+def _take_paused(state: State, event: Paused, _now_s: float) -> Move:
+    return replace(state, paused=event.paused), ()
+
+
 def _take_evaluated(state: State, event: Evaluated, now_s: float) -> Move:
     if state.phase is not Phase.JUDGING or event.round != state.round:
         return state, ()
@@ -185,6 +191,8 @@ def _gather(state: State, now_s: float) -> Move:
     if (hopeless := _hopeless(state)) is not None:
         return _phase(state, Phase.FAILED, now_s), (FailJob(hopeless),)
     in_grace = now_s - state.since_s < state.rules.grace_s
+    if state.paused:
+        return state, ()
     if in_grace and fleets.returning(state.fleet, now_s, state.rules.grace_s):
         return state, ()
     return _start(state, now_s) if len(candidates(state)) >= needed(state) else (state, ())
@@ -266,6 +274,7 @@ _TAKE: Mapping[type[Event], Callable[[State, Any, float], Move]] = {
     TaskFailed: _take_failure,
     Tick: _take_tick,
     VersionMade: _take_tick,
+    Paused: _take_paused,
     Evaluated: _take_evaluated,
 }
 

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -17,29 +17,25 @@ from coordinator.broker import BrokerError, start_broker
 from coordinator.broker.probe import without_password
 from coordinator.evaluate import Evaluation, EvaluationError, check_held_out, evaluate
 from coordinator.events import Emit, json_lines, log_lines, of_job, seldom
-from coordinator.gateway import EXIT_DONE, EXIT_FAILED, Parts, RunningJob, superseded
+from coordinator.gateway import EXIT_DONE, EXIT_FAILED, Parts, superseded
 from coordinator.jobfile import JobFileError, load_job
 from coordinator.journal import JournalError
 from coordinator.leftovers import clear_job
 from coordinator.program import Program, build_program, definition, judged_model, make_version
-from coordinator.results import export, fold
+from coordinator.results import export, fold, keep_model
+from coordinator.seat import LEAVE_S, Seat, knock, send, serve
 from coordinator.store import Version, open_store, updates_beside, weights_beside
-from coordinator.watch import MetricsError, every, stand, watching
+from coordinator.watch import MetricsError, watching
 from edge_runtime.data import Dataset, load_dataset
 from edge_runtime.errors import LocalError
-from edge_runtime.link import Connected, Disconnected, Link, LinkEvent, Message, Refused, Subscribed
-from edge_runtime.wire.entry import EntryOutcome, SiteEntry
-from edge_runtime.wire.events import Command, GatewaySuperseded, Publish, Subscribe, Unsubscribe, Warned
+from edge_runtime.link import Link
+from edge_runtime.wire.entry import SiteEntry
 from edge_runtime.wire.gateway import GatewaySession
 from edge_runtime.wire.topics import check_id
 from models.compiler import CompileError
 from models.zoo import ZooError
 
 EXIT_BAD_INPUT = 2
-POLL_S = 0.25
-ENTRY_POLL_S = 0.05
-LEAVE_S = 5.0
-SAMPLE_S = 5.0
 
 BAD_INPUT = (
     MetricsError,
@@ -96,6 +92,7 @@ def _prepare(options: argparse.Namespace, emit: Emit, stack: ExitStack) -> Parts
     check_held_out(program.model, held_out)
     store = stack.enter_context(closing(open_store(options.state)))
     store.begin(definition(program), make_version(1, program.weights, {}))
+    keep_model(options.state, program.model)
     # Folds and judges in a thread: the link must go on, however large the model is.
     worker = stack.enter_context(ThreadPoolExecutor(1, "versions"))
     return Parts(
@@ -143,7 +140,7 @@ def _listening(parts: Parts, site: str, broker: tuple[str, str]) -> dict[str, ob
 
 
 def _already_done(parts: Parts, options: argparse.Namespace) -> int:
-    done = export(parts.program, parts.store, parts.directory)
+    done = export(parts.store)
     name = parts.program.job.name
     parts.emit({"event": "warning", "message": f"job {name} is done already: {parts.store.done()}; exported again"})
     parts.emit(done)
@@ -155,15 +152,15 @@ def _already_done(parts: Parts, options: argparse.Namespace) -> int:
 def _clear_site(parts: Parts, site: str, url: str) -> None:
     """Takes off the broker what the job left there if the two had no link when it ended."""
     entry = SiteEntry(site, parts.store.epoch(), os.urandom(8).hex())
-    older: GatewaySuperseded | None = None
+    older = None
     until_s = time.monotonic() + LEAVE_S
     with closing(Link(url, _client_id(site))) as link:
         while not entry.entered and older is None and time.monotonic() < until_s:
-            older = _knock(entry, link, parts.emit)
+            older = knock(entry, link, parts.emit)
         if entry.entered:
             parts.store.keep_epoch(entry.epoch)
             goodbye = GatewaySession(site, entry.epoch, entry.boot).stopping()
-            _send(link, [*clear_job(parts.program, parts.store, site), *goodbye])
+            send(link, [*clear_job(parts.program, parts.store, site), *goodbye])
             return
     why = "no link to it" if older is None else "another coordinator is on this site"
     message = f"it was not looked after whether the job has left messages on the broker: {why}"
@@ -182,109 +179,14 @@ def _run(parts: Parts, site: str, link: Link) -> int:
         while not entry.entered:
             if asked_to_stop:
                 return EXIT_DONE
-            if (older := _knock(entry, link, parts.emit)) is not None:
+            if (older := knock(entry, link, parts.emit)) is not None:
                 parts.emit(superseded(older))
                 return EXIT_FAILED
         parts.store.keep_epoch(entry.epoch)
-        job = RunningJob(parts, site, entry.epoch, entry.boot, time.monotonic())
-        link.set_will(job.session.will())
+        parts.store.fail(None)
+        link.set_will(GatewaySession(site, entry.epoch, entry.boot).will())
         link.reconnect()
-        tell = every(SAMPLE_S, lambda: parts.emit(stand(job, link, parts.directory)))
-        return _serve(job, link, parts.emit, asked_to_stop, tell)
-
-
-def _knock(entry: SiteEntry, link: Link, emit: Emit) -> GatewaySuperseded | None:
-    """One turn of the way onto the site; returns the other when there is one."""
-    outcomes: list[EntryOutcome] = []
-    for event in link.poll(ENTRY_POLL_S):
-        match event:
-            case Connected():
-                outcomes += entry.connected()
-            case Subscribed(_, ()):
-                outcomes += entry.subscribed(time.monotonic())
-            case Message():
-                outcomes += entry.received(time.monotonic(), event.payload)
-            case _:
-                _trouble(link, event, emit)
-    for outcome in [*outcomes, *entry.tick(time.monotonic())]:
-        match outcome:
-            case GatewaySuperseded():
-                return outcome
-            case Warned(source, rule, message):
-                emit({"event": "warning", "message": f"{source}: {rule}: {message}", "rule": rule})
-            case _:
-                _send(link, [outcome])
-    return None
-
-
-def _serve(job: RunningJob, link: Link, emit: Emit, asked_to_stop: list[int], tell: Callable[[float], None]) -> int:
-    """The loop: what the link brings goes into the job, what the job wants goes out.
-
-    Long work waits for one more poll, which sends what is queued: the last acknowledgement leaves before a round is
-    folded.
-    """
-    while job.exit_code is None and not asked_to_stop:
-        tell(time.monotonic())
-        due = job.has_work
-        _exchange(job, link, emit, 0.0 if due else POLL_S)
-        if due:
-            _send(link, job.work(time.monotonic()))
-            if job.beside is not None:
-                job.beside.add_done_callback(lambda _: link.wake())
-    until_s = time.monotonic() + LEAVE_S
-    while not link.connected and job.exit_code is not None and time.monotonic() < until_s:
-        _exchange(job, link, emit, POLL_S)  # what a finished job leaves on the broker is worth a wait
-    if not link.connected and job.exit_code == EXIT_DONE:
-        message = "no link to the broker at the end of the job; to take its last messages off, start this command again"
-        emit({"event": "warning", "message": message})
-    _send(link, job.stopping())
-    return EXIT_DONE if job.exit_code is None else job.exit_code
-
-
-def _exchange(job: RunningJob, link: Link, emit: Emit, timeout_s: float) -> None:
-    for event in link.poll(timeout_s):
-        _send(link, _take(job, link, event, emit))
-    _send(link, job.tick(time.monotonic()))
-
-
-def _take(job: RunningJob, link: Link, event: LinkEvent, emit: Emit) -> list[Command]:
-    now_s = time.monotonic()
-    match event:
-        case Connected():
-            return job.connected(now_s)
-        case Message():
-            return job.received(event.topic, event.payload, now_s, retain=event.retain)
-        case Disconnected():
-            _trouble(link, event, emit)
-            return job.disconnected(now_s)
-        case Refused() | Subscribed():
-            _trouble(link, event, emit)
-            return []
-
-
-def _trouble(link: Link, event: LinkEvent, emit: Emit) -> None:
-    match event:
-        case Disconnected():
-            message = f"no link to the broker: {event.reason}; tried again in {event.retry_s:.1f} s"
-            emit({"event": "warning", "message": message})
-        case Subscribed(_, refused) if refused:
-            message = f"the broker does not allow to subscribe to {refused[0]}; give the coordinator the whole site"
-            emit({"event": "error", "message": message, "rule": "SubscriptionRefused"})
-            link.give_up(message)
-        case _:
-            return  # a refusal is followed by its Disconnected; a job needs no word of subscriptions
-
-
-def _send(link: Link, commands: Iterable[Command]) -> None:
-    # While the link is down nothing is sent and nothing is lost: the session says it again when it is up.
-    for command in commands:
-        match command:
-            case Publish(topic, payload, qos, retain):
-                link.publish(topic, payload, qos, retain=retain)
-            case Subscribe(topics, qos):
-                link.subscribe(topics, qos)
-            case Unsubscribe(topics):
-                link.unsubscribe(topics)
+        return serve(Seat(parts, site, link, entry.epoch, entry.boot), asked_to_stop)
 
 
 @contextmanager

@@ -12,10 +12,10 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from coordinator.fleet import TIMES_KEPT, Device, Presence
 from coordinator.journal import JOURNAL_NAME, JobChanged, connect, explained, open_lock
@@ -83,6 +83,12 @@ class RoundFigures:
     seconds: float
 
 
+class Write(Protocol):
+    """Runs one statement of a transaction and returns how many rows it has changed."""
+
+    def __call__(self, statement: str, values: tuple[Any, ...] = (), /) -> int: ...  # noqa: D102  the class says it
+
+
 class Store:
     """An open journal; holds the connection and the lock that keeps a second coordinator out."""
 
@@ -96,6 +102,11 @@ class Store:
         """Close the journal and let another coordinator in."""
         self._connection.close()
         self._lock.close()
+
+    @property
+    def directory(self) -> Path:
+        """The state directory."""
+        return self._path.parent
 
     # The job.
 
@@ -151,6 +162,24 @@ class Store:
         """The job is done."""
         with self._writing() as write:
             write("UPDATE job SET done = ?", (reason,))
+
+    def failed(self) -> str | None:
+        """Why the job failed when it last ran, or None."""
+        found = self._one("SELECT failed FROM job")
+        return None if found is None else found[0]
+
+    def fail(self, reason: str | None) -> None:
+        """The job cannot go on, until an operator says that it can; None: it goes on."""
+        with self._writing() as write:
+            write("UPDATE job SET failed = ?", (reason,))
+
+    def paused(self) -> bool:
+        """Whether an operator wants no further round."""
+        return bool(self._one("SELECT paused FROM job")[0])
+
+    def evicted(self) -> frozenset[str]:
+        """The devices that an operator took out of the job."""
+        return frozenset(row[0] for row in self._all("SELECT device FROM evictions"))
 
     # Devices.
 
@@ -339,14 +368,14 @@ class Store:
         fleet = self._fleet()
         found = self._one("SELECT round, attempt, state, accuracy, wanted FROM rounds ORDER BY round DESC LIMIT 1")
         if found is None:
-            return Journalled(Phase.GATHERING, 1, 0, {}, fleet)
+            return Journalled(Phase.GATHERING, 1, 0, {}, fleet, paused=self.paused())
         number, attempt, state, accuracy, wanted = found
         outcomes = {"open": Outcome.PENDING, "done": Outcome.DELIVERED, "failed": Outcome.FAILED}
         # A device that was asked again counts with its last task.
         rows = self._all("SELECT device, state FROM tasks WHERE round = ? ORDER BY rowid", (number,))
         cohort = {device: outcomes[outcome] for device, outcome in rows}
         phase = Phase.COLLECTING if state == "open" else Phase.JUDGING
-        return Journalled(phase, number, attempt, cohort, fleet, accuracy, wanted)
+        return Journalled(phase, number, attempt, cohort, fleet, accuracy, wanted, self.paused())
 
     def standing(self) -> Standing:
         """Where the job stands, for coordinator.buffered."""
@@ -359,6 +388,7 @@ class Store:
             waiting=dict(self._all(waiting)),
             pending=dict(self._all("SELECT device, round FROM tasks WHERE state = 'open' ORDER BY device")),
             fleet=self._fleet(),
+            paused=self.paused(),
         )
 
     def _fleet(self) -> dict[str, Device]:
@@ -373,10 +403,27 @@ class Store:
         times: dict[str, tuple[float, ...]] = {}
         for name, seconds in self._all(last, (TIMES_KEPT,)):
             times[name] = (*times.get(name, ()), float(seconds))
-        return {
-            name: Device(name, Presence(presence), examples, None, unfit, *asked.get(name, (0, 0)), times.get(name, ()))
-            for name, presence, examples, unfit in self._all("SELECT * FROM devices")
-        }
+        evicted = self.evicted()
+        fleet = {}
+        for name, last_seen, examples, unfit in self._all("SELECT * FROM devices"):
+            presence = Presence.STOPPED if name in evicted else Presence(last_seen)
+            history = (*asked.get(name, (0, 0)), times.get(name, ()))
+            fleet[name] = Device(name, presence, examples, None, unfit, *history)
+        return fleet
+
+    # For coordinator.requests and coordinator.versions, which change several things at once.
+
+    def transaction(self) -> AbstractContextManager[Write]:
+        """Everything that is written inside is written together, or not at all."""
+        return self._writing()
+
+    def rows(self, query: str, values: tuple[Any, ...] = ()) -> list[Any]:
+        """What a query finds; inside a transaction also what that has written."""
+        return self._all(query, values)
+
+    def foreign_changes(self) -> int:
+        """A number that differs from the last one when another process has written to the journal since."""
+        return int(self._one("PRAGMA data_version")[0])
 
     # SQLite.
 
@@ -389,8 +436,8 @@ class Store:
             return self._connection.execute(query, values).fetchall()
 
     @contextmanager
-    def _writing(self) -> Iterator[Any]:
-        """One transaction; yields `write(statement, values) -> rows changed`."""
+    def _writing(self) -> Iterator[Write]:
+        """One transaction."""
         with explained(self._path):
             began_s = time.perf_counter()
             self._connection.execute("BEGIN IMMEDIATE")

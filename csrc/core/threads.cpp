@@ -5,7 +5,8 @@ namespace edge {
 namespace {
 
 // Operations of a small network last some 10 us, and waking a sleeping thread costs about as much,
-// so a worker looks this often before it goes to sleep. Larger values burn a board's shared cores.
+// so a worker looks this often before it goes to sleep. Larger values burn a board's shared cores,
+// and where threads share a processor every look keeps away the one that is looked for.
 constexpr int kSpins = 4000;
 
 inline void pause_briefly() {
@@ -18,7 +19,8 @@ inline void pause_briefly() {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) {
+ThreadPool::ThreadPool(int threads)
+    : placement_(threads > 1 ? threads - 1 : 0), spins_(placement_.enough() ? kSpins : 0) {
   try {
     others_.reserve(static_cast<std::size_t>(threads > 1 ? threads - 1 : 0));
     for (int worker = 1; worker < threads; ++worker) {
@@ -48,6 +50,7 @@ void ThreadPool::run(Work work, void* context) {
     work(context, 0);
     return;
   }
+  placement_.spread(others_);
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     work_ = work;
@@ -57,7 +60,7 @@ void ThreadPool::run(Work work, void* context) {
   }
   started_.notify_all();
   work(context, 0);
-  for (int spin = 0; spin < kSpins; ++spin) {
+  for (int spin = 0; spin < spins_; ++spin) {
     if (running_.load(std::memory_order_acquire) == 0) return;
     pause_briefly();
   }
@@ -68,7 +71,7 @@ void ThreadPool::run(Work work, void* context) {
 void ThreadPool::serve(int worker) {
   unsigned seen = 0;
   while (true) {
-    for (int spin = 0; spin < kSpins; ++spin) {
+    for (int spin = 0; spin < spins_; ++spin) {
       if (generation_.load(std::memory_order_acquire) != seen) break;
       pause_briefly();
     }
@@ -83,6 +86,7 @@ void ThreadPool::serve(int worker) {
       context = context_;
     }
     work(context, worker);
+    placement_.note(worker);
     if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
       // Taking the mutex orders this after the caller's check, so that the wake-up is not lost.
       const std::lock_guard<std::mutex> lock(mutex_);

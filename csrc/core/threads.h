@@ -7,6 +7,8 @@
 #include <thread>
 #include <vector>
 
+#include "core/placement.h"
+
 namespace edge {
 
 // Worker 0 is the calling thread; `threads` - 1 more are started (none for 1) and live as long as
@@ -27,6 +29,8 @@ class ThreadPool {
   void serve(int worker);
   void stop();
 
+  Placement placement_;
+  const int spins_;
   std::mutex mutex_;
   std::condition_variable started_;
   std::condition_variable finished_;

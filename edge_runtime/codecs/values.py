@@ -32,10 +32,16 @@ class ValueFormat:
     Attributes:
         encode: (parts, seed) -> entries. The parts are finite and stay as they are; the seed is of formats that draw.
         decode: BadUpdate where the entries are not what `encode` makes of so many values.
+        dtype: Of the entry "value".
+        stored: Its elements for parts of so many values.
+        names: Of the entries.
     """
 
     encode: Callable[[Parts, int], dict[str, NDArray[Any]]]
     decode: Callable[[Entries, Sequence[int]], list[NDArray[np.float32]]]
+    dtype: str
+    stored: Callable[[Sequence[int]], int] = sum
+    names: tuple[str, ...] = ("value", "scale")
 
 
 def entry(entries: Entries, name: str, dtype: str, count: int) -> NDArray[Any]:
@@ -65,7 +71,7 @@ def _of_type(
     def build(arguments: Sequence[str]) -> ValueFormat:
         if arguments:
             raise BadCodec(f"takes no argument, got {' '.join(arguments)!r}")
-        return ValueFormat(encode, decode)
+        return ValueFormat(encode, decode, dtype, names=(VALUE,))
 
     return build
 
@@ -98,7 +104,7 @@ def _sign(arguments: Sequence[str]) -> ValueFormat:
             for (bits, scales), count in zip(parts, counts, strict=True)
         ]
 
-    return ValueFormat(encode, decode)
+    return ValueFormat(encode, decode, "uint8", lambda counts: sum(-(-count // 8) for count in counts))
 
 
 def _in_blocks(
@@ -111,7 +117,7 @@ def _in_blocks(
         parts = _split(entries, "int8", counts, [-(-count // block) for count in counts])
         return [kernels.dequantize_int8(values, scales, block) for values, scales in parts]
 
-    return ValueFormat(encode, decode)
+    return ValueFormat(encode, decode, "int8")
 
 
 def _joined(coded: Sequence[tuple[NDArray[Any], NDArray[np.float32]]]) -> dict[str, NDArray[Any]]:

@@ -27,7 +27,7 @@ def timed(step: Callable[[], object], clock: Callable[[], float] = time.process_
 
 
 def alternate(
-    runs: Mapping[str, Callable[[int], float]], blocks: int = BLOCKS, block_s: float = BLOCK_S
+    runs: Mapping[str, Callable[[int], float]], blocks: int = BLOCKS, block_s: float = BLOCK_S, rest_s: float = 0.0
 ) -> dict[str, list[float]]:
     """Processor seconds a step, one figure a block; the blocks of all take turns.
 
@@ -35,6 +35,7 @@ def alternate(
         runs: Per name, what runs so many steps and returns the seconds of one.
         blocks: Figures wanted of each.
         block_s: Length of a block, unless one step is longer.
+        rest_s: Pause before every block, in which the threads of the program before can fall asleep.
     """
     counts = {}
     for name, run in runs.items():
@@ -43,6 +44,7 @@ def alternate(
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(blocks):
         for name, run in runs.items():
+            time.sleep(rest_s)
             times[name].append(run(counts[name]))
     return times
 

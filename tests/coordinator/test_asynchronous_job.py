@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from coordinator.store import open_store
-from edge_runtime.tensors import decode_tensors
 from support.memory import MemorySite, finished, start_all
 from support.tiny_job import EXAMPLES, JOB, make_site
 

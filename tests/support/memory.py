@@ -14,7 +14,7 @@ from coordinator.event_kinds import problems_of
 from coordinator.gateway import Parts, RunningJob
 from coordinator.jobfile import load_job
 from coordinator.program import build_program, definition, judged_model, make_version
-from coordinator.results import fold
+from coordinator.results import fold, keep_model
 from coordinator.store import Store, Version, open_store, updates_beside, weights_beside
 from edge_runtime.data import load_dataset
 from edge_runtime.errors import EdgeError
@@ -206,6 +206,7 @@ class MemorySite:
         """Start the coordinator with the same command every time; False when its job is done already."""
         store: Store = wrap(self._stack.enter_context(closing(open_store(self.state))))
         store.begin(definition(self.program), make_version(1, self.program.weights, {}))
+        keep_model(self.state, self.program.model)
         if store.done() is not None:
             self._stack.close()
             return False

@@ -1,0 +1,209 @@
+"""A coordinator at work on its site: the loop that joins link, clock, operator and disk with the running job."""
+
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from coordinator import stall
+from coordinator.control import attend
+from coordinator.events import Emit
+from coordinator.gateway import EXIT_DONE, EXIT_FAILED, Parts, RunningJob, superseded
+from coordinator.journal import JournalUnwritable
+from coordinator.requests import Inbox
+from coordinator.watch import every, stand
+from edge_runtime.link import Connected, Disconnected, Link, LinkEvent, Message, Refused, Subscribed
+from edge_runtime.wire.entry import EntryOutcome, SiteEntry
+from edge_runtime.wire.events import Command, GatewaySuperseded, Outcome, Publish, Subscribe, Unsubscribe, Warned
+from edge_runtime.wire.gateway import GatewaySession
+
+POLL_S = 0.25
+ENTRY_POLL_S = 0.05
+LEAVE_S = 5.0
+SAMPLE_S = 5.0
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A coordinator's place on a site: what a running job is made from, at the start and anew."""
+
+    parts: Parts
+    site: str
+    link: Link
+    epoch: int
+    boot: str
+
+    def job(self) -> RunningJob:
+        """The job as the journal has it; where there is a link, all of it is published again."""
+        job = RunningJob(self.parts, self.site, self.epoch, self.boot, time.monotonic())
+        if self.link.connected:
+            send(self.link, job.connected(time.monotonic()))
+        return job
+
+    def sample(self, job: RunningJob | None) -> None:
+        """Tell how things stand."""
+        if job is not None:
+            self.parts.emit(stand(job, self.link, self.parts.directory))
+
+
+def knock(entry: SiteEntry, link: Link, emit: Emit) -> GatewaySuperseded | None:
+    """One turn of the way onto the site; returns the other when there is one."""
+    outcomes: list[EntryOutcome] = []
+    for event in link.poll(ENTRY_POLL_S):
+        match event:
+            case Connected():
+                outcomes += entry.connected()
+            case Subscribed(_, ()):
+                outcomes += entry.subscribed(time.monotonic())
+            case Message():
+                outcomes += entry.received(time.monotonic(), event.payload)
+            case _:
+                _trouble(link, event, emit)
+    for outcome in [*outcomes, *entry.tick(time.monotonic())]:
+        match outcome:
+            case GatewaySuperseded():
+                return outcome
+            case Warned(source, rule, message):
+                emit({"event": "warning", "message": f"{source}: {rule}: {message}", "rule": rule})
+            case _:
+                send(link, [outcome])
+    return None
+
+
+def serve(seat: Seat, asked_to_stop: list[int]) -> int:
+    """The loop: what the link and the operator bring goes into the job, what the job wants goes out."""
+    inbox = Inbox(seat.parts.store)
+    job: RunningJob | None = None
+    sample = every(SAMPLE_S, lambda: seat.sample(job))
+    while not asked_to_stop:
+        try:
+            job = seat.job() if job is None else job
+            sample(time.monotonic())
+            if job.exit_code is not None:
+                return _leave(job, seat)
+            job = _turn(job, inbox, seat)
+        except JournalUnwritable as error:
+            job = None
+            if (code := _wait_for_room(seat, error, asked_to_stop)) is not None:
+                return code
+    if job is not None:
+        send(seat.link, job.stopping())
+    return EXIT_DONE
+
+
+def _turn(job: RunningJob, inbox: Inbox, seat: Seat) -> RunningJob:
+    """One turn of the loop; returns the job, or the one to go on with.
+
+    Long work waits for one more poll, which sends what is queued: the last acknowledgement leaves before a round is
+    folded.
+    """
+    link, due = seat.link, job.has_work
+    _exchange(job, link, seat.parts.emit, 0.0 if due else POLL_S)
+    if due:
+        send(link, job.work(time.monotonic()))
+        if job.beside is not None:
+            job.beside.add_done_callback(lambda _: link.wake())
+    if job.exit_code is not None:
+        return job
+    attended = attend(job, seat.parts.store, inbox, time.monotonic())
+    send(link, attended.commands)
+    return seat.job() if attended.renew else job
+
+
+def _leave(job: RunningJob, seat: Seat) -> int:
+    """The job has ended: its last messages go out, for which a link is waited for a while."""
+    link, code, until_s = seat.link, job.exit_code, time.monotonic() + LEAVE_S
+    while not link.connected and time.monotonic() < until_s:
+        _exchange(job, link, seat.parts.emit, POLL_S)  # what a finished job leaves on the broker is worth a wait
+    if not link.connected and code == EXIT_DONE:
+        message = "no link to the broker at the end of the job; to take its last messages off, start this command again"
+        seat.parts.emit({"event": "warning", "message": message})
+    send(link, job.stopping())
+    return EXIT_DONE if code is None else code
+
+
+def _wait_for_room(seat: Seat, error: JournalUnwritable, asked_to_stop: list[int]) -> int | None:
+    """Tells of a disk that takes nothing, and answers the site until it does; an exit code when it is to end."""
+    store, link, emit = seat.parts.store, seat.link, seat.parts.emit
+    emit({"event": "stalled", "message": str(error), "rule": type(error).__name__, "retry_s": stall.RETRY_S})
+    session = stall.stalled_session(store, seat.site, seat.epoch, seat.boot)
+    if link.connected:
+        send(link, stall.answers(session.connected(time.monotonic())))
+    looked_s = time.monotonic()
+    while not asked_to_stop:
+        for event in link.poll(POLL_S):
+            outcomes = _stalled(session, link, event, emit)
+            send(link, stall.answers(outcomes))
+            if (older := stall.superseder(outcomes)) is not None:
+                emit(superseded(older))
+                return EXIT_FAILED
+        if time.monotonic() - looked_s >= stall.PROBE_S:
+            looked_s = time.monotonic()
+            with suppress(JournalUnwritable):
+                if stall.has_room(store):
+                    emit({"event": "writable", "round": store.present_round()})
+                    return None
+    send(link, session.stopping())
+    return EXIT_DONE
+
+
+def _stalled(session: GatewaySession, link: Link, event: LinkEvent, emit: Emit) -> list[Outcome]:
+    now_s = time.monotonic()
+    match event:
+        case Connected():
+            return session.connected(now_s)
+        case Message():
+            return session.received(now_s, event.topic, event.payload, retain=event.retain)
+        case Disconnected():
+            _trouble(link, event, emit)
+            return session.disconnected(now_s)
+        case Refused() | Subscribed():
+            _trouble(link, event, emit)
+            return []
+
+
+def _exchange(job: RunningJob, link: Link, emit: Emit, timeout_s: float) -> None:
+    for event in link.poll(timeout_s):
+        send(link, _take(job, link, event, emit))
+    send(link, job.tick(time.monotonic()))
+
+
+def _take(job: RunningJob, link: Link, event: LinkEvent, emit: Emit) -> list[Command]:
+    now_s = time.monotonic()
+    match event:
+        case Connected():
+            return job.connected(now_s)
+        case Message():
+            return job.received(event.topic, event.payload, now_s, retain=event.retain)
+        case Disconnected():
+            _trouble(link, event, emit)
+            return job.disconnected(now_s)
+        case Refused() | Subscribed():
+            _trouble(link, event, emit)
+            return []
+
+
+def _trouble(link: Link, event: LinkEvent, emit: Emit) -> None:
+    match event:
+        case Disconnected():
+            message = f"no link to the broker: {event.reason}; tried again in {event.retry_s:.1f} s"
+            emit({"event": "warning", "message": message})
+        case Subscribed(_, refused) if refused:
+            message = f"the broker does not allow to subscribe to {refused[0]}; give the coordinator the whole site"
+            emit({"event": "error", "message": message, "rule": "SubscriptionRefused"})
+            link.give_up(message)
+        case _:
+            return  # a refusal is followed by its Disconnected; a job needs no word of subscriptions
+
+
+def send(link: Link, commands: Iterable[Command]) -> None:
+    """Does what a session wants of the link."""
+    # While the link is down nothing is sent and nothing is lost: the session says it again when it is up.
+    for command in commands:
+        match command:
+            case Publish(topic, payload, qos, retain):
+                link.publish(topic, payload, qos, retain=retain)
+            case Subscribe(topics, qos):
+                link.subscribe(topics, qos)
+            case Unsubscribe(topics):
+                link.unsubscribe(topics)

@@ -1,0 +1,77 @@
+"""Versions after they were made: which ones keep their weights, and how a job goes back to one.
+
+`[keep]` in the job file: the newest `versions` keep weights and server state, and so does every `every`-th (0: no
+other). Digests and rounds stay for ever, some hundred bytes each.
+"""
+
+from dataclasses import dataclass
+
+from coordinator.store import Store, Version, Write
+
+
+@dataclass(frozen=True)
+class KeptVersion:
+    """A version as a list shows it; `kept` when its weights are still there, `accuracy` once it was judged."""
+
+    version: int
+    sha256: str
+    bytes: int
+    kept: bool
+    accuracy: float | None
+
+
+class VersionMissing(Exception):
+    """There is no such version, or its weights are not kept any more; the message says which are."""
+
+
+def list_versions(store: Store) -> tuple[KeptVersion, ...]:
+    """All versions, the oldest first; the accuracy of version r + 1 is that of round r."""
+    query = (
+        "SELECT versions.version, sha256, bytes, weights IS NOT NULL, accuracy FROM versions "
+        "LEFT JOIN rounds ON rounds.round = versions.version - 1 ORDER BY versions.version"
+    )
+    return tuple(KeptVersion(row[0], row[1], row[2], bool(row[3]), row[4]) for row in store.rows(query))
+
+
+def find_version(store: Store, number: int) -> Version:
+    """A version with its weights.
+
+    Raises:
+        VersionMissing: It is not there, or its weights are not.
+    """
+    query = "SELECT version, sha256, weights, state FROM versions WHERE version = ? AND weights IS NOT NULL"
+    found = store.rows(query, (number,))
+    if not found:
+        kept = [str(each.version) for each in list_versions(store) if each.kept]
+        raise VersionMissing(f"version {number} is not kept; those that are: {', '.join(kept)}")
+    return Version(*found[0])
+
+
+def roll_back(store: Store, write: Write, number: int, asked_by: str) -> int:
+    """Put an older version's weights and server state on top, in the place of the round that is open or would be next.
+
+    The round's tasks end, what was delivered for it does not count, and devices begin with nothing carried over: what
+    they carry was left out of updates to a model that is undone, so the job gets a new run.
+
+    Returns:
+        The number of the new version.
+
+    Raises:
+        VersionMissing: The older version is not there, or its weights are not.
+    """
+    old, number_of_round = find_version(store, number), store.latest().version
+    note = f"back to version {number}, asked by {asked_by}"
+    opened = (number_of_round, number_of_round)
+    write("INSERT OR IGNORE INTO rounds (round, version, attempt, state) VALUES (?, ?, 0, 'open')", opened)
+    write(
+        "UPDATE rounds SET state = 'folded', devices = 0, cohort = 0, bytes_up = 0, bytes_down = 0, seconds = 0, "
+        "note = ? WHERE round = ?",
+        (note, number_of_round),
+    )
+    write("UPDATE tasks SET state = 'failed', reason = ?, data = x'' WHERE state = 'open'", (note,))
+    write("UPDATE updates SET data = NULL, folded_in = 0 WHERE folded_in IS NULL")
+    write("UPDATE job SET run = lower(hex(randomblob(8)))")
+    made = number_of_round + 1
+    row = (made, old.sha256, len(old.weights), old.weights, old.state)
+    write("INSERT INTO versions VALUES (?, ?, ?, ?, ?)", row)
+    return made
