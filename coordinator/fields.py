@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edge_runtime.codecs import BadCodec, find_codec
+from edge_runtime.codecs import DENSE, BadCodec, find_codec
 
 Check = Callable[[Any], str | None]
 
@@ -101,6 +101,17 @@ def codec(value: Any) -> str | None:
     except BadCodec as error:
         return f"cannot be built: {error}"
     return None
+
+
+def download_codec(value: Any) -> str | None:
+    """The stages of a codec that carries nothing over: what a download leaves out is in the next one anyway."""
+    fault = codec(value)
+    if fault is not None:
+        return fault
+    carried = find_codec(value).carries
+    if carried:
+        return f"carries {', '.join(carried)} over; a download does that by itself, so leave ef out, and use no dgc"
+    return None if tuple(value) != DENSE.stages else 'must not be ["dense"]; without [download] all is sent as it is'
 
 
 def numbers(count: int, each: Check) -> Check:

@@ -23,7 +23,7 @@ from coordinator.program import Program, Turn, attempt_turn, make_task, rules_of
 from coordinator.results import export
 from coordinator.schedules import SCHEDULES
 from coordinator.store import EXPIRED, JournalTask, JournalUpdate, RoundFigures, Store, Version
-from coordinator.updates import check_update
+from coordinator.updates import check_update, max_update_bytes
 from edge_runtime.codecs import find_codec
 from edge_runtime.errors import RemoteError
 from edge_runtime.wire.events import (
@@ -81,7 +81,8 @@ class RunningJob:
     def __init__(self, parts: Parts, site: str, epoch: int, boot: str, now_s: float) -> None:
         self._parts = parts
         self.emit = parts.emit
-        self.session = GatewaySession(site, epoch, boot, already_done=parts.store.accepted_digest)
+        cap = max_update_bytes(parts.program.trained)
+        self.session = GatewaySession(site, epoch, boot, already_done=parts.store.accepted_digest, max_update_bytes=cap)
         self._version = parts.store.latest()
         self._schedule = SCHEDULES[parts.program.job.schedule.name]
         self._blobs = BlobUse()
@@ -124,7 +125,6 @@ class RunningJob:
             "devices_unfit": sum(device.unfit is not None for device in self._state.fleet.values()),
             "open_uploads": self.session.open_uploads,
             "open_bytes": self.session.open_bytes,
-            "connects": self._links,
         }
 
     # What the shell calls. Every method returns what is to be published.
@@ -134,7 +134,7 @@ class RunningJob:
         self._links += 1
         commands = [
             *self._commands(self.session.connected(now_s), now_s),
-            *clear_versions(self._parts.store, self.session.site, keep={self._version.sha256, *self._blobs.used}),
+            *clear_versions(self._parts.store, self.session.site, keep={*self._version.sent.blobs, *self._blobs.used}),
             *clear_stage(self._parts.program, self.session.site, self._version.version, keep=self._blobs.used),
             *self._clear_old_tasks(),
         ]
@@ -421,7 +421,9 @@ class RunningJob:
     def _send_task(self, task: Task) -> list[Command]:
         """Publishes a task whose blobs are published, and takes those of the device's last one off."""
         sent = self.session.send_task(task.device, task)
-        return sent + self._drop_blobs(self._blobs.take(task.device, task.blobs))
+        return sent + self._drop_blobs(
+            self._blobs.take(task.device, {*task.blobs, *(step.blob for step in task.deltas)})
+        )
 
     def _clear_task(self, device: str) -> list[Command]:
         cleared = self.session.clear_task(device)
@@ -431,7 +433,7 @@ class RunningJob:
         """Takes blobs off the broker that no open task needs, but for what the next tasks will."""
         if not unused:
             return []
-        kept = {self._version.sha256, *self._plans(self._version.version), *self._blobs.used}
+        kept = {*self._version.sent.blobs, *self._plans(self._version.version), *self._blobs.used}
         return [command for sha256 in sorted(unused - kept) for command in self.session.drop_blob(sha256)]
 
     def _do_close(self, command: records.CloseRound, _now_s: float) -> list[Command]:
@@ -495,7 +497,7 @@ class RunningJob:
         commands: list[Command] = []
         for device in command.cohort:
             commands += self._clear_task(device)
-        return commands + self._drop_blobs({old.sha256, *self._plans(command.round)})
+        return commands + self._drop_blobs({*old.sent.blobs, *self._plans(command.round)})
 
     def _figures(self, number: int) -> RoundFigures:
         program, store = self._parts.program, self._parts.store
@@ -504,18 +506,19 @@ class RunningJob:
         first = number - 1 in {stage.last_round for stage in program.stages}
         # A stage's plans are new to everybody in its first round.
         newcomers = len(plans) if first else store.newcomers(number)
+        held = store.held(number)
+        down = sum(self._version.sent.bytes_from(held.get(device)) for device in asked)
         return RoundFigures(
             devices=len(store.staleness(number)),
             cohort=len(asked),
             bytes_up=store.bytes_up(number),
-            bytes_down=len(self._version.weights) * len(asked) + newcomers * sum(plans) // max(1, len(plans)),
+            bytes_down=down + newcomers * sum(plans) // max(1, len(plans)),
             seconds=self._closed_s - self._round_began_s,
         )
 
     def _publish_blobs(self, version: Version) -> list[Command]:
-        """Publishes a version, and the plans that run on it."""
-        blobs = self._plans(version.version)
-        blobs[version.sha256] = version.weights
+        """Publishes what is sent of a version, and the plans that run on it."""
+        blobs = self._plans(version.version) | version.sent.blobs
         return [command for sha256, data in blobs.items() for command in self.session.publish_blob(sha256, data)]
 
     def _plans(self, number: int) -> dict[str, bytes]:
@@ -524,7 +527,7 @@ class RunningJob:
 
     def _withdraw(self) -> list[Command]:
         plans = (plan.sha256 for plan in self._parts.program.plans.values())
-        blobs = sorted({*plans, self._version.sha256, *self._blobs.used})
+        blobs = sorted({*plans, *self._version.sent.blobs, *self._blobs.used})
         return [
             *(command for device in sorted(self._state.fleet) for command in self.session.clear_task(device)),
             *(command for sha256 in blobs for command in self.session.drop_blob(sha256)),

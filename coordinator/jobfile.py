@@ -53,6 +53,9 @@ buffer = 4
 [upload]                 # optional
 codec = ["dense"]        # or stages such as ["topk 0.01 ef", "fp16", "rice"]; docs/job-file.md
 
+[download]               # optional
+codec = ["topk 0.05", "fp16", "rice"]  # how devices are sent what changed in the weights; docs/job-file.md
+
 [evaluate]
 data = "held-out"        # directory with test.npz (x, y) or t10k-*-ubyte idx files
 ```
@@ -71,6 +74,7 @@ from coordinator.fields import (
     Field,
     codec,
     did_you_mean,
+    download_codec,
     integer,
     number,
     one_of,
@@ -132,6 +136,7 @@ class Job:
     evaluate_data: Path
     codec: tuple[str, ...] | None = None  # the stages of devices' uploads; None: as the method has it
     schedule: ScheduleRules = SYNCHRONOUS
+    download: tuple[str, ...] | None = None  # the stages of what devices are sent; None: what changed, as it is
 
 
 @dataclass(frozen=True)
@@ -185,9 +190,10 @@ SCHEMA: Mapping[str, Mapping[str, Field]] = {
     },
     "schedule": SCHEDULE,
     "upload": {"codec": Field(codec, required=False)},
+    "download": {"codec": Field(download_codec)},
     "evaluate": {"data": Field(_PATH)},
 }
-OPTIONAL = frozenset({"schedule", "upload"})  # sections that may be left out
+OPTIONAL = frozenset({"schedule", "upload", "download"})  # sections that may be left out
 
 
 def load_job(path: Path) -> Job:
@@ -336,6 +342,7 @@ def _job(document: Mapping[str, Any], schema: Mapping[str, Mapping[str, Field]],
         evaluate_data=home / tables["evaluate"]["data"],
         codec=None if tables["upload"]["codec"] is None else tuple(tables["upload"]["codec"]),
         schedule=make_schedule(tables["schedule"]),
+        download=None if tables["download"]["codec"] is None else tuple(tables["download"]["codec"]),
     )
 
 

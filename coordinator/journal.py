@@ -4,6 +4,7 @@
 | --- | --- |
 | job | the job (one row): its definition, its last coordinator's epoch, its run's digits, and how it stands |
 | versions | one version of the weights, and the server step's state; the blobs of some stay (coordinator.versions) |
+| downloads | what devices hold of a version (NULL: its weights), and the delta that made it of the one before |
 | devices | a device as last seen |
 | rounds | round r makes version r + 1: "open", "folded" (its version is written) or "evaluated", and its metrics |
 | tasks | what a device was asked from a round's version: "open", "done" or "failed" with a reason, no bytes then |
@@ -69,6 +70,12 @@ CREATE TABLE requests (
 CREATE TABLE evictions (device TEXT PRIMARY KEY, reason TEXT NOT NULL);
 CREATE TABLE lease (id INTEGER PRIMARY KEY CHECK (id = 1), holder TEXT NOT NULL, machine TEXT NOT NULL);
 """
+_DOWNLOADS = """
+CREATE TABLE downloads (
+  version INTEGER PRIMARY KEY, sha256 TEXT NOT NULL, bytes INTEGER NOT NULL, data BLOB,
+  base TEXT, delta_sha256 TEXT, delta_bytes INTEGER, codec TEXT, delta BLOB
+);
+"""
 
 # Tasks and updates got (device, task) for their key: an asynchronous job asks a device several times in one round.
 _KEYED = """
@@ -106,7 +113,8 @@ ALTER TABLE rounds ADD COLUMN note TEXT;
 ALTER TABLE rounds ADD COLUMN wanted INTEGER;
 """
     + _KEYED
-    + _OPERATIONS,
+    + _OPERATIONS
+    + _DOWNLOADS,
 }
 
 # Made at every start: journals that were begun without them get them too.
@@ -117,12 +125,16 @@ CREATE INDEX IF NOT EXISTS updates_of_round ON updates (round, device, task);
 CREATE INDEX IF NOT EXISTS waiting_updates ON updates (round) WHERE folded_in IS NULL;
 """
 
-# For notebooks; made at every start as well. A view with other columns gets another number.
+# Made at every start as well. rounds_v1 is for notebooks: one with other columns gets another number. versions_in_use
+# has those that an open task, or an update which is still to be folded, started from.
 _VIEWS = """
 CREATE VIEW IF NOT EXISTS rounds_v1 AS SELECT
   round, version AS version_from, attempt AS attempts, state, devices AS devices_accepted, cohort AS devices_asked,
   bytes_up, bytes_down, seconds, accuracy, loss, note
-FROM rounds
+FROM rounds;
+CREATE VIEW IF NOT EXISTS versions_in_use AS
+  SELECT round AS version FROM tasks WHERE state = 'open' UNION
+  SELECT tasks.round FROM updates JOIN tasks USING (device, task) WHERE updates.folded_in IS NULL
 """
 
 # Free pages are given back to the disk in coordinator.versions; WAL and free pages beyond these are.
@@ -185,7 +197,7 @@ def connect(path: Path) -> sqlite3.Connection:
             connection.execute(f"PRAGMA {pragma}")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version == 0:
-            tables = _SCHEMA + _OPERATIONS
+            tables = _SCHEMA + _OPERATIONS + _DOWNLOADS
             connection.executescript(f"BEGIN IMMEDIATE; {tables} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
         older = version in _UPGRADES
         while version in _UPGRADES:
@@ -201,7 +213,7 @@ def connect(path: Path) -> sqlite3.Connection:
         if older:
             connection.execute("VACUUM")  # journals of before did not give free pages back, and this makes them do so
         connection.executescript(_INDEXES)
-        connection.execute(_VIEWS)
+        connection.executescript(_VIEWS)
     return connection
 
 

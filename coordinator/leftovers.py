@@ -13,7 +13,7 @@ OLD_CHUNKS = 256
 
 
 def clear_versions(store: Store, site: str, keep: Collection[str] = ()) -> list[Command]:
-    """Takes versions off the broker, the newest first, but for those whose SHA-256 is to be kept.
+    """Takes versions off the broker, the newest first, but for the blobs in `keep`.
 
     A crash may have come between a version's fold and that; and a broker that was killed comes back with what it had
     written last, up to a minute of rounds ago. Many small versions or the one before a large one: both are cheap, and

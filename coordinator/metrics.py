@@ -125,6 +125,12 @@ class Metrics:
             self._job_running.labels(event["job"]).set(0)
             self._jobs.labels("failed").inc()
 
+    def _take_stalled(self, _event: Mapping[str, Any]) -> None:
+        self._disk_usable.set(0)
+
+    def _take_writable(self, _event: Mapping[str, Any]) -> None:
+        self._disk_usable.set(1)
+
     def _take_version(self, event: Mapping[str, Any]) -> None:
         self._fold.observe(event["fold_s"])
         self._version_commit.observe(event["commit_s"])
@@ -165,6 +171,8 @@ _TAKE: Mapping[str, Callable[[Metrics, Mapping[str, Any]], None]] = {
     "task_failed": Metrics._take_task_failed,  # noqa: SLF001
     "warning": Metrics._take_warning,  # noqa: SLF001
     "error": Metrics._take_error,  # noqa: SLF001
+    "stalled": Metrics._take_stalled,  # noqa: SLF001
+    "writable": Metrics._take_writable,  # noqa: SLF001
     "version": Metrics._take_version,  # noqa: SLF001
     "round_done": Metrics._take_round_done,  # noqa: SLF001
     "job_done": Metrics._take_job_done,  # noqa: SLF001

@@ -20,7 +20,7 @@ from coordinator.training_keys import Board, Stage, Training
 from edge_runtime.plan import AVERAGE, ROLE_TRAINED, read_plan
 from edge_runtime.rng import derive_seed
 from edge_runtime.tensors import decode_tensors, encode_tensors
-from edge_runtime.wire.tasks import Cache, Carry, Phase, Task, Upload
+from edge_runtime.wire.tasks import Cache, Carry, Delta, Phase, Task, Upload
 from models.compiler import statistics_of, weights_of, with_weights
 from models.compiler.budget import Budget, Found, Rate, compile_within
 from models.compiler.prefix import Split, compile_split
@@ -125,6 +125,13 @@ class Program:
     def upload(self) -> Upload:
         """What devices send back: the method's form through the job file's codec, or else the method's."""
         return Upload(self.method.upload.form, self.job.codec or self.method.upload.codec)
+
+    @property
+    def trained(self) -> Iterator[Mapping[str, tuple[int, ...]]]:
+        """The tensors that come back, with their shapes, of every stage and board."""
+        for stage in self.stages:
+            yield stage.trained
+            yield from (of_board.trained for _, of_board in stage.boards)
 
     @property
     def plans(self) -> dict[str, PlanFile]:
@@ -278,6 +285,7 @@ def definition(program: Program) -> dict[str, str]:
         **{f"round.{key}": value for key, value in asdict(job.round).items()},
         "upload.codec": program.upload.codec,
         "model": hashlib.sha256(program.model).hexdigest(),
+        **({"download.codec": job.download} if job.download else {}),
         **{f"plan.{name}": plan.sha256 for name, plan in program.plans.items()},
         # Only where there is one, so that journals from before are taken up.
         **({f"schedule.{key}": value for key, value in asdict(job.schedule).items()} if _is_asynchronous(job) else {}),
@@ -347,13 +355,14 @@ def make_task(program: Program, version: Version, device: str, turn: Turn, carry
         version=number,
         device=device,
         phases=tuple(_phase(job.training, stage, phase) for phase in method.phases),
-        weights=version.sha256,
-        blobs={version.sha256: len(version.weights)} | {plan.sha256: len(plan.data) for plan in stage.files},
+        weights=version.sent.sha256,
+        blobs={version.sent.sha256: len(version.sent.data)} | {plan.sha256: len(plan.data) for plan in stage.files},
         classes=program.classes,
         seed=derive_seed("task", job.seed, turn.draw, device),
         upload=program.upload,
         deadline_s=job.round.deadline_s,
         carry=carry,
+        deltas=tuple(Delta(step.base, step.sha256, len(step.data), step.codec) for step in version.sent.steps),
     )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from coordinator.aggregators import Contribution, Tensors
+from coordinator.downlink import with_view
 from coordinator.journal import write_file
 from coordinator.program import Program, make_version
 from coordinator.staleness import against_present, update_weight
@@ -38,7 +39,7 @@ def fold(
     present = decode_tensors(old.weights)[0]
     mean = method.aggregate(_contributions(program, updates, present, weights_of), plain)
     weights, state = method.server_step(present, mean, decode_tensors(old.state)[0], plain)
-    return make_version(old.version + 1, weights, state)
+    return with_view(program, old, make_version(old.version + 1, weights, state))
 
 
 def _contributions(

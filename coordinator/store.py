@@ -20,6 +20,7 @@ from typing import IO, Any, Protocol
 from coordinator.fleet import TIMES_KEPT, Device, Presence
 from coordinator.journal import JOURNAL_NAME, JobChanged, connect, explained, open_lock
 from coordinator.round_records import Journalled, Outcome, Phase, Standing
+from coordinator.views import View, digests, drop_views, held, insert_view, read_view
 
 KEEP_VERSIONS = 3
 # Why a task is failed whose update would come too late to count.
@@ -28,12 +29,21 @@ EXPIRED = "StaleUpdate: its version is too far behind"
 
 @dataclass(frozen=True)
 class Version:
-    """Weights (a tensor file), the server step's state (a tensor file), and the number of the version."""
+    """Weights (a tensor file), the server step's state (a tensor file), and the number of the version.
+
+    `view` is what devices hold of it; None for the weights themselves, to which no step leads.
+    """
 
     version: int
     sha256: str
     weights: bytes
     state: bytes
+    view: View | None = None
+
+    @property
+    def sent(self) -> View:
+        """What devices hold of it."""
+        return self.view or View(self.sha256, self.weights)
 
 
 @dataclass(frozen=True)
@@ -305,10 +315,10 @@ class Store:
             )
             write(
                 "UPDATE versions SET weights = NULL, state = NULL WHERE version <= ? AND weights IS NOT NULL "
-                "AND version NOT IN (SELECT round FROM tasks WHERE state = 'open') AND version NOT IN "
-                "(SELECT tasks.round FROM updates JOIN tasks USING (device, task) WHERE updates.folded_in IS NULL)",
+                "AND version NOT IN (SELECT version FROM versions_in_use)",
                 (made.version - KEEP_VERSIONS,),
             )
+            drop_views(write, made.version)
 
     def judge_round(self, number: int, accuracy: float, loss: float) -> None:
         """Write what the evaluation of a round's version said."""
@@ -332,11 +342,16 @@ class Store:
 
     def latest(self) -> Version:
         """The newest version."""
-        return Version(*self._one("SELECT version, sha256, weights, state FROM versions ORDER BY version DESC LIMIT 1"))
+        return self.version(int(self._one("SELECT max(version) FROM versions")[0]))
 
     def digests(self, newest: int) -> tuple[tuple[str, int], ...]:
-        """SHA-256 and size of the newest versions, newest first."""
-        return tuple(self._all("SELECT sha256, bytes FROM versions ORDER BY version DESC LIMIT ?", (newest,)))
+        """SHA-256 and size of what was sent of the newest versions, newest first."""
+        whole = self._all("SELECT sha256, bytes FROM versions ORDER BY version DESC LIMIT ?", (newest,))
+        return tuple(dict([*digests(self._all, newest), *whole]).items())
+
+    def held(self, number: int) -> dict[str, str]:
+        """The SHA-256 of the weights that devices hold when a round starts, as far as their updates tell."""
+        return held(self._all, number)
 
     def open_tasks(self) -> tuple[JournalTask, ...]:
         """The tasks that are still open, in ascending order of device ids."""
@@ -345,7 +360,9 @@ class Store:
 
     def version(self, number: int) -> Version:
         """A version whose weights are kept, as those of open tasks are."""
-        return Version(*self._one("SELECT version, sha256, weights, state FROM versions WHERE version = ?", (number,)))
+        query = "SELECT sha256, weights, state FROM versions WHERE version = ?"
+        sha256, weights, state = self._one(query, (number,))
+        return Version(number, sha256, weights, state, read_view(self._all, number, weights))
 
     def open_task(self, device: str, task: str) -> JournalTask | None:
         """The device's task of this name, unless it is done or failed."""
@@ -488,14 +505,18 @@ def _updates(connection: sqlite3.Connection, path: Path, number: int) -> Iterato
 
 
 def weights_beside(directory: Path, number: int) -> bytes:
-    """The weights of a version that is kept, for another thread than the store's.
+    """What devices trained from that have a task of this version, for another thread than the store's.
 
     Raises:
         JournalError: The journal cannot be read.
     """
     path = directory / JOURNAL_NAME
     with explained(path), closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        found = connection.execute("SELECT weights FROM versions WHERE version = ?", (number,)).fetchone()
+        query = (
+            "SELECT coalesce(downloads.data, weights) FROM versions LEFT JOIN downloads USING (version) "
+            "WHERE version = ?"
+        )
+        found = connection.execute(query, (number,)).fetchone()
     return bytes(found[0])
 
 
@@ -506,6 +527,8 @@ def _open_round(write: Any, number: int) -> None:
 def _insert_version(write: Any, made: Version) -> None:
     row = (made.version, made.sha256, len(made.weights), made.weights, made.state)
     write("INSERT INTO versions VALUES (?, ?, ?, ?, ?)", row)
+    if made.view is not None:
+        insert_view(write, made.version, made.sha256, made.view)
 
 
 def _check_same(old: Mapping[str, str], new: Mapping[str, str], directory: Path) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +10,12 @@ from numpy.typing import NDArray
 
 from edge_runtime.codecs import find_codec
 from edge_runtime.errors import RemoteError
-from edge_runtime.wire.tasks import Task
+from edge_runtime.tensors import MAX_HEADER_BYTES
+from edge_runtime.wire.tasks import MAX_BLOB_BYTES, Task
 
 MAX_EXAMPLES = 2**31
+# A float32 and a place of 4 bytes, and as much again for a method that sends a second set of tensors.
+MAX_BYTES_A_VALUE = 16
 
 
 class UpdateError(RemoteError):
@@ -46,6 +49,16 @@ class Claims:
     examples: int
     steps: int
     loss: float
+
+
+def max_update_bytes(trained: Iterable[Mapping[str, tuple[int, ...]]]) -> int:
+    """More than any codec writes for the largest of these sets of tensors; what is announced beyond it is no update.
+
+    Args:
+        trained: {name: shape} for every stage and board of a job.
+    """
+    values = max(sum(math.prod(shape) for shape in shapes.values()) for shapes in trained)
+    return min(MAX_BLOB_BYTES, MAX_HEADER_BYTES + MAX_BYTES_A_VALUE * values)
 
 
 def check_update(data: bytes, task: Task, trained: Mapping[str, tuple[int, ...]], announced_examples: int) -> Claims:

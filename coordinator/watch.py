@@ -105,6 +105,7 @@ def stand(job: RunningJob, link: Link, directory: Path) -> dict[str, Any]:
         "event": "sample",
         **job.sample(),
         "connected": int(link.connected),
+        "connects": link.connects,
         "bytes_in": link.bytes_down,
         "bytes_out": link.bytes_up,
         "disk_free_bytes": shutil.disk_usage(directory).free,

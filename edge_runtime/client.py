@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from edge_runtime import light_imports  # noqa: F401 before anything that imports paho or hashlib
+from edge_runtime import light_imports  # noqa: F401 before anything that imports hashlib
 from edge_runtime.board import describe_board, memory_peak_kb
 from edge_runtime.client_config import ClientConfig, read_config
 from edge_runtime.client_log import Log, make_log
@@ -18,7 +18,8 @@ from edge_runtime.features import Place
 from edge_runtime.link import Connected, Disconnected, Link, LinkEvent, Message, Refused, Subscribed
 from edge_runtime.slots import SLOTS_NAME, Slots
 from edge_runtime.state_directory import StateDirectory
-from edge_runtime.trainer import Failure, Job, Result, Trainer
+from edge_runtime.trainer import Failure, Job, Result, Trainer, Unusable
+from edge_runtime.weights_cache import WeightsCache
 from edge_runtime.wire import (
     AbandonTask,
     DeviceCommand,
@@ -63,6 +64,7 @@ class Client:
         self._tasks = 0
         self._train_s = 0.0
         self._import_s = 0.0
+        self._weights = WeightsCache(config.state / "weights")
         self._session = DeviceSession(
             config.site,
             config.device,
@@ -70,14 +72,14 @@ class Client:
             stored_gen=state.gen(),
             examples=len(dataset),
             info=describe_board() | _describe_data(dataset),
-            cached=lambda sha256: sha256 in self._blobs or state.has_plan(sha256),
+            cached=lambda sha256: sha256 in self._blobs or self._weights.has(sha256) or state.has_plan(sha256),
             outbox=state.outbox(len(dataset)),
             max_blob_bytes=MAX_BLOB_BYTES if limit is None else min(limit, MAX_BLOB_BYTES),
         )
         self._link = Link(config.broker, f"{config.device}-{boot}", self._session.will(), config.keepalive_s)
         place = Place(config.state / "features", config.feature_cache_mb << 20)
         slots = Slots(config.state / SLOTS_NAME)
-        self._trainer = Trainer(dataset, config.threads, limit, self._link.wake, place, slots)
+        self._trainer = Trainer(dataset, config.threads, limit, self._link.wake, place, slots, self._weights)
 
     def stop(self, code: int = EXIT_OK) -> None:
         """End run() as soon as possible; safe in a signal handler."""
@@ -161,6 +163,8 @@ class Client:
                 self._log("task failed", task=result.task, rule=rule, message=message)
                 sys.stderr.write(trace)
                 return [*self._session.failed(now, result.key, rule, message), *self._telemetry(result)]
+            case Unusable(message):
+                return self._session.unusable(now, result.key, message)
             case update:
                 self._tasks += 1
                 self._log(
@@ -187,9 +191,9 @@ class Client:
             case RenewWill():
                 self._link.set_will(self._session.will())
                 self._link.reconnect()
-            case RunTask(key, task):
-                self._log("task", task=task.task, round=task.round)
-                self._run_task(key, task)
+            case RunTask(_, task):
+                self._log("task", task=task.task, round=task.round, deltas=len(command.deltas))
+                self._run_task(command)
             case AbandonTask():
                 self._log("task withdrawn")
                 self._trainer.abandon()
@@ -227,11 +231,12 @@ class Client:
         except OSError as error:
             self._log("warning", source="disk", rule="StateUnusable", message=str(error))
 
-    def _run_task(self, key: str, task: Any) -> None:
-        blobs = {sha256: self._blobs.get(sha256) or self._state.plan(sha256) for sha256 in task.blobs}
+    def _run_task(self, command: RunTask) -> None:
+        needed = [*command.task.blobs, *(delta.blob for delta in command.deltas)]
+        blobs = {sha256: self._blobs.get(sha256) or self._state.plan(sha256) for sha256 in needed}
         self._blobs.clear()
         present = {sha256: data for sha256, data in blobs.items() if data is not None}
-        self._trainer.start(Job(key, task, present))
+        self._trainer.start(Job(command.key, command.task, present, command.deltas))
 
     def _settle(self, task: str, outcome: str, rule: str, message: str) -> None:
         if outcome == "done":

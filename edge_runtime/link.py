@@ -1,27 +1,21 @@
 """One MQTT connection, driven by its owner: poll() does all the work and returns what happened.
 
-paho-mqtt speaks the protocol; this module owns its socket's readiness, the clock and reconnecting. Three habits of
-paho's make that worth it: an exception in a callback ends its network thread silently, everything queued is sent again
-at once after a reconnect, and its back-off has no jitter. So there are no threads here, callbacks only append to a
-queue, and every connection is a new paho client: what was not sent is forgotten, for the sessions above say it again.
+edge_runtime.mqtt has the packets; this module owns the socket, the clock and reconnecting. No thread and no queue
+outlives a connection: what was not sent when it broke is forgotten, for the sessions above say it again.
 """
 
-import contextlib
 import errno
 import os
 import random
 import selectors
 import socket
-import struct
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
 
-import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion
-
+from edge_runtime import mqtt
 from edge_runtime.broker_url import parse_url
+from edge_runtime.mqtt import Message
 
 __all__ = [
     "Connected",
@@ -39,11 +33,12 @@ MIN_DELAY_S = 0.5
 MAX_DELAY_S = 30.0
 # A short outage ends for everybody soon after it ends, well within the time a coordinator waits for lost devices.
 SHORT_OUTAGE_S, SHORT_DELAY_S = 60.0, 5.0
-# Packets read before control goes back to the owner, whose clock must go on under a flood.
-READS_A_POLL = 64
-# More than the default 20, so that a blob's chunks are not sent in lockstep with their acknowledgements.
-MAX_INFLIGHT = 128
-_MISC_S = 1.0
+# Room for a chunk and its head: a board holds no more of a stream than what it is about to use.
+BUFFER_BYTES = 72 * 1024
+# Messages of QoS 1 that the broker has not confirmed; further ones wait here. Packet ids would allow 65,535.
+MAX_INFLIGHT = 1024
+# Sending goes on until the socket is full, but not for ever: the owner's clock must go on.
+_WRITES_A_POLL = 16
 
 _REFUSALS = {
     1: "the broker does not speak MQTT 3.1.1",
@@ -53,10 +48,6 @@ _REFUSALS = {
     5: "not authorised; the broker wants credentials or does not allow this client",
 }
 _HOPELESS = frozenset({1, 2, 4, 5})
-# paho turns the return codes of 3.1.1 into reason codes of 5.0.
-_CONNACK_CODES = {132: 1, 133: 2, 136: 3, 134: 4, 135: 5}
-# What paho's parser raises, beside its own error, for bytes that are no packets.
-_MALFORMED = (struct.error, IndexError, ValueError, KeyError)
 
 
 @dataclass(frozen=True)
@@ -81,15 +72,6 @@ class Refused:
 
 
 @dataclass(frozen=True)
-class Message:
-    """A message came; retain says that the broker had kept it."""
-
-    topic: str
-    payload: bytes
-    retain: bool
-
-
-@dataclass(frozen=True)
 class Subscribed:
     """The broker has confirmed the subscription to these topics; `refused` are those it did not grant."""
 
@@ -100,13 +82,35 @@ class Subscribed:
 LinkEvent = Connected | Disconnected | Refused | Message | Subscribed
 
 
-class _DialledClient(paho.Client):
-    """paho's client over a socket that is connected already, so that connecting never blocks its owner."""
+@dataclass
+class _Connection:
+    """A TCP connection that stands: CONNECT was sent, and what follows of it.
 
-    dialled: socket.socket
+    Attributes:
+        waiting: Publishes behind MAX_INFLIGHT unconfirmed ones, in order: (topic, payload, qos, retain).
+        inflight: Ids of publishes of QoS 1 that the broker has not confirmed.
+        asked: Topics of subscriptions that it has not confirmed, by packet id.
+        pinged_at: When PINGREQ was queued; None while none is unanswered.
+    """
 
-    def _create_socket_connection(self) -> socket.socket:
-        return self.dialled
+    socket: socket.socket
+    reader: mqtt.Reader
+    outgoing: mqtt.Outgoing
+    waiting: deque[tuple[str, bytes, int, bool]]
+    inflight: set[int]
+    asked: dict[int, tuple[str, ...]]
+    heard_at: float
+    sent_at: float
+    pinged_at: float | None = None
+    last_id: int = 0
+    writable: bool = True
+
+    def next_id(self) -> int:
+        """A packet id that is not in use."""
+        self.last_id = self.last_id % 0xFFFF + 1
+        while self.last_id in self.inflight or self.last_id in self.asked:
+            self.last_id = self.last_id % 0xFFFF + 1
+        return self.last_id
 
 
 class Link:
@@ -119,9 +123,17 @@ class Link:
     Attributes:
         bytes_up: Topic and payload bytes handed over for sending.
         bytes_down: Topic and payload bytes received.
+        connects: Connections that the broker has accepted.
     """
 
-    def __init__(self, url: str, client_id: str, will: tuple[str, bytes] | None = None, keepalive_s: int = 30) -> None:
+    def __init__(
+        self,
+        url: str,
+        client_id: str,
+        will: tuple[str, bytes] | None = None,
+        keepalive_s: int = 30,
+        buffer_bytes: int = BUFFER_BYTES,
+    ) -> None:
         """Prepare a link; the first poll() begins to connect.
 
         Args:
@@ -129,30 +141,28 @@ class Link:
             client_id: Unique on the broker.
             will: Topic and payload that the broker publishes, retained, QoS 1, when the connection is lost.
             keepalive_s: The broker declares the client dead after one and a half times this long without a sign.
+            buffer_bytes: The most that one poll reads.
 
         Raises:
             BadUrl, TlsNotSupported: The URL.
         """
         self.bytes_up = 0
         self.bytes_down = 0
+        self.connects = 0
         self._url = parse_url(url)
         self._client_id = client_id
         self._will = will
         self._keepalive_s = keepalive_s
-        self._client: _DialledClient | None = None
+        self._buffer_bytes = buffer_bytes
+        self._connection: _Connection | None = None
         self._dialling: socket.socket | None = None
         self._events: deque[LinkEvent] = deque()
-        self._pending: dict[int, tuple[str, ...]] = {}
         self._connected = False
         self._failures = 0
         self._down_since: float | None = None
-        self._hopeless = False
         self._closed = False
-        self._unfinished = 0
-        self._lost_because = ""
         self._next_dial = time.monotonic()
         self._give_up_at = 0.0
-        self._next_misc = 0.0
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = os.pipe()
         for end in (self._wake_read, self._wake_write):
@@ -175,8 +185,10 @@ class Link:
             What happened, oldest first; [] after a timeout or a wake().
         """
         now = time.monotonic()
-        if self._client is None and self._dialling is None and now >= self._next_dial:
+        if self._connection is None and self._dialling is None and now >= self._next_dial:
             self._dial(now)
+        if self._connection is not None:
+            self._write(self._connection)
         if not self._events:
             self._wait(max(0.0, min(timeout_s, self._until_next_duty(now))))
         self._do_duties(time.monotonic())
@@ -186,27 +198,27 @@ class Link:
 
     def publish(self, topic: str, payload: bytes, qos: int, *, retain: bool = False) -> bool:
         """Queue a message; False, and nothing done, while not connected."""
-        if self._client is None or not self._connected:
+        if self._connection is None or not self._connected:
             return False
-        self._unfinished += 1
-        self._client.publish(topic, payload, qos, retain)
+        self._queue(self._connection, topic, payload, qos, retain=retain)
         self.bytes_up += len(topic) + len(payload)
         return True
 
     def subscribe(self, topics: tuple[str, ...], qos: int) -> bool:
         """Subscribe to topics in one packet; Subscribed tells when the broker has; False while not connected."""
-        if self._client is None or not self._connected:
+        connection = self._connection
+        if connection is None or not self._connected:
             return False
-        _, mid = self._client.subscribe([(topic, qos) for topic in topics])
-        if mid is not None:
-            self._pending[mid] = topics
+        number = connection.next_id()
+        connection.asked[number] = topics
+        connection.outgoing.append(mqtt.subscribe(number, topics, qos))
         return True
 
     def unsubscribe(self, topics: tuple[str, ...]) -> bool:
         """Unsubscribe from topics in one packet; False while not connected."""
-        if self._client is None or not self._connected:
+        if self._connection is None or not self._connected:
             return False
-        self._client.unsubscribe(list(topics))
+        self._connection.outgoing.append(mqtt.unsubscribe(self._connection.next_id(), topics))
         return True
 
     def wake(self) -> None:
@@ -226,10 +238,8 @@ class Link:
 
     def give_up(self, reason: str) -> None:
         """Cut a connection that is of no use, will and all, and try again as late as after a refused login."""
-        if self._client is not None:
-            self._lost_because, self._hopeless = reason, True
-            self._cut(self._client)
-            self._reap(self._client)
+        if self._connection is not None:
+            self._lose(reason, hopeless=True)
 
     def close(self, timeout_s: float = 1.0) -> None:
         """Send what is queued and DISCONNECT, so that the broker forgets the will; at most timeout_s.
@@ -266,44 +276,21 @@ class Link:
             self._drop_dialling(os.strerror(code))
 
     def _greet(self, sock: socket.socket) -> None:
-        """The TCP connection stands or has failed; one that stands goes to a new paho client, which sends CONNECT."""
+        """The TCP connection stands or has failed; over one that stands goes CONNECT."""
         code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
             self._drop_dialling(os.strerror(code))
             return
-        self._selector.unregister(sock)
         self._dialling = None
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._pending.clear()
-        self._unfinished = 0
-        self._lost_because = "the broker closed the connection"
-        self._client = self._new_client(sock)
-        self._client.connect(self._url.host, self._url.port, self._keepalive_s)
-
-    def _new_client(self, sock: socket.socket) -> _DialledClient:
-        client = _DialledClient(
-            CallbackAPIVersion.VERSION2,
-            client_id=self._client_id,
-            clean_session=True,
-            protocol=paho.MQTTv311,
-            reconnect_on_failure=False,
+        self._selector.modify(sock, selectors.EVENT_READ)
+        now = time.monotonic()
+        self._connection = _Connection(
+            sock, mqtt.Reader(self._buffer_bytes), mqtt.Outgoing(), deque(), set(), {}, heard_at=now, sent_at=now
         )
-        client.dialled = sock
-        if self._url.user is not None:
-            client.username_pw_set(self._url.user, self._url.password)
-        if self._will is not None:
-            client.will_set(self._will[0], self._will[1], qos=1, retain=True)
-        client.max_inflight_messages_set(MAX_INFLIGHT)
-        client.on_connect = self._on_connect
-        client.on_disconnect = self._on_disconnect
-        client.on_message = self._on_message
-        client.on_publish = self._on_publish
-        client.on_subscribe = self._on_subscribe
-        client.on_socket_open = self._on_socket_open
-        client.on_socket_close = self._on_socket_close
-        # With this callback set, paho leaves every write to loop_write() instead of writing inside publish().
-        client.on_socket_register_write = _on_socket_register_write
-        return client
+        login = None if self._url.user is None else mqtt.Login(self._url.user, self._url.password)
+        self._connection.outgoing.append(mqtt.connect(self._client_id, self._keepalive_s, self._will, login))
+        self._write(self._connection)
 
     def _drop_dialling(self, reason: str) -> None:
         if self._dialling is not None:
@@ -312,142 +299,189 @@ class Link:
             self._dialling = None
         self._fail(f"{self._url.host}:{self._url.port}: {reason}")
 
-    def _fail(self, reason: str) -> None:
+    def _lose(self, reason: str, *, hopeless: bool = False) -> None:
+        """End the connection without a word, so that the broker publishes the will."""
+        self._drop_connection()
+        self._fail(f"{self._url.host}:{self._url.port}: {reason}", hopeless=hopeless)
+
+    def _drop_connection(self) -> None:
+        if self._connection is not None:
+            self._selector.unregister(self._connection.socket)
+            self._connection.socket.close()
+        self._connection, self._connected = None, False
+
+    def _fail(self, reason: str, *, hopeless: bool = False) -> None:
         """Note a lost or refused connection and draw the delay before the next attempt."""
         now = time.monotonic()
         self._down_since = now if self._down_since is None else self._down_since
         delay = retry_delay_s(self._failures, now - self._down_since, random.random())  # noqa: S311 jitter, not a secret
-        if self._hopeless:
+        if hopeless:
             delay = max(delay, MAX_DELAY_S / 2)  # the answer will be the same: no hammering
-        self._hopeless = False
         self._failures += 1
         self._next_dial = now + delay
-        self._connected = False
         self._events.append(Disconnected(reason, delay))
 
     # Waiting and serving.
 
     def _wait(self, timeout_s: float) -> None:
-        sock = None if self._client is None else self._client.socket()
-        if self._client is not None and sock is not None:
-            wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._client.want_write() else 0)
-            self._selector.modify(sock, wanted)
         for key, ready in self._selector.select(timeout_s):
             if key.fileobj == self._wake_read:
                 os.read(self._wake_read, 4096)
             elif key.fileobj is self._dialling and self._dialling is not None:
                 self._greet(self._dialling)
-            elif self._client is not None:
-                self._serve(self._client, ready)
+            elif self._connection is not None:
+                self._serve(self._connection, ready)
 
-    def _serve(self, client: _DialledClient, ready: int) -> None:
+    def _serve(self, connection: _Connection, ready: int) -> None:
         if ready & selectors.EVENT_WRITE:
-            client.loop_write()
-        if ready & selectors.EVENT_READ:
-            for _ in range(READS_A_POLL):
-                before = self.bytes_down
-                self._read(client)
-                # Only messages come in floods; after anything else the selector is asked again.
-                if self.bytes_down == before or client.socket() is None:
-                    break
-        self._reap(client)
+            self._write(connection)
+        if ready & selectors.EVENT_READ and connection is self._connection:
+            self._read(connection)
 
-    def _read(self, client: _DialledClient) -> None:
+    def _write(self, connection: _Connection) -> None:
+        """Write until the socket is full; then the selector tells when there is room."""
+        full = False
         try:
-            client.loop_read()
-        except _MALFORMED as error:
-            self._lost_because = f"the broker sent a malformed packet: {error}"
-            self._cut(client)
+            for _ in range(_WRITES_A_POLL):
+                if not connection.outgoing:
+                    break
+                connection.outgoing.sent(connection.socket.sendmsg(connection.outgoing.first()))
+                connection.sent_at = time.monotonic()
+        except BlockingIOError:
+            full = True
+        except OSError as error:
+            self._lose(error.strerror or "the connection broke")
+            return
+        if connection.writable is full:
+            connection.writable = not full
+            self._selector.modify(connection.socket, selectors.EVENT_READ | (selectors.EVENT_WRITE if full else 0))
+
+    def _read(self, connection: _Connection) -> None:
+        try:
+            count = connection.socket.recv_into(connection.reader.space())
+            packets = connection.reader.filled(count)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._lose(error.strerror or "the connection broke")
+            return
+        except mqtt.BadPacket as error:
+            self._lose(f"the broker sent a malformed packet: {error}")
+            return
+        if count == 0:
+            self._lose("the broker closed the connection")
+            return
+        connection.heard_at = time.monotonic()
+        for packet in packets:
+            self._take(connection, packet)
+            if connection is not self._connection:
+                return
+        self._acknowledge(connection)
+
+    def _acknowledge(self, connection: _Connection) -> None:
+        acks = connection.reader.acks
+        if acks:
+            connection.outgoing.append(bytes(acks))
+            acks.clear()
+        while connection.waiting and len(connection.inflight) < MAX_INFLIGHT:
+            topic, payload, qos, retain = connection.waiting.popleft()
+            self._send(connection, topic, payload, qos, retain=retain)
+
+    def _take(self, connection: _Connection, packet: mqtt.Packet) -> None:
+        match packet:
+            case Message() if self._connected:
+                self.bytes_down += len(packet.topic) + len(packet.payload)
+                self._events.append(packet)
+            case mqtt.Puback(number):
+                connection.inflight.discard(number)
+            case mqtt.Suback(number, codes):
+                topics = connection.asked.pop(number, ())
+                refused = tuple(t for t, code in zip(topics, codes, strict=False) if code & 0x80)
+                self._events.append(Subscribed(tuple(t for t in topics if t not in refused), refused))
+            case mqtt.Pingresp():
+                connection.pinged_at = None
+            case mqtt.Connack(code) if not self._connected:
+                self._take_connack(code)
+            case Message() | mqtt.Connack():
+                self._lose("the broker sent a malformed packet: not what may come first, or twice")
+
+    def _take_connack(self, code: int) -> None:
+        if code == 0:
+            self._connected, self._failures, self._down_since = True, 0, None
+            self.connects += 1
+            self._events.append(Connected())
+            return
+        reason = _REFUSALS.get(code, f"the broker refuses the connection with code {code}")
+        self._events.append(Refused(code, reason))
+        self._lose(reason, hopeless=code in _HOPELESS)
+
+    def _queue(self, connection: _Connection, topic: str, payload: bytes, qos: int, *, retain: bool) -> None:
+        # Whatever comes behind a message that waits must wait too: an upload's chunks come after its offer.
+        if connection.waiting or (qos and len(connection.inflight) >= MAX_INFLIGHT):
+            connection.waiting.append((topic, payload, qos, retain))
+        else:
+            self._send(connection, topic, payload, qos, retain=retain)
+
+    @staticmethod
+    def _send(connection: _Connection, topic: str, payload: bytes, qos: int, *, retain: bool) -> None:
+        number = connection.next_id() if qos else 0
+        if number:
+            connection.inflight.add(number)
+        connection.outgoing.append(mqtt.publish_head(topic, len(payload), number, retain=retain), payload)
 
     def _do_duties(self, now: float) -> None:
         if self._dialling is not None and now >= self._give_up_at:
             self._drop_dialling(f"no answer in {CONNECT_TIMEOUT_S:g} s")
-        client = self._client
-        if client is None:
+        connection = self._connection
+        if connection is None:
             return
         if not self._connected and now >= self._give_up_at:
-            self._lost_because = f"no CONNACK in {CONNECT_TIMEOUT_S:g} s; is this an MQTT broker?"
-            self._cut(client)
-        elif now >= self._next_misc:
-            self._next_misc = now + _MISC_S
-            client.loop_misc()
-        self._reap(client)
+            self._lose(f"no CONNACK in {CONNECT_TIMEOUT_S:g} s; is this an MQTT broker?")
+        elif self._connected:
+            self._keep_alive(connection, now)
+
+    def _keep_alive(self, connection: _Connection, now: float) -> None:
+        """Ping when nothing was sent or heard for keepalive_s; bytes that move either way are a sign of life too."""
+        signs = max(connection.heard_at, connection.sent_at)
+        if connection.pinged_at is None:
+            if now - min(connection.heard_at, connection.sent_at) >= self._keepalive_s:
+                connection.pinged_at = now
+                connection.outgoing.append(mqtt.PINGREQ)
+                self._write(connection)
+        elif now - max(signs, connection.pinged_at) >= self._keepalive_s:
+            self._lose("the broker did not answer within the keepalive time")
 
     def _until_next_duty(self, now: float) -> float:
-        if self._client is not None and self._connected:
-            return self._next_misc - now
-        if self._client is not None or self._dialling is not None:
+        connection = self._connection
+        if connection is not None and self._connected:
+            if connection.pinged_at is None:
+                return min(connection.heard_at, connection.sent_at) + self._keepalive_s - now
+            return max(connection.heard_at, connection.sent_at, connection.pinged_at) + self._keepalive_s - now
+        if connection is not None or self._dialling is not None:
             return self._give_up_at - now
         return self._next_dial - now
 
-    def _cut(self, client: _DialledClient) -> None:
-        """End a connection that is of no use; paho notices at the next read and cleans up."""
-        with contextlib.suppress(OSError):  # it may be gone already, which is what is wanted
-            client.dialled.shutdown(socket.SHUT_RDWR)
-        reason = self._lost_because
-        client.loop_read()
-        self._lost_because = reason
-
-    def _reap(self, client: _DialledClient) -> None:
-        if client is self._client and client.socket() is None:
-            self._client = None
-            self._fail(f"{self._url.host}:{self._url.port}: {self._lost_because}")
-
     def _disconnect_cleanly(self, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
-        client = self._client
-        while client is not None and self._connected and self._unfinished > 0 and time.monotonic() < deadline:
-            self._wait(deadline - time.monotonic())
-        if client is not None and client.socket() is not None:
-            client.disconnect()
-            while client.socket() is not None and time.monotonic() < deadline:
+        connection = self._connection
+        if connection is not None and self._connected:
+            self._write(connection)
+            while self._busy(connection) and time.monotonic() < deadline:
                 self._wait(deadline - time.monotonic())
-            if client.socket() is not None:
-                self._cut(client)
+            connection.outgoing.append(mqtt.DISCONNECT)
+            self._write(connection)
+            # Until the broker closes: a socket that is closed with bytes unread takes back what it has sent.
+            while connection is self._connection and time.monotonic() < deadline:
+                self._wait(deadline - time.monotonic())
         if self._dialling is not None:
             self._drop_dialling("closed")
-        self._client, self._connected = None, False
+        self._drop_connection()
         self._events.clear()
 
-    # Callbacks: they only note what happened.
-
-    def _on_connect(self, _client: object, _data: object, _flags: object, reason: Any, _more: object) -> None:
-        if not reason.is_failure:
-            self._connected, self._failures, self._down_since = True, 0, None
-            self._next_misc = time.monotonic() + _MISC_S
-            self._events.append(Connected())
-            return
-        code = _CONNACK_CODES.get(reason.value, 0)
-        self._hopeless = code in _HOPELESS
-        self._lost_because = _REFUSALS.get(code, str(reason))
-        self._events.append(Refused(code, self._lost_because))
-
-    def _on_disconnect(self, _client: object, _data: object, _flags: object, reason: Any, _more: object) -> None:
-        self._connected = False
-        if "Keep alive" in str(reason):
-            self._lost_because = "the broker did not answer within the keepalive time"
-
-    def _on_message(self, _client: object, _data: object, message: paho.MQTTMessage) -> None:
-        try:
-            topic = message.topic
-        except UnicodeDecodeError:
-            topic = ""  # no topic of any protocol is empty, so whoever reads it will say so
-        self.bytes_down += len(topic) + len(message.payload)
-        self._events.append(Message(topic, bytes(message.payload), message.retain))
-
-    def _on_publish(self, _client: object, _data: object, _mid: int, _reason: object, _more: object) -> None:
-        self._unfinished -= 1
-
-    def _on_subscribe(self, _client: object, _data: object, mid: int, reasons: list[Any], _more: object) -> None:
-        topics = self._pending.pop(mid, ())
-        refused = tuple(t for t, reason in zip(topics, reasons, strict=False) if reason.is_failure)
-        self._events.append(Subscribed(tuple(t for t in topics if t not in refused), refused))
-
-    def _on_socket_open(self, _client: object, _data: object, sock: Any) -> None:
-        self._selector.register(sock, selectors.EVENT_READ)
-
-    def _on_socket_close(self, _client: object, _data: object, sock: Any) -> None:
-        self._selector.unregister(sock)
+    def _busy(self, connection: _Connection) -> bool:
+        """Whether something that was handed over is not sent, or not confirmed, and still may be."""
+        unsent = bool(connection.outgoing or connection.waiting or connection.inflight)
+        return unsent and connection is self._connection
 
 
 def retry_delay_s(failures: int, down_s: float, fraction: float) -> float:
@@ -467,7 +501,3 @@ def retry_delay_s(failures: int, down_s: float, fraction: float) -> float:
     cap = SHORT_DELAY_S if down_s < SHORT_OUTAGE_S else MAX_DELAY_S
     ceiling = min(cap, MIN_DELAY_S * 2.0 ** min(failures + 1, 16))
     return max(MIN_DELAY_S, fraction * ceiling)
-
-
-def _on_socket_register_write(_client: object, _data: object, _sock: object) -> None:
-    """The selector asks want_write() before every wait; nothing has to be noted."""

@@ -21,12 +21,13 @@ from edge_runtime.wire.events import (
     UpdateSettled,
     Warned,
 )
-from edge_runtime.wire.tasks import Phase, Task, Upload, format_task, parse_task
+from edge_runtime.wire.tasks import Delta, Phase, Task, Upload, format_task, parse_task
 from edge_runtime.wire.work import Outbox
 
 __all__ = [
     "AbandonTask",
     "Command",
+    "Delta",
     "DeviceCommand",
     "DeviceSession",
     "KeepGen",

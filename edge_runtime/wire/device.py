@@ -44,7 +44,7 @@ class DeviceSession:
             stored_gen: The last generation this device kept on disk, 0 if none.
             examples: Size of the local data set.
             info: What the birth message tells about the machine.
-            cached: Whether a blob (by SHA-256) is already in the shell's hands, whole and checked.
+            cached: Whether a blob (by SHA-256) is already in the shell's hands.
             outbox: An update of an earlier process.
             max_blob_bytes: Cap on one blob.
 
@@ -129,6 +129,12 @@ class DeviceSession:
         if key != self._work.key:
             return []
         return self._sayable(self._work.step(now, WorkInput.FAILED, (rule, message)))
+
+    def unusable(self, now: float, key: str, message: str) -> list[DeviceCommand]:
+        """Say that the weights at hand do not give those of a RunTask: they are fetched whole, and it is run again."""
+        if key != self._work.key:
+            return []
+        return self._sayable(self._work.step(now, WorkInput.UNUSABLE, message))
 
     def telemetry(self, measured: Mapping[str, int | float | str]) -> list[DeviceCommand]:
         """Publish measurements, unless off line."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edge_runtime.wire.tasks import Task
+from edge_runtime.wire.tasks import Delta, Task
 
 __all__ = [
     "AbandonTask",
@@ -83,10 +83,15 @@ class KeepGen:
 
 @dataclass(frozen=True)
 class RunTask:
-    """Every blob of the task is in the shell's hands: run it, then call finished or failed with this key."""
+    """Every blob the task needs is in the shell's hands: run it, then call finished, failed or unusable with this key.
+
+    `deltas`, in the order they are applied, make the task's weights of those the shell holds; without any it holds the
+    task's own.
+    """
 
     key: str
     task: Task
+    deltas: tuple[Delta, ...] = ()
 
 
 @dataclass(frozen=True)

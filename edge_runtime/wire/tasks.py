@@ -1,7 +1,7 @@
 """The task: what one device is asked to do once (docs/protocol.md, "A task")."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,18 +13,21 @@ __all__ = [
     "BlobNotListed",
     "Cache",
     "Carry",
+    "Delta",
     "Phase",
     "Task",
     "UnknownForm",
     "Upload",
     "format_task",
     "parse_task",
+    "steps_from",
 ]
 
 MAX_BLOB_BYTES = 256 << 20
 MAX_PHASES = 64
 MAX_SCALARS = 64
 MAX_BLOBS = 256
+MAX_DELTAS = 16
 MAX_EPOCHS = 1_000_000
 MAX_TASK_NAME = 200
 MAX_CACHE_BYTES = 1 << 40
@@ -97,6 +100,23 @@ class Carry:
 
 
 @dataclass(frozen=True)
+class Delta:
+    """A step from weights that a device may hold to newer ones.
+
+    Attributes:
+        base: SHA-256 of the tensor file it starts from.
+        blob: Its own SHA-256.
+        bytes: Its size.
+        codec: How its values are coded, or ("changed",) where all of them are as they are.
+    """
+
+    base: str
+    blob: str
+    bytes: int
+    codec: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Task:
     """What one device is asked to do once.
 
@@ -114,6 +134,7 @@ class Task:
         upload: What to send back.
         deadline_s: How long the coordinator waits, counted from when it sent the task.
         carry: For a codec that carries something over.
+        deltas: Steps to `weights`, the last one first: each gives what the one before it in this list starts from.
     """
 
     task: str
@@ -129,6 +150,7 @@ class Task:
     upload: Upload
     deadline_s: float
     carry: Carry | None = None
+    deltas: tuple[Delta, ...] = ()
 
 
 def format_task(task: Task) -> bytes:
@@ -137,7 +159,9 @@ def format_task(task: Task) -> bytes:
     Raises:
         RemoteError: The task would be refused by parse_task.
     """
-    payload = fields.write_object({**asdict(task), "phases": [_written(phase) for phase in task.phases]})
+    payload = fields.write_object(
+        {**asdict(task), "phases": [_written(phase) for phase in task.phases], "deltas": asdict(task)["deltas"] or None}
+    )
     parse_task(payload)
     return payload
 
@@ -169,11 +193,32 @@ def parse_task(payload: bytes) -> Task:
         upload=_upload(fields.mapping(message, "upload", cap=16)),
         deadline_s=fields.number(message, "deadline_s", low=0.0, high=1e9),
         carry=_carry(fields.mapping(message, "carry", cap=16)) if message.get("carry") is not None else None,
+        deltas=_deltas(fields.sequence(message, "deltas", cap=MAX_DELTAS)) if message.get("deltas") is not None else (),
     )
     for blob in (task.weights, *(plan for phase in task.phases for plan in phase.plans)):
         if blob not in task.blobs:
             raise BlobNotListed(f"the task names blob {blob}, but blobs does not give its size")
     return task
+
+
+def steps_from(task: Task, held: Callable[[str], bool]) -> tuple[Delta, ...]:
+    """The deltas that lead from weights at hand to the task's, in the order they are applied.
+
+    Args:
+        task: Whose weights are wanted.
+        held: Whether a device has the weights of this SHA-256.
+
+    Returns:
+        Empty where no base is held, or where the whole weights are no more bytes.
+    """
+    total_bytes = 0
+    for count, delta in enumerate(task.deltas, 1):
+        total_bytes += delta.bytes
+        if total_bytes >= task.blobs[task.weights]:
+            break
+        if held(delta.base):
+            return task.deltas[:count][::-1]
+    return ()
 
 
 def _name(message: dict[str, Any], key: str) -> str:
@@ -225,9 +270,28 @@ def _carry(message: dict[str, Any]) -> Carry:
     return Carry(run, None if message.get("counted") is None else _name(message, "counted"))
 
 
+def _deltas(items: list[Any]) -> tuple[Delta, ...]:
+    return tuple(_delta(item) for item in items)
+
+
+def _delta(item: object) -> Delta:
+    if not isinstance(item, dict):
+        raise fields.BadField("every delta must be an object")
+    return Delta(
+        base=fields.digest(item, "base"),
+        blob=fields.digest(item, "blob"),
+        bytes=fields.integer(item, "bytes", low=1, high=MAX_BLOB_BYTES),
+        codec=_stages(item),
+    )
+
+
+def _stages(message: dict[str, Any]) -> tuple[str, ...]:
+    stages = fields.sequence(message, "codec", cap=16)
+    return tuple(fields.text({"codec": stage}, "codec", cap=64) for stage in stages)
+
+
 def _upload(message: dict[str, Any]) -> Upload:
     form = fields.text(message, "form", cap=64)
     if form not in _FORMS:
         raise UnknownForm(f"the upload's form is {form!a}; known are {', '.join(_FORMS)}")
-    stages = fields.sequence(message, "codec", cap=16)
-    return Upload(form, tuple(fields.text({"codec": stage}, "codec", cap=64) for stage in stages))
+    return Upload(form, _stages(message))

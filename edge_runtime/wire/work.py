@@ -24,7 +24,7 @@ from edge_runtime.wire.events import (
 )
 from edge_runtime.wire.fetch import BlobCorrupt, Fetch
 from edge_runtime.wire.offer import Offer
-from edge_runtime.wire.tasks import Task, parse_task
+from edge_runtime.wire.tasks import Delta, Task, parse_task, steps_from
 
 __all__ = ["NotMyTask", "Outbox", "Work", "WorkInput"]
 
@@ -42,6 +42,7 @@ class WorkInput(Enum):
     DOWN = auto()
     FINISHED = auto()
     FAILED = auto()
+    UNUSABLE = auto()
     TICK = auto()
     TICK_UP = auto()
 
@@ -90,6 +91,8 @@ class Work:
         self._key = ""
         self._task: Task | None = None
         self._fetch: Fetch | None = None
+        self._deltas: tuple[Delta, ...] = ()
+        self._whole = False
         self._offer: Offer | None = None
         self._rest_until = 0.0
         self._settled: _Settled | None = None
@@ -134,12 +137,22 @@ class Work:
         return Publish(topics.upload(self._site, self._device, uid, "fail"), payload, 1)
 
     def _begin(self, now: float, key: str, task: Task) -> list[DeviceCommand]:
-        self._key, self._task, self._settled = key, task, None
+        self._key, self._task, self._settled, self._whole = key, task, None, False
         for sha256, size_bytes in task.blobs.items():
             if size_bytes > self._cap_bytes:
                 message = f"blob {sha256} has {size_bytes} bytes; this device takes at most {self._cap_bytes}"
                 return self._give_up("BlobTooLarge", message)
-        wanted = {sha256: task.blobs[sha256] for sha256 in sorted(task.blobs) if not self._cached(sha256)}
+        self._deltas = () if self._cached(task.weights) else steps_from(task, self._cached)
+        return self._start_fetch(now, task)
+
+    def _start_fetch(self, now: float, task: Task) -> list[DeviceCommand]:
+        """Ask for what the task needs and the shell has not: with deltas those, and not the weights."""
+        sizes = dict(task.blobs)
+        if self._deltas:
+            del sizes[task.weights]
+            sizes |= {delta.blob: delta.bytes for delta in self._deltas}
+        distrusted = task.weights if self._whole else ""
+        wanted = {key: sizes[key] for key in sorted(sizes) if key == distrusted or not self._cached(key)}
         plans = frozenset(plan for phase in task.phases for plan in phase.plans)
         self._fetch = Fetch(self._site, wanted, plans, self._cap_bytes)
         self._state = _State.FETCHING
@@ -149,7 +162,7 @@ class Work:
         if self._fetch is None or not self._fetch.complete or self._task is None:
             return commands
         self._state, self._fetch = _State.RUNNING, None
-        return [*commands, RunTask(self._key, self._task)]
+        return [*commands, RunTask(self._key, self._task, self._deltas)]
 
     def _abandon(self) -> list[DeviceCommand]:
         commands: list[DeviceCommand] = [AbandonTask(self._key)] if self._state is _State.RUNNING else []
@@ -188,7 +201,7 @@ class Work:
         try:
             return self._fetch.tick(now, gateway_up=True)
         except RemoteError as error:
-            return self._give_up(error.rule, str(error))
+            return self._fetch_failed(now, error)
 
     def _fetch_chunk(self, now: float, arrived: tuple[topics.Address, bytes]) -> list[DeviceCommand]:
         assert self._fetch is not None, "FETCHING has blobs to fetch"
@@ -196,8 +209,25 @@ class Work:
         try:
             commands = self._fetch.chunk(now, address.name, address.index, payload)
         except BlobCorrupt as error:
-            return self._give_up(error.rule, str(error))
+            return self._fetch_failed(now, error)
         return self._run_when_complete(commands)
+
+    def _fetch_failed(self, now: float, error: RemoteError) -> list[DeviceCommand]:
+        """The task fails, unless the weights can still be fetched whole."""
+        if not self._deltas:
+            return self._give_up(error.rule, str(error))
+        return self._fetch_whole(now, error.rule, str(error))
+
+    def _fetch_whole(self, now: float, rule: str, message: str) -> list[DeviceCommand]:
+        assert self._task is not None, "only a task has weights"
+        cancelled = self._fetch.cancel() if self._fetch is not None else []
+        self._deltas, self._whole = (), True
+        return [Warned("weights", rule, message), *cancelled, *self._start_fetch(now, self._task)]
+
+    def _refetch(self, now: float, message: str) -> list[DeviceCommand]:
+        if self._whole:
+            return self._give_up("BlobCorrupt", message)
+        return self._fetch_whole(now, "DeltaUnusable", f"{message}; the weights are fetched whole")
 
     def _drop_task(self, _now: float, _: Any) -> list[DeviceCommand]:
         return self._abandon()
@@ -260,6 +290,7 @@ class Work:
         (_State.RUNNING, WorkInput.CLEARED): _drop_task,
         (_State.RUNNING, WorkInput.FINISHED): _keep_update,
         (_State.RUNNING, WorkInput.FAILED): _report_failure,
+        (_State.RUNNING, WorkInput.UNUSABLE): _refetch,
         (_State.OFFERING, WorkInput.ONLINE): _offer_now,
         (_State.OFFERING, WorkInput.DOWN): _offer_down,
         (_State.OFFERING, WorkInput.TICK): _offer_tick,

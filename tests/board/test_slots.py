@@ -11,11 +11,20 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 from numpy.typing import NDArray
 
-from edge_runtime.codecs import RESIDUAL, find_codec
+from edge_runtime.codecs import RESIDUAL, Codec, find_codec
 from edge_runtime.slots import Slots, encode_carried, kept_answer
 from edge_runtime.wire.tasks import Carry, Phase, Task, Upload
 
 STAGES = ("topk 0.2 ef", "int8 8", "rice")
+EVERY = [
+    STAGES,
+    ("topk 0.1 ef", "qsgd 3", "rice", "rans"),
+    ("threshold 1.5 ef", "fp16", "rice"),
+    ("dgc 0.2 0 warmup 4", "bf16", "rice"),
+    ("svd 0.7 ef", "int8", "rans"),
+    ("powersgd 1", "fp16"),
+    ("ef", "sign 8"),
+]
 SHAPES = {"w": (6, 5), "b": (5,)}
 RUN = "0123456789abcdef"
 PLAN, WEIGHTS = "a" * 64, "b" * 64
@@ -39,7 +48,7 @@ class Exchange:
     """A device that trains deltas, and a gateway that may or may not count what it sends; sums in float64."""
 
     slots: Slots
-    codec = find_codec(STAGES)
+    codec: Codec = field(default_factory=lambda: find_codec(STAGES))
     trained: dict[str, NDArray[np.float64]] = field(default_factory=lambda: {n: np.zeros(s) for n, s in SHAPES.items()})
     counted: dict[str, NDArray[np.float64]] = field(default_factory=lambda: {n: np.zeros(s) for n, s in SHAPES.items()})
     last: str | None = None
@@ -50,7 +59,9 @@ class Exchange:
             return answer
         for name, tensor in delta_of(number).items():
             self.trained[name] += tensor
-        data, warning = encode_carried(self.slots, self.codec, task, delta_of(number), {"task": task.task})
+        data, warning = encode_carried(
+            self.slots, self.codec, task, delta_of(number), {"task": task.task, "round": str(task.round)}
+        )
         assert not warning
         return data
 
@@ -76,11 +87,12 @@ class AnyFate(RuleBasedStateMachine):
     """Tasks in any order of fates: accepted, accepted without the device hearing of it, refused, asked again."""
 
     root: Path
+    codec: Codec
 
     def __init__(self) -> None:
         super().__init__()
         self.path = Path(tempfile.mkdtemp(dir=self.root)) / "slots"
-        self.exchange = Exchange(Slots(self.path))
+        self.exchange = Exchange(Slots(self.path), self.codec)
         self.number = 0
 
     @rule(fate=st.sampled_from(["counted", "refused", "restarted", "repeated", "again"]))
@@ -101,12 +113,13 @@ class AnyFate(RuleBasedStateMachine):
         self.exchange.check()
 
 
+@pytest.mark.parametrize("stages", EVERY, ids=" | ".join)
 def test_sent_and_carried_are_what_was_trained_whatever_becomes_of_an_update(
-    tmp_path_factory: pytest.TempPathFactory,
+    stages: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    AnyFate.root = tmp_path_factory.mktemp("slots")
+    AnyFate.root, AnyFate.codec = tmp_path_factory.mktemp("slots"), find_codec(stages)
     machine = AnyFate.TestCase()
-    machine.settings = settings(max_examples=30, stateful_step_count=12, deadline=None)
+    machine.settings = settings(max_examples=15, stateful_step_count=12, deadline=None)
     machine.runTest()
 
 

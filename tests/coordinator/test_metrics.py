@@ -155,6 +155,13 @@ def test_a_round_and_the_end_of_a_job_are_shown() -> None:
     assert value(metrics, "jobs_ended_total", outcome="failed") == 1
 
 
+def test_a_disk_that_takes_nothing_shows_until_it_does() -> None:
+    metrics = folded({"event": "stalled", "job": "j", "message": "m", "rule": "JournalUnwritable", "retry_s": 5.0})
+    assert value(metrics, "disk_usable") == 0
+    metrics.take({"event": "writable", "job": "j", "round": 1})
+    assert value(metrics, "disk_usable") == 1
+
+
 def test_the_endpoint_shows_the_figures_in_the_text_format() -> None:
     with serve_metrics(folded(SAMPLE).registry, "127.0.0.1", 0) as url:
         text = urllib.request.urlopen(url, timeout=10).read().decode()  # noqa: S310  http, on this machine

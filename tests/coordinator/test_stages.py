@@ -7,7 +7,7 @@ import pytest
 
 from edge_runtime.data import Dataset
 from edge_runtime.plan import ROLE_FROZEN, ROLE_TRAINED, read_plan
-from edge_runtime.tensors import decode_tensors
+from edge_runtime.tensors import decode_tensors, encode_tensors
 from support.memory import MemorySite, finished, start_all
 
 JOB = """\
@@ -84,15 +84,15 @@ def test_each_stage_trains_and_sends_its_own_tensors_alone(tmp_path: Path) -> No
     assert site.seen("round_done")[-1]["accuracy"] > 0.5
 
 
-def test_plans_go_down_once_a_stage_and_the_bytes_say_so(tmp_path: Path) -> None:
+def test_frozen_tensors_go_down_once_and_so_do_a_stages_plans_and_the_bytes_say_so(tmp_path: Path) -> None:
     site = make_site(tmp_path)
     start_all(site)
     finished(site)
     down = [event["bytes_down"] for event in site.seen("round_done")]
+    first = site.program.weights
     plans = [sum(len(file.data) for file in stage.files) for stage in site.program.stages]
-    assert down[0] - down[1] == 2 * plans[0]
-    assert down[2] - down[3] == 2 * plans[1]
-    assert down[1] == down[3]
+    head, upper = (len(encode_tensors({f"exact/{name}": first[name] for name in names})) for names in (HEAD, UPPER))
+    assert down == [2 * (len(encode_tensors(first)) + plans[0]), 2 * head, 2 * (head + plans[1]), 2 * upper]
 
 
 def test_plans_of_an_ended_stage_leave_the_broker(tmp_path: Path) -> None:

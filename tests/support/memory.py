@@ -7,6 +7,7 @@ from collections import deque
 from concurrent.futures import Future
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from coordinator.evaluate import Evaluation, evaluate
@@ -17,10 +18,11 @@ from coordinator.program import build_program, definition, judged_model, make_ve
 from coordinator.results import fold, keep_model
 from coordinator.store import Store, Version, open_store, updates_beside, weights_beside
 from edge_runtime.data import load_dataset
+from edge_runtime.deltas import apply_delta
 from edge_runtime.errors import EdgeError
 from edge_runtime.plan import read_plan
 from edge_runtime.task import run_task
-from edge_runtime.tensors import decode_tensors
+from edge_runtime.tensors import decode_tensors, encode_tensors
 from edge_runtime.wire import (
     DeviceSession,
     Publish,
@@ -172,6 +174,17 @@ class MemoryDevice:
             else:
                 self.settled.append(command)
 
+    def weights(self, command: RunTask) -> dict[str, Any]:
+        """The task's weights, of which deltas must have made every bit."""
+        wanted = command.task.weights
+        if command.deltas:
+            held = decode_tensors(self.blobs[command.deltas[0].base])[0]
+            for delta in command.deltas:
+                held = apply_delta(held, self.blobs[delta.blob], delta.codec)
+            self.blobs[wanted] = encode_tensors(held)
+        assert sha256(self.blobs[wanted]).hexdigest() == wanted
+        return decode_tensors(self.blobs[wanted])[0]
+
     def run(self, command: RunTask, now_s: float) -> Any:
         assert self.session is not None
         if self.rule is not None:
@@ -181,7 +194,7 @@ class MemoryDevice:
         self.tasks.append(task)
         plans = {name: read_plan(self.blobs[name]) for phase in task.phases for name in phase.plans}
         try:
-            update = run_task(task, plans, decode_tensors(self.blobs[task.weights])[0], self.dataset)
+            update = run_task(task, plans, self.weights(command), self.dataset)
         except EdgeError as error:
             return self.session.failed(now_s, command.key, error.rule, str(error))
         return self.session.finished(now_s, command.key, self.spoil(update.data))

@@ -1,16 +1,11 @@
-"""A job so small that whole runs of it in memory take a second: three blobs in six dimensions on three devices."""
+"""A small job for whole sites in memory: three devices, two rounds, a network of a few thousand values."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 
 from edge_runtime.data import Dataset
 from support.memory import MemorySite
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 JOB = """\
 [job]

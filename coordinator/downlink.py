@@ -1,0 +1,75 @@
+"""Compressed downloads: what devices are sent of a new version, as a change of what they hold.
+
+    d = encode(w_new - v_old),    v_new = v_old + decode(d)    in float32
+
+w are the weights that are judged and exported, v is the view: what every device has after it applied d, to the bit. So
+w - v is the error that the next d is made of, and the feedback of errors needs no memory of its own (Tang et al.,
+"DoubleSqueeze", 2019, has it as a residual at the server, which is the same number).
+
+Coded are tensors that devices train; others that changed are sent exactly. Running statistics, because a rounded
+variance may be negative; frozen ones, because devices keep what they computed of them for as long as their bits stay.
+Without a codec everything is exact, and v = w.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coordinator.program import Program
+from coordinator.store import Version
+from coordinator.views import Step, View, worth_sending
+from edge_runtime.codecs import find_codec
+from edge_runtime.deltas import CHANGED, apply_delta, write_delta
+from edge_runtime.tensors import decode_tensors, encode_tensors
+
+Weights = Mapping[str, NDArray[Any]]
+
+
+def with_view(program: Program, old: Version, made: Version) -> Version:
+    """A new version together with its view, which is made of the one that devices hold of the old version."""
+    held, wanted = decode_tensors(old.sent.data)[0], decode_tensors(made.weights)[0]
+    whole = View(made.sha256, made.weights)
+    if _shapes(held) != _shapes(wanted):
+        return replace(made, view=whole)
+    codec, names = program.job.download or CHANGED, _coded(program, made.version, held, wanted)
+    step = _step(old.sent.sha256, held, wanted, names, codec)
+    if len(step.data) >= len(whole.data):
+        return replace(made, view=whole)  # and devices have the weights themselves
+    data = encode_tensors(apply_delta(held, step.data, step.codec)) if names else made.weights
+    steps = worth_sending((step, *old.sent.steps), len(data))
+    return replace(made, view=View(hashlib.sha256(data).hexdigest(), data, steps))
+
+
+def _step(base: str, held: Weights, wanted: Weights, names: list[str], codec: tuple[str, ...]) -> Step:
+    exact = {name: array for name, array in wanted.items() if name not in names and not _same(held[name], array)}
+    differences = {name: wanted[name] - held[name] for name in names}
+    # The base in the metadata seeds the formats that draw, so that no two versions draw alike.
+    coded = find_codec(codec).encode(differences, {"task": base}, {}) if names else b""
+    data = write_delta(exact, names, coded)
+    return Step(base, hashlib.sha256(data).hexdigest(), data, codec if names else CHANGED)
+
+
+def _coded(program: Program, number: int, held: Weights, wanted: Weights) -> list[str]:
+    """The tensors whose difference goes through the codec: trained in the round that starts from this version."""
+    if program.job.download is None:
+        return []
+    stage = program.stage(number)
+    trained = {name for plans in (stage, *(plans for _, plans in stage.boards)) for name in plans.trained}
+    names = sorted((trained - program.statistics) & wanted.keys())
+    names = [name for name in names if not _same(held[name], wanted[name])]
+    # A model that has diverged is sent as it is: codecs want finite numbers, and the evaluation will say it.
+    finite = all(bool(np.isfinite(wanted[name] - held[name]).all()) for name in names)
+    return names if finite else []
+
+
+def _same(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    """Whether two arrays of one shape have equal bits."""
+    return bool(np.array_equal(one.reshape(-1).view(np.uint32), other.reshape(-1).view(np.uint32)))
+
+
+def _shapes(weights: Weights) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in weights.items()}
