@@ -47,6 +47,11 @@ def attend(job: RunningJob, store: Store, inbox: Inbox, now_s: float) -> Attende
     return Attended(tuple(commands))
 
 
+def is_idle(job: RunningJob, store: Store) -> bool:
+    """Whether the job is paused and no device has a task of it."""
+    return job.at_rest and store.paused() and not store.rows("SELECT 1 FROM tasks WHERE state = 'open' LIMIT 1")
+
+
 def _tell(job: RunningJob, request: Request, answer: Answer) -> None:
     said = {"verb": request.verb, "argument": request.argument, "asked_by": request.asked_by}
     job.emit({"event": "request", **said, "done": answer.done, "message": answer.message})

@@ -54,6 +54,7 @@ EVENTS: Mapping[str, Kind] = MappingProxyType(
             },
             optional=frozenset({"metrics"}),
         ),
+        "idle": Kind("no job of the home is ready", {"home": "its directory", "url": "the broker, without password"}),
         "device": Kind(
             "a device came or went",
             {

@@ -263,8 +263,8 @@ class RunningJob:
             return self._refuse_late(event, task, number, now_s)
         try:
             announced = self._state.fleet[event.device].examples
-            trained = self._parts.program.stage(task.version).for_device(event.device).trained
-            claims = check_update(event.data, task, trained, announced)
+            layout = self._parts.program.stage(task.version).for_device(event.device).layout
+            claims, _ = check_update(event.data, task, layout, announced)
         except RemoteError as error:
             return self._refuse(event, task, error.rule, str(error), now_s)
         key = (number, event.device, task.task, task.version)

@@ -23,6 +23,7 @@ Notebooks read the view `rounds_v1` (docs/coordinator.md), whose columns stay wh
 import fcntl
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,8 @@ from typing import IO
 
 SCHEMA_VERSION = 3
 JOURNAL_NAME = "journal.sqlite"
+PATIENCE_S = 1.0
+BUSY_S = 10.0  # for another process's transaction to end
 
 _SCHEMA = """
 CREATE TABLE job (
@@ -166,6 +169,8 @@ class JobChanged(JournalError):
 def open_lock(directory: Path) -> IO[bytes]:
     """Make the state directory where there is none, and keep every other coordinator out of it.
 
+    Command lines hold the lock for moments, so it is tried for a second.
+
     Raises:
         JournalInUse: Another coordinator holds it.
         JournalError: It cannot be used.
@@ -175,14 +180,35 @@ def open_lock(directory: Path) -> IO[bytes]:
         lock = (directory / "lock").open("ab")
     except OSError as error:
         raise JournalError(f"the state directory {directory} cannot be used: {error.strerror}") from error
+    until_s = time.monotonic() + PATIENCE_S
+    while not _locked(lock):
+        if time.monotonic() >= until_s:
+            lock.close()
+            raise JournalInUse(
+                f"another coordinator works on {directory}; stop it, or give this one another --state directory"
+            )
+        time.sleep(0.02)
+    return lock
+
+
+def _locked(lock: IO[bytes]) -> bool:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.close()
-        raise JournalInUse(
-            f"another coordinator works on {directory}; stop it, or give this one another --state directory"
-        ) from error
-    return lock
+    except BlockingIOError:
+        return False
+    return True
+
+
+def is_held(directory: Path) -> bool:
+    """Whether a coordinator, or for a moment a command line, holds the state directory."""
+    try:
+        with (directory / "lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -192,7 +218,7 @@ def connect(path: Path) -> sqlite3.Connection:
         JournalError: It is no journal, or of another version of this program.
     """
     with explained(path):
-        connection = sqlite3.connect(path, isolation_level=None)
+        connection = sqlite3.connect(path, isolation_level=None, timeout=BUSY_S)
         for pragma in _PRAGMAS:
             connection.execute(f"PRAGMA {pragma}")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -215,6 +241,40 @@ def connect(path: Path) -> sqlite3.Connection:
         connection.executescript(_INDEXES)
         connection.executescript(_VIEWS)
     return connection
+
+
+def connect_to_read(path: Path) -> sqlite3.Connection:
+    """Open a journal that another process may be writing to.
+
+    Raises:
+        JournalError: There is none, or it is of another version of this program.
+    """
+    connection = _connect_to_existing(path, "ro")
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version != SCHEMA_VERSION:
+        connection.close()
+        raise JournalError(
+            f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}; start a coordinator on it once"
+        )
+    return connection
+
+
+def connect_beside(path: Path) -> sqlite3.Connection:
+    """Open a journal for a small write beside the coordinator that holds it.
+
+    Raises:
+        JournalError: There is none, or it is of another version of this program.
+    """
+    connect_to_read(path).close()
+    return _connect_to_existing(path, "rw")
+
+
+def _connect_to_existing(path: Path, mode: str) -> sqlite3.Connection:
+    if not path.is_file():
+        raise JournalError(f"{path.parent} holds no job: there is no {path.name}")
+    with explained(path):
+        uri = f"{path.resolve().as_uri()}?mode={mode}"
+        return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=BUSY_S)
 
 
 @contextmanager
@@ -246,7 +306,12 @@ def write_file(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make what was renamed in a directory stay after a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -21,20 +21,19 @@ import socket
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from coordinator.journal import JOURNAL_NAME, explained
+from coordinator.journal import JOURNAL_NAME, JournalInUse, connect_beside, explained, is_held
 from coordinator.results import ModelMissing, export
-from coordinator.store import Store, Write
+from coordinator.store import Store, Write, open_store
 from coordinator.versions import VersionMissing, roll_back
 from edge_runtime.errors import EdgeError
 from edge_runtime.wire.topics import check_id
 
 ANSWER_POLL_S = 0.05
-BUSY_S = 10.0
 
 
 class RequestRefused(Exception):
@@ -170,26 +169,21 @@ VERBS: Mapping[str, Callable[[Store, Write, Request], str]] = {
 # From another process than the one that holds the job.
 
 
-def ask(directory: Path, verb: str, argument: str = "") -> int:
-    """Write a request into the journal of a state directory; returns its number.
+def request(directory: Path, verb: str, argument: str, timeout_s: float) -> Answer | None:
+    """Ask a job for something, and wait until it is carried out: by its coordinator, or here where there is none.
+
+    Returns:
+        The answer, or None when the coordinator that holds the job has not given one by then; the request still waits.
 
     Raises:
-        JournalError: The journal is not there or cannot be written.
+        JournalError: The journal is not there or cannot be used.
     """
-    path = directory / JOURNAL_NAME
-    row = (verb, argument, whoever(), _now())
-    with explained(path), closing(sqlite3.connect(path, isolation_level=None, timeout=BUSY_S)) as connection:
-        columns = "verb, argument, asked_by, asked_at"
-        cursor = connection.execute(f"INSERT INTO requests ({columns}) VALUES (?, ?, ?, ?)", row)  # noqa: S608  columns is a constant
-        return int(cursor.lastrowid or 0)
-
-
-def wait_for_answer(directory: Path, number: int, timeout_s: float) -> Answer | None:
-    """What came of a request, or None when nobody has answered by then."""
-    path = directory / JOURNAL_NAME
-    until_s = time.monotonic() + timeout_s
-    with explained(path), closing(sqlite3.connect(path, isolation_level=None, timeout=BUSY_S)) as connection:
+    path, until_s = directory / JOURNAL_NAME, time.monotonic() + timeout_s
+    with closing(connect_beside(path)) as connection, explained(path):
+        number = _ask(connection, verb, argument)
         while True:
+            if not is_held(directory):
+                _carry_out_here(directory)
             query = "SELECT outcome, message FROM requests WHERE request = ?"
             outcome, message = connection.execute(query, (number,)).fetchone()
             if outcome is not None:
@@ -197,6 +191,19 @@ def wait_for_answer(directory: Path, number: int, timeout_s: float) -> Answer | 
             if time.monotonic() >= until_s:
                 return None
             time.sleep(ANSWER_POLL_S)
+
+
+def _ask(connection: sqlite3.Connection, verb: str, argument: str) -> int:
+    columns, row = "verb, argument, asked_by, asked_at", (verb, argument, whoever(), _now())
+    cursor = connection.execute(f"INSERT INTO requests ({columns}) VALUES (?, ?, ?, ?)", row)  # noqa: S608  columns is a constant
+    return int(cursor.lastrowid or 0)
+
+
+def _carry_out_here(directory: Path) -> None:
+    """Carries out what waits, unless a coordinator takes the job up at this moment: then that does it."""
+    with suppress(JournalInUse), closing(open_store(directory)) as store:
+        for each in unanswered(store):
+            carry_out(store, each)
 
 
 def whoever() -> str:

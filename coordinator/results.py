@@ -1,6 +1,7 @@
 """What comes out: the version that a round makes, and the files that a job leaves behind."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ from coordinator.aggregators import Contribution, Tensors
 from coordinator.downlink import with_view
 from coordinator.journal import write_file
 from coordinator.program import Program, make_version
-from coordinator.staleness import against_present, update_weight
+from coordinator.staleness import against_present, as_models, update_weight
 from coordinator.store import JournalUpdate, Store, Version
+from coordinator.updates import read_update
 from edge_runtime.codecs import find_codec
 from edge_runtime.tensors import decode_tensors
 from models.compiler import with_weights
@@ -24,45 +26,45 @@ class ModelMissing(Exception):
 
 
 def fold(
-    program: Program, updates: Iterable[JournalUpdate], old: Version, weights_of: Callable[[int], bytes]
+    program: Program, updates: Iterable[JournalUpdate], old: Version, trained_from: Callable[[int], bytes]
 ) -> Version:
     """Folds the journalled updates of a round into the version after `old`.
 
     Args:
         program: The job's.
-        updates: As the journal gives them: in ascending order of (device, task), whatever order they arrived in, and
-            one at a time.
+        updates: One at a time, in any order: it does not change the result.
         old: The version that the round has the number of.
-        weights_of: The tensor file of a version from which an update's device trained.
+        trained_from: The tensor file that devices had of an older version.
     """
     method, plain = program.method, program.statistics
     present = decode_tensors(old.weights)[0]
-    mean = method.aggregate(_contributions(program, updates, present, weights_of), plain)
+    mean = method.aggregate(_contributions(program, updates, present, trained_from), plain)
     weights, state = method.server_step(present, mean, decode_tensors(old.state)[0], plain)
     return with_view(program, old, make_version(old.version + 1, weights, state))
 
 
 def _contributions(
-    program: Program, updates: Iterable[JournalUpdate], present: Tensors, weights_of: Callable[[int], bytes]
+    program: Program, updates: Iterable[JournalUpdate], present: Tensors, trained_from: Callable[[int], bytes]
 ) -> Iterator[Contribution]:
-    """The updates one at a time, each with what its staleness leaves it; coordinator.staleness has the formulas."""
+    """The updates one at a time, each with what its staleness leaves of it (coordinator.staleness)."""
     codec, rules = find_codec(program.upload.codec), program.job.schedule
     for update in updates:
-        trained = program.stage(update.version).for_device(update.device).trained
-        decoded, metadata = codec.decode(update.data, trained)
-        tensors: Tensors = decoded
         staleness = update.round - update.version
-        if staleness > 0:
-            base = decode_tensors(weights_of(update.version))[0]
-            tensors = against_present(rules, tensors, base, present, program.statistics)
-        yield Contribution(
+        layout = program.stage(update.version).for_device(update.device).layout
+        coded, metadata = read_update(update.data, codec, layout)
+        each = Contribution(
             device=update.device,
             examples=update.examples,
-            tensors=tensors,
+            tensors=coded,
             steps=int(metadata["steps"]),
             task=update.task,
             scale=update_weight(rules, staleness),
         )
+        if staleness > 0 and (models := as_models(rules, layout.shapes, program.statistics)):
+            base = decode_tensors(trained_from(update.version))[0]
+            delta = codec.decode(update.data, layout.shapes)[0]
+            each = replace(each, tensors=against_present(delta, models, base, present))
+        yield each
 
 
 def keep_model(directory: Path, model: bytes) -> None:

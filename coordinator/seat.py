@@ -1,12 +1,13 @@
 """A coordinator at work on its site: the loop that joins link, clock, operator and disk with the running job."""
 
+import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
 from coordinator import stall
-from coordinator.control import attend
+from coordinator.control import attend, is_idle
 from coordinator.events import Emit
 from coordinator.gateway import EXIT_DONE, EXIT_FAILED, Parts, RunningJob, superseded
 from coordinator.journal import JournalUnwritable
@@ -32,6 +33,7 @@ class Seat:
     link: Link
     epoch: int
     boot: str
+    others_wait: Callable[[], object]
 
     def job(self) -> RunningJob:
         """The job as the journal has it; where there is a link, all of it is published again."""
@@ -40,10 +42,23 @@ class Seat:
             send(self.link, job.connected(time.monotonic()))
         return job
 
-    def sample(self, job: RunningJob | None) -> None:
-        """Tell how things stand."""
-        if job is not None:
-            self.parts.emit(stand(job, self.link, self.parts.directory))
+
+def enter(
+    parts: Parts, site: str, link: Link, asked_to_stop: list[int], others_wait: Callable[[], object]
+) -> Seat | None:
+    """Comes onto a site; None when another coordinator is on it, or the operator has asked to stop."""
+    entry = SiteEntry(site, parts.store.epoch(), os.urandom(8).hex())
+    while not entry.entered:
+        if asked_to_stop:
+            return None
+        if (older := knock(entry, link, parts.emit)) is not None:
+            parts.emit(superseded(older))
+            return None
+    parts.store.keep_epoch(entry.epoch)
+    parts.store.fail(None)
+    link.set_will(GatewaySession(site, entry.epoch, entry.boot).will())
+    link.reconnect()
+    return Seat(parts, site, link, entry.epoch, entry.boot, others_wait)
 
 
 def knock(entry: SiteEntry, link: Link, emit: Emit) -> GatewaySuperseded | None:
@@ -74,11 +89,11 @@ def serve(seat: Seat, asked_to_stop: list[int]) -> int:
     """The loop: what the link and the operator bring goes into the job, what the job wants goes out."""
     inbox = Inbox(seat.parts.store)
     job: RunningJob | None = None
-    sample = every(SAMPLE_S, lambda: seat.sample(job))
+    regularly = every(SAMPLE_S, lambda: _look_around(seat, job))
     while not asked_to_stop:
         try:
             job = seat.job() if job is None else job
-            sample(time.monotonic())
+            regularly(time.monotonic())
             if job.exit_code is not None:
                 return _leave(job, seat)
             job = _turn(job, inbox, seat)
@@ -89,6 +104,16 @@ def serve(seat: Seat, asked_to_stop: list[int]) -> int:
     if job is not None:
         send(seat.link, job.stopping())
     return EXIT_DONE
+
+
+def _look_around(seat: Seat, job: RunningJob | None) -> None:
+    """Tells how things stand; a paused job of which nobody has a task leaves the site to one that waits."""
+    if job is None:
+        return
+    seat.parts.emit(stand(job, seat.link, seat.parts.directory))
+    if is_idle(job, seat.parts.store) and seat.others_wait():
+        seat.parts.emit({"event": "warning", "message": "this job is paused and gives way to the next one"})
+        job.exit_code = EXIT_DONE
 
 
 def _turn(job: RunningJob, inbox: Inbox, seat: Seat) -> RunningJob:

@@ -1,6 +1,7 @@
-"""`edge-runtime coordinator`: the shell around a running job; it owns the link, the clock, the signals and the disk.
+"""`edge-runtime coordinator`: its command line, what a job is prepared from, and the queue of a home.
 
-Exit codes: 0 the job is done, or was left resumable on SIGTERM; 2 bad input; 3 the job failed.
+Exit codes: 0 the job is done, or was left resumable on SIGTERM; 2 bad input; 3 the job failed, or another coordinator
+is on the site. With --home a job that fails is left to `edge-runtime job resume`, and the next one runs.
 """
 
 import argparse
@@ -8,25 +9,30 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from coordinator.broker import BrokerError, start_broker
 from coordinator.broker.probe import without_password
-from coordinator.evaluate import Evaluation, EvaluationError, check_held_out, evaluate
+from coordinator.evaluate import Evaluation, EvaluationError, evaluate
 from coordinator.events import Emit, json_lines, log_lines, of_job, seldom
-from coordinator.gateway import EXIT_DONE, EXIT_FAILED, Parts, superseded
-from coordinator.jobfile import JobFileError, load_job
-from coordinator.journal import JournalError
+from coordinator.gateway import EXIT_DONE, EXIT_FAILED, Parts
+from coordinator.home import JOB_FILE, HomeError, check_job, next_ready, remove_remains
+from coordinator.jobfile import JobFileError
+from coordinator.journal import JournalError, open_lock
 from coordinator.leftovers import clear_job
-from coordinator.program import Program, build_program, definition, judged_model, make_version
+from coordinator.program import Program, definition, judged_model, make_version
 from coordinator.results import export, fold, keep_model
-from coordinator.seat import LEAVE_S, Seat, knock, send, serve
+from coordinator.seat import LEAVE_S, enter, knock, send, serve
 from coordinator.store import Version, open_store, updates_beside, weights_beside
 from coordinator.watch import MetricsError, watching
-from edge_runtime.data import Dataset, load_dataset
+from edge_runtime.broker_url import parse_url
+from edge_runtime.data import Dataset
 from edge_runtime.errors import LocalError
 from edge_runtime.link import Link
 from edge_runtime.wire.entry import SiteEntry
@@ -36,8 +42,10 @@ from models.compiler import CompileError
 from models.zoo import ZooError
 
 EXIT_BAD_INPUT = 2
+IDLE_S = 1.0  # between two looks at a home that has nothing to do
 
 BAD_INPUT = (
+    HomeError,
     MetricsError,
     JobFileError,
     JournalError,
@@ -50,58 +58,99 @@ BAD_INPUT = (
 )
 
 
+@dataclass(frozen=True)
+class Place:
+    """One job: its file, and the directory of its state."""
+
+    job: Path
+    state: Path
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Runs one job to its end; see the module's docstring for what is returned."""
-    options = _parser().parse_args(argv)
+    """Runs one job to its end, or those of a home until it is stopped; see the module's docstring."""
+    options = _parse(argv)
     emit = seldom(json_lines(sys.stdout) if options.events else log_lines(sys.stdout), time.monotonic)
     with ExitStack() as stack:
+        asked_to_stop = stack.enter_context(_stop_signals())
         try:
+            check_id(options.site, "site")
             emit, watched = watching(emit, options.metrics, stack)
-            parts = _prepare(options, emit, stack)
+            if options.home is not None:
+                return _serve_home(options, emit, watched, asked_to_stop)
+            place = Place(options.job, options.state)
+            parts = _prepare(place, emit, stack)
             if parts.store.done() is not None:
                 return _already_done(parts, options)
-            url, kind = _broker(options, stack)
-            link = stack.enter_context(closing(Link(url, _client_id(options.site))))
-            parts.emit(_listening(parts, options.site, (url, kind)) | watched)
+            broker = _broker(options, options.state, stack)
         except BAD_INPUT as error:
             return _failed(emit, error, EXIT_BAD_INPUT)
-        try:
-            return _run(parts, options.site, link)
-        except (JournalError, OSError) as error:
-            return _failed(parts.emit, error, EXIT_FAILED)
+        return _run(parts, options.site, broker, watched, asked_to_stop)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="edge-runtime coordinator", description="Run one federated job.")
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    description = "Run one federated job, or those that were submitted to a home, one after the other."
+    parser = argparse.ArgumentParser(prog="edge-runtime coordinator", description=description)
     add = parser.add_argument
-    add("--job", type=Path, required=True, help="the job file (TOML, docs/job-file.md)")
-    add("--state", type=Path, required=True, help="directory of the journal and the final model; resumes what it finds")
+    add("--job", type=Path, help="the job file (TOML, docs/job-file.md)")
+    add("--state", type=Path, help="directory of the journal and the final model; resumes what it finds")
+    add("--home", type=Path, metavar="DIR", help="instead of both: serve what `edge-runtime job submit` puts there")
     add("--broker", metavar="URL", help="mqtt://host:port (default: start mosquitto, or the embedded broker)")
     add("--site", default="default", help="first part of every topic, as on the devices (default: default)")
     add("--events", action="store_true", help="print one JSON object a line instead of a readable log")
     add("--metrics", metavar="[HOST:]PORT", help="show Prometheus metrics there (host: 127.0.0.1; default: nowhere)")
-    return parser
+    options = parser.parse_args(argv)
+    named = (options.job is not None, options.state is not None, options.home is not None)
+    if named not in {(True, True, False), (False, False, True)}:
+        parser.error("give --job and --state, or --home")
+    return options
 
 
-def _prepare(options: argparse.Namespace, emit: Emit, stack: ExitStack) -> Parts:
+def _serve_home(options: argparse.Namespace, emit: Emit, watched: Mapping[str, Any], asked_to_stop: list[int]) -> int:
+    """Runs the jobs of a home in the order of their submission, and waits for more when there are none."""
+    home, unusable, idle = options.home, set[str](), False
+    with ExitStack() as stack:
+        stack.enter_context(open_lock(home))
+        remove_remains(home)
+        broker = _broker(options, home, stack)
+        while not asked_to_stop:
+            ready = next_ready(home, unusable)
+            if ready is None:
+                if not idle:
+                    emit({"event": "idle", "home": str(home), "url": without_password(broker[0])})
+                idle = True
+                time.sleep(IDLE_S)
+                continue
+            idle = False
+            with ExitStack() as of_one:
+                try:
+                    parts = _prepare(Place(ready.directory / JOB_FILE, ready.directory), emit, of_one)
+                except BAD_INPUT as error:
+                    _failed(emit, error, EXIT_BAD_INPUT)
+                    unusable.add(ready.name)
+                    continue
+                others = partial(next_ready, home, unusable)
+                code = _run(parts, options.site, broker, watched, asked_to_stop, others)
+                if code != EXIT_DONE and parts.store.failed() is None:
+                    return code
+    return EXIT_DONE
+
+
+def _prepare(place: Place, emit: Emit, stack: ExitStack) -> Parts:
     """Everything that can be wrong with the input shows here, before the network is touched."""
-    check_id(options.site, "site")
-    job = load_job(options.job)
-    program = build_program(job)
-    held_out = load_dataset(job.evaluate_data, "test")
-    check_held_out(program.model, held_out)
-    store = stack.enter_context(closing(open_store(options.state)))
+    checked = check_job(place.job)
+    program, held_out = checked.program, checked.held_out
+    store = stack.enter_context(closing(open_store(place.state)))
     store.begin(definition(program), make_version(1, program.weights, {}))
-    keep_model(options.state, program.model)
+    keep_model(place.state, program.model)
     # Folds and judges in a thread: the link must go on, however large the model is.
     worker = stack.enter_context(ThreadPoolExecutor(1, "versions"))
     return Parts(
         program=program,
-        fold=lambda old: worker.submit(_fold, program, options.state, old),
+        fold=lambda old: worker.submit(_fold, program, place.state, old),
         judge=lambda version: worker.submit(_judge, program, held_out, version),
         store=store,
-        directory=options.state,
-        emit=of_job(emit, job.name),
+        directory=place.state,
+        emit=of_job(emit, checked.job.name),
     )
 
 
@@ -114,11 +163,12 @@ def _judge(program: Program, held_out: Dataset, version: Version) -> Evaluation:
     return evaluate(judged_model(program, version), held_out)
 
 
-def _broker(options: argparse.Namespace, stack: ExitStack) -> tuple[str, str]:
+def _broker(options: argparse.Namespace, directory: Path, stack: ExitStack) -> tuple[str, str]:
     """URL and kind. A broker given by URL may be down now: the link waits for it."""
     if options.broker is not None:
+        parse_url(options.broker)  # a bad one is refused now
         return options.broker, "external"
-    broker = start_broker(None, options.state / "broker")
+    broker = start_broker(None, directory / "broker")
     stack.callback(broker.stop)
     return broker.url, broker.kind
 
@@ -173,30 +223,31 @@ def _failed(emit: Emit, error: Exception, code: int) -> int:
     return code
 
 
-def _run(parts: Parts, site: str, link: Link) -> int:
-    entry = SiteEntry(site, parts.store.epoch(), os.urandom(8).hex())
-    with _stop_signals(link) as asked_to_stop:
-        while not entry.entered:
-            if asked_to_stop:
-                return EXIT_DONE
-            if (older := knock(entry, link, parts.emit)) is not None:
-                parts.emit(superseded(older))
-                return EXIT_FAILED
-        parts.store.keep_epoch(entry.epoch)
-        parts.store.fail(None)
-        link.set_will(GatewaySession(site, entry.epoch, entry.boot).will())
-        link.reconnect()
-        return serve(Seat(parts, site, link, entry.epoch, entry.boot), asked_to_stop)
+def _run(  # noqa: PLR0913, PLR0917 a job, and all that it runs on
+    parts: Parts,
+    site: str,
+    broker: tuple[str, str],
+    watched: Mapping[str, Any],
+    asked_to_stop: list[int],
+    others_wait: Callable[[], object] = lambda: None,
+) -> int:
+    """Runs a job until it ends, gives way or is stopped."""
+    try:
+        with closing(Link(broker[0], _client_id(site))) as link:
+            parts.emit({**_listening(parts, site, broker), **watched})
+            seat = enter(parts, site, link, asked_to_stop, others_wait)
+            return EXIT_DONE if asked_to_stop else EXIT_FAILED if seat is None else serve(seat, asked_to_stop)
+    except (JournalError, OSError) as error:
+        return _failed(parts.emit, error, EXIT_FAILED)
 
 
 @contextmanager
-def _stop_signals(link: Link) -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGINT in the list it yields, and wakes the link's poll."""
+def _stop_signals() -> Iterator[list[int]]:
+    """Collects SIGTERM and SIGINT in the list it yields."""
     asked: list[int] = []
 
     def ask(number: int, _frame: object) -> None:
         asked.append(number)
-        link.wake()
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -21,7 +21,7 @@ the share of the update's examples in the buffer, as FedAvg has it; and running 
 mixed as models in both, since a difference to an older version could make a variance negative.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,20 +43,21 @@ def update_weight(rules: ScheduleRules, staleness: int) -> float:
     return rules.alpha * share
 
 
-def against_present(
-    rules: ScheduleRules, delta: Tensors, base: Tensors, present: Tensors, statistics: Collection[str]
-) -> Tensors:
-    """An update as a difference to the present weights, where it is folded as a model.
+def as_models(rules: ScheduleRules, names: Iterable[str], statistics: Collection[str]) -> frozenset[str]:
+    """The tensors of an update that are folded as models: all in FedAsync, running statistics anywhere."""
+    return frozenset(names if rules.name == "fedasync" else set(names) & set(statistics))
+
+
+def against_present(delta: Tensors, models: Collection[str], base: Tensors, present: Tensors) -> Tensors:
+    """An update whose `models` are differences to the present weights.
 
     Args:
-        rules: Of the schedule.
         delta: What the device sent: trained minus `base`.
+        models: Names of tensors.
         base: The weights it trained from.
         present: The weights it is folded into.
-        statistics: Names of running statistics.
 
     Returns:
-        Float32 tensors of the same names; `delta` itself where base and present are equal.
+        Float32 tensors of the same names; the values of `delta` where base and present are equal.
     """
-    models = delta.keys() if rules.name == "fedasync" else delta.keys() & set(statistics)
     return {name: tensor + (base[name] - present[name]) if name in models else tensor for name, tensor in delta.items()}

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from coordinator.fleet import TIMES_KEPT, Device, Presence
-from coordinator.journal import JOURNAL_NAME, JobChanged, connect, explained, open_lock
+from coordinator.journal import JOURNAL_NAME, JobChanged, connect, connect_to_read, explained, open_lock
 from coordinator.round_records import Journalled, Outcome, Phase, Standing
 from coordinator.views import View, digests, drop_views, held, insert_view, read_view
 
@@ -102,7 +102,7 @@ class Write(Protocol):
 class Store:
     """An open journal; holds the connection and the lock that keeps a second coordinator out."""
 
-    def __init__(self, connection: sqlite3.Connection, lock: IO[bytes], path: Path) -> None:
+    def __init__(self, connection: sqlite3.Connection, lock: IO[bytes] | None, path: Path) -> None:
         self._connection = connection
         self._lock = lock
         self._path = path
@@ -111,7 +111,8 @@ class Store:
     def close(self) -> None:
         """Close the journal and let another coordinator in."""
         self._connection.close()
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     @property
     def directory(self) -> Path:
@@ -138,6 +139,11 @@ class Store:
             write("INSERT INTO job (id, definition, epoch, run) VALUES (1, ?, 0, ?)", columns)
             _insert_version(write, weights)
         return True
+
+    def definition(self) -> dict[str, str]:
+        """Everything that decides the job's result, as JSON by name; empty before the job was begun."""
+        found = self._one("SELECT definition FROM job")
+        return {} if found is None else json.loads(found[0])
 
     def run(self) -> str:
         """16 hexadecimal digits drawn when the job was begun: what devices carry over is of this run or of another."""
@@ -482,6 +488,16 @@ def open_store(directory: Path) -> Store:
     except BaseException:
         lock.close()
         raise
+
+
+def open_reader(directory: Path) -> Store:
+    """The journal of a state directory to be read only, whoever holds it.
+
+    Raises:
+        JournalError: There is none, or it is of another version of this program.
+    """
+    path = directory / JOURNAL_NAME
+    return Store(connect_to_read(path), None, path)
 
 
 def updates_beside(directory: Path, number: int) -> Generator[JournalUpdate, None, None]:

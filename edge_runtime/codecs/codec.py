@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
 from edge_runtime.errors import RemoteError
+
+if TYPE_CHECKING:
+    from edge_runtime.kernels import Layout, Piece  # boards that send all as it is need no more
 
 __all__ = ["RESIDUAL", "BadCodec", "BadUpdate", "Codec", "Shapes", "State"]
 
@@ -38,9 +41,12 @@ class Codec:
         decode: (bytes, shapes) -> (tensors, metadata), with the names and shapes that the encoder had. Raises a
             RemoteError for bytes that no encode wrote.
         carries: The slots of its state.
+        pieces: (bytes, layout) -> (pieces, metadata): what decode gives, as a fold takes it; None where decode is as
+            good.
     """
 
     stages: tuple[str, ...]
     encode: Callable[[dict[str, NDArray[Any]], Mapping[str, str], State], bytes]
     decode: Callable[[bytes, Shapes], tuple[dict[str, NDArray[Any]], dict[str, str]]]
     carries: tuple[str, ...] = ()
+    pieces: "Callable[[bytes, Layout], tuple[list[Piece], dict[str, str]]] | None" = None

@@ -204,6 +204,7 @@ class MemorySite:
     """A broker, a coordinator that can be killed at any time, and devices; the order of turns is drawn from a seed."""
 
     def __init__(self, job: Path, state: Path, shards: dict[str, Dataset], order: int = 0) -> None:
+        self.job_file = job
         self.program = build_program(load_job(job))
         self.held_out = load_dataset(load_job(job).evaluate_data, "test")
         self.state = state
