@@ -105,10 +105,12 @@ class RunningJob:
 
     def _take_up(self) -> None:
         """Puts the journal's open tasks to work; the session publishes when it connects."""
+        if self._state.phase is records.Phase.COLLECTING:
+            self._publish_blobs(self._version)
         for known in self._parts.store.open_tasks():
             task = parse_task(known.data)
-            started_from = self._version if task.version == self._version.version else None
-            self._publish_blobs(started_from or self._parts.store.version(task.version))
+            if task.version != self._version.version:
+                self._publish_blobs(self._parts.store.version(task.version))
             self._send_task(task)
 
     @property
