@@ -9,7 +9,7 @@ well (table `lease`), and every transaction begins by looking whether it is stil
 finds another's name, and stops. Nobody compares hours of the day, or clocks of two machines.
 
 A machine is one boot of one kernel, so after a power cut the watch is kept once. A copied directory has a beat that
-stands still; there the site on the broker decides (epochs, docs/protocol.md).
+stands still; there the site on the broker decides (epochs, docs/wire.md).
 """
 
 import secrets
