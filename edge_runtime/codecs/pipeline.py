@@ -44,7 +44,8 @@ def build_pipeline(texts: Sequence[str]) -> Codec:
     if left:
         known = [*SELECTORS, *REDUCTIONS, *FORMATS, "rice", "rans"]
         raise BadCodec(f"stage {left[0]!r} is unknown or out of place; in this order, each at most once: {known}")
-    return Codec(tuple(texts), _encode(reduction, values), _decode(reduction, values), carries=reduction.carries)
+    encode, decode = _encode(reduction, values), _decode(reduction, values)
+    return Codec(tuple(texts), encode, decode, reduction.carries, reduction.remembers)
 
 
 def _taken(left: list[str], builders: Mapping[str, Callable[[Sequence[str]], Any]]) -> Any:
