@@ -1,16 +1,19 @@
-"""Many updates in, one out: streaming folds that hold one update at a time.
+"""Many updates in, one out: folds that take updates as they come and hold none of them.
 
-A fold's result may not depend on the order in which the network delivered the updates. Floating-point addition is not
-associative, so the order is fixed instead: the caller folds in ascending order of device ids, at the close of the
-round, out of the journal. Sums are kept in float64, where the order would hardly matter; with the fixed order it
-matters not at all, and equal updates give equal bytes.
+A fold's result may not depend on the order in which the network delivered the updates, and floating-point addition is
+not associative. So terms are rounded to multiples of 2**-64 and added up as whole numbers
+(edge_runtime/kernels/fold.py), and the weights as fractions: every order gives the same bits, and an update can be
+folded the moment it arrives.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edge_runtime.kernels import Accumulator, CodedUpdate, Layout
 
 Tensors = Mapping[str, NDArray[np.float32]]
 Mean = Mapping[str, NDArray[np.float64]]
@@ -18,38 +21,146 @@ Mean = Mapping[str, NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Contribution:
-    """One device's update as an aggregator sees it: who, how many examples, the tensors by name, and steps done."""
+    """One device's update as an aggregator sees it.
+
+    Attributes:
+        device: Who; no other update of the fold has this name.
+        examples: How many.
+        tensors: float32 by name, or an update that was looked through already.
+        steps: Done on the device.
+    """
 
     device: str
     examples: int
-    tensors: Tensors
+    tensors: Tensors | CodedUpdate
     steps: int = 1
 
 
-# The second argument names the running statistics, which are averaged as they are.
-Aggregate = Callable[[Iterable[Contribution], Collection[str]], Mean]
+@dataclass(frozen=True)
+class Weight:
+    """What an update's tensors are multiplied by, what they count in the mean's divisor, and the length of its path."""
+
+    value: float
+    count: int
+    length: float = 1.0
 
 
-def weighted_mean(contributions: Iterable[Contribution], _plain: Collection[str] = ()) -> Mean:
-    """The mean of the updates, weighted by example counts, tensor by tensor.
+Weigh = Callable[[Contribution], Weight]
 
-    A tensor is averaged over the updates that hold it, so that devices which train different parts of a model
-    combine rightly. Memory: one float64 accumulator a name, beside the update at hand.
 
-    Args:
-        contributions: In strictly ascending order of device ids (see the module's docstring), lazily.
+class Fold:
+    """A mean under way: `sum(value * tensor) / sum(count) * sum(count * length) / sum(count)`, tensor by tensor.
 
-    Returns:
-        Float64 tensors `sum(examples * tensor) / sum(examples)`, by name.
-
-    Raises:
-        ValueError: No update at all, ids out of order, fewer than one example, or shapes that differ.
+    A tensor is averaged over the updates that hold it, so that devices which train different parts of a model combine
+    rightly. Memory: 16 bytes a value of the tensors, once for every set of tensors that devices train.
     """
-    sums = _Sums()
-    for contribution in _checked(contributions):
-        for name, tensor in contribution.tensors.items():
-            sums.add(name, tensor, contribution.examples, contribution.examples)
-    return sums.means()
+
+    def __init__(self, weigh: Weigh, plain: Collection[str]) -> None:
+        """Begin; `plain` names the running statistics, which are averaged by examples whatever the weights are."""
+        self._weigh = weigh
+        self._plain = plain
+        self._parts: dict[tuple[str, ...], _Part] = {}
+        self.devices: set[str] = set()
+
+    def add(self, contribution: Contribution) -> None:
+        """Take one more update; the order of calls does not matter.
+
+        Raises:
+            ValueError: Its device is in already, it counts fewer than one example or step, its shapes are not those of
+                others, or a value is not finite or beyond what sums hold. Nothing was added.
+        """
+        device, examples = contribution.device, contribution.examples
+        if device in self.devices:
+            raise ValueError(f"the update of {device!r} is folded already")
+        if examples < 1 or contribution.steps < 1:
+            raise ValueError(f"the update of {device!r} counts {examples} examples and {contribution.steps} steps")
+        update = _coded(contribution.tensors)
+        part = self._part(update.layout)
+        part.add(update, self._weigh(contribution), examples)
+        self.devices.add(device)
+
+    def mean(self) -> Mean:
+        """The mean of what was added, float64 by name.
+
+        Raises:
+            ValueError: Nothing was.
+        """
+        if not self.devices:
+            raise ValueError("there is no update to average")
+        parts = [part for _, part in sorted(self._parts.items()) if part.sums.terms]
+        names = sorted({name for part in parts for name in part.sums.layout.shapes})
+        return {name: self._mean(name, [part for part in parts if name in part.sums.layout.shapes]) for name in names}
+
+    def _mean(self, name: str, parts: list["_Part"]) -> NDArray[np.float64]:
+        total = parts[0].sums.sum(name)
+        for part in parts[1:]:
+            total += part.sums.sum(name)
+        if name in self._plain:
+            return total / float(sum(part.examples for part in parts))
+        count = sum(part.count for part in parts)
+        return total / float(count) * float(sum(part.lengths for part in parts) / count)
+
+    def _part(self, layout: Layout) -> "_Part":
+        key = tuple(layout.shapes)
+        if key not in self._parts:
+            for other in self._parts.values():
+                _check_shapes(layout, other.sums.layout)
+            plain = np.array([name in self._plain for name in layout.shapes], bool)
+            self._parts[key] = _Part(Accumulator(layout), plain)
+        _check_shapes(layout, self._parts[key].sums.layout)
+        return self._parts[key]
+
+
+@dataclass
+class _Part:
+    """The sums of the updates of one set of tensors, and exact sums of what they count."""
+
+    sums: Accumulator
+    plain: NDArray[np.bool_]
+    examples: int = 0
+    count: int = 0
+    lengths: Fraction = Fraction(0)
+
+    def add(self, update: CodedUpdate, weight: Weight, examples: int) -> None:
+        self.sums.add(update, np.where(self.plain, float(examples), weight.value))
+        self.examples += examples
+        self.count += weight.count
+        self.lengths += weight.count * Fraction(weight.length)
+
+
+def _coded(tensors: Tensors | CodedUpdate) -> CodedUpdate:
+    if isinstance(tensors, CodedUpdate):
+        return tensors
+    layout = Layout({name: tensor.shape for name, tensor in tensors.items()})
+    return CodedUpdate(layout.pieces(tensors), layout)
+
+
+def _check_shapes(layout: Layout, others: Layout) -> None:
+    for name, shape in layout.shapes.items():
+        if others.shapes.get(name, shape) != shape:
+            raise ValueError(f"tensor {name!r} has shape {shape}, others sent {others.shapes[name]}")
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """How many updates become one: by the weight of each."""
+
+    weigh: Weigh
+
+    def begin(self, plain: Collection[str]) -> Fold:
+        """A fold that takes updates one by one; `plain` names the running statistics."""
+        return Fold(self.weigh, plain)
+
+    def __call__(self, contributions: Iterable[Contribution], plain: Collection[str] = ()) -> Mean:
+        """All at once."""
+        fold = self.begin(plain)
+        for contribution in contributions:
+            fold.add(contribution)
+        return fold.mean()
+
+
+# The mean of the updates, weighted by example counts.
+weighted_mean = Aggregate(lambda each: Weight(float(each.examples), each.examples))
 
 
 def normalised_mean(momentum: float) -> Aggregate:
@@ -64,18 +175,11 @@ def normalised_mean(momentum: float) -> Aggregate:
     NeurIPS 2020, eqs. 6 to 9.
     """
 
-    def fold(contributions: Iterable[Contribution], plain: Collection[str]) -> Mean:
-        sums, lengths = _Sums(), _Sums()
-        for contribution in _checked(contributions):
-            length = path_length(contribution.steps, momentum)
-            for name, tensor in contribution.tensors.items():
-                divisor = 1.0 if name in plain else length
-                sums.add(name, tensor, contribution.examples / divisor, contribution.examples)
-                lengths.add(name, np.ones((), np.float32), contribution.examples * divisor, contribution.examples)
-        mean_lengths = lengths.means()
-        return {name: mean * mean_lengths[name] for name, mean in sums.means().items()}
+    def weigh(each: Contribution) -> Weight:
+        length = path_length(each.steps, momentum)
+        return Weight(each.examples / length, each.examples, length)
 
-    return fold
+    return Aggregate(weigh)
 
 
 def path_length(steps: int, momentum: float) -> float:
@@ -83,38 +187,3 @@ def path_length(steps: int, momentum: float) -> float:
     if momentum == 0:
         return float(steps)
     return (steps - momentum * (1 - momentum**steps) / (1 - momentum)) / (1 - momentum)
-
-
-def _checked(contributions: Iterable[Contribution]) -> Iterable[Contribution]:
-    previous, none = "", True
-    for contribution in contributions:
-        if contribution.device <= previous:
-            raise ValueError(f"updates must come in ascending device order: {contribution.device!r} after {previous!r}")
-        if contribution.examples < 1 or contribution.steps < 1:
-            shown = f"{contribution.examples} examples and {contribution.steps} steps"
-            raise ValueError(f"the update of {contribution.device!r} counts {shown}")
-        previous, none = contribution.device, False
-        yield contribution
-    if none:
-        raise ValueError("there is no update to average")
-
-
-class _Sums:
-    """Weighted sums by name, in float64, and how many examples stand behind each."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, NDArray[np.float64]] = {}
-        self._examples: dict[str, int] = {}
-
-    def add(self, name: str, tensor: NDArray[np.float32], weight: float, examples: int) -> None:
-        """Add weight * tensor; exact in float64 where the weight is a count below 2^29."""
-        if name not in self._sums:
-            self._sums[name], self._examples[name] = np.zeros(tensor.shape, np.float64), 0
-        if self._sums[name].shape != tensor.shape:
-            raise ValueError(f"tensor {name!r} has shape {tensor.shape}, others sent {self._sums[name].shape}")
-        self._sums[name] += np.multiply(tensor, float(weight), dtype=np.float64)
-        self._examples[name] += examples
-
-    def means(self) -> dict[str, NDArray[np.float64]]:
-        """Every sum over its examples."""
-        return {name: total / self._examples[name] for name, total in sorted(self._sums.items())}

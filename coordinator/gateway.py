@@ -259,10 +259,10 @@ class RunningJob:
             return self.session.refuse(event.device, event.uid, "StaleTask", message)
         try:
             announced = self._state.fleet[event.device].examples
-            claims = check_update(
+            claims, _ = check_update(
                 event.data,
                 parse_task(task.data),
-                self._parts.program.stage(number).for_device(event.device).trained,
+                self._parts.program.stage(number).for_device(event.device).layout,
                 announced,
             )
         except RemoteError as error:

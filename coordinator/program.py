@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from itertools import accumulate
 
 import numpy as np
@@ -17,6 +18,7 @@ from coordinator.methods import METHODS, Method, PhaseSpec
 from coordinator.round_records import Rules
 from coordinator.store import Version
 from coordinator.training_keys import Board, Stage, Training
+from edge_runtime.kernels import Layout
 from edge_runtime.plan import AVERAGE, ROLE_TRAINED, read_plan
 from edge_runtime.rng import derive_seed
 from edge_runtime.tensors import decode_tensors, encode_tensors
@@ -83,9 +85,18 @@ class StagePlans:
         own = (file for plans in self.phases.values() for file in plans.files)
         return (*own, *(file for _, plans in self.boards for file in plans.files))
 
+    @cached_property
+    def layout(self) -> Layout:
+        """How those tensors lie in an update."""
+        return Layout(self.trained)
+
     def for_device(self, device: str) -> "StagePlans":
         """What one device runs: the plans of the first board it matches."""
-        return next((plans for board, plans in self.boards if _is_of(device, board)), replace(self, boards=()))
+        return next((plans for board, plans in self.boards if _is_of(device, board)), self._of_others)
+
+    @cached_property
+    def _of_others(self) -> "StagePlans":
+        return replace(self, boards=())
 
     def named_files(self) -> Iterator[tuple[str, PlanFile]]:
         """Every plan with a name of its own."""

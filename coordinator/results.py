@@ -9,6 +9,7 @@ from coordinator.downlink import with_view
 from coordinator.journal import write_file
 from coordinator.program import Program, make_version
 from coordinator.store import JournalUpdate, Store, Version
+from coordinator.updates import read_update
 from edge_runtime.codecs import find_codec
 from edge_runtime.tensors import decode_tensors
 from models.compiler import with_weights
@@ -25,7 +26,7 @@ class ModelMissing(Exception):
 def fold(program: Program, updates: Iterable[JournalUpdate], old: Version) -> Version:
     """Folds the journalled updates of the round that started from `old` into the next version.
 
-    The journal gives them in ascending order of device ids, whatever order they arrived in, and one at a time.
+    One at a time, in any order: it does not change the result.
     """
     method, plain = program.method, program.statistics
     mean = method.aggregate(_contributions(program, updates, old.version), plain)
@@ -36,8 +37,8 @@ def fold(program: Program, updates: Iterable[JournalUpdate], old: Version) -> Ve
 def _contributions(program: Program, updates: Iterable[JournalUpdate], number: int) -> Iterator[Contribution]:
     codec, stage = find_codec(program.upload.codec), program.stage(number)
     for update in updates:
-        tensors, metadata = codec.decode(update.data, stage.for_device(update.device).trained)
-        yield Contribution(update.device, update.examples, tensors, int(metadata["steps"]))
+        coded, metadata = read_update(update.data, codec, stage.for_device(update.device).layout)
+        yield Contribution(update.device, update.examples, coded, int(metadata["steps"]))
 
 
 def keep_model(directory: Path, model: bytes) -> None:

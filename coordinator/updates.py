@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.codecs import find_codec
+from edge_runtime.codecs import BadUpdate, Codec, find_codec
 from edge_runtime.errors import RemoteError
+from edge_runtime.kernels import CodedUpdate, Layout, StreamError
 from edge_runtime.tensors import MAX_HEADER_BYTES
 from edge_runtime.wire.tasks import MAX_BLOB_BYTES, Task
 
 MAX_EXAMPLES = 2**31
+MAX_WEIGHTED = 2.0**70  # a fold takes terms below 2^72, whatever else a method weighs by
 # A float32 and a place of 4 bytes, and as much again for a method that sends a second set of tensors.
 MAX_BYTES_A_VALUE = 16
 
@@ -36,6 +38,10 @@ class TooManyExamples(UpdateError):
 
 class WrongTensors(UpdateError):
     """The names, dtypes or shapes are not those of the trained tensors."""
+
+
+class TooLarge(UpdateError):
+    """A value times the examples is beyond what a fold can add up."""
 
 
 class NonFinite(UpdateError):
@@ -61,25 +67,46 @@ def max_update_bytes(trained: Iterable[Mapping[str, tuple[int, ...]]]) -> int:
     return min(MAX_BLOB_BYTES, MAX_HEADER_BYTES + MAX_BYTES_A_VALUE * values)
 
 
-def check_update(data: bytes, task: Task, trained: Mapping[str, tuple[int, ...]], announced_examples: int) -> Claims:
-    """Checks an update against the task it answers.
+def check_update(data: bytes, task: Task, layout: Layout, announced_examples: int) -> tuple[Claims, CodedUpdate]:
+    """Checks an update against the task it answers, and gives what it says and what a fold takes.
 
     Args:
         data: As it came, of a size that the wire has capped.
         task: As it was sent.
-        trained: The tensors that must be there, no more and no less, with their shapes.
+        layout: Of the tensors that must be there, no more and no less.
         announced_examples: From the device's birth.
 
     Raises:
         RemoteError: A subclass for each rule: those of this module, and the codec's for bytes it cannot decode.
     """
-    tensors, metadata = find_codec(task.upload.codec).decode(data, trained)
+    update, metadata = read_update(data, find_codec(task.upload.codec), layout)
     _check_names(metadata, task)
     claims = Claims(examples=_count(metadata, "examples"), steps=_count(metadata, "steps"), loss=_loss(metadata))
     if claims.examples > announced_examples:
         raise TooManyExamples(f"{claims.examples} examples, but the birth announced {announced_examples}")
-    _check_tensors(tensors, trained)
-    return claims
+    if update.first_bad is not None:
+        raise NonFinite(f"tensor {update.first_bad!r} holds NaN or infinity; training diverged on the device")
+    if update.peak * claims.examples >= MAX_WEIGHTED:
+        raise TooLarge(f"a value of {update.peak:.3g} with {claims.examples} examples; training diverged on the device")
+    return claims, update
+
+
+def read_update(data: bytes, codec: Codec, layout: Layout) -> tuple[CodedUpdate, dict[str, str]]:
+    """An update as a fold takes it, not made dense where the codec has pieces, and its metadata.
+
+    Raises:
+        RemoteError: Bytes that the codec cannot decode, or other tensors than the layout's.
+    """
+    if codec.pieces is None:
+        tensors, metadata = codec.decode(data, layout.shapes)
+        _check_tensors(tensors, layout.shapes)
+        pieces = layout.pieces(tensors)
+    else:
+        pieces, metadata = codec.pieces(data, layout)
+    try:
+        return CodedUpdate(pieces, layout), metadata
+    except StreamError as error:
+        raise BadUpdate(str(error.args[1])) from None
 
 
 def _check_names(metadata: Mapping[str, str], task: Task) -> None:
@@ -122,20 +149,6 @@ def _check_tensors(tensors: Mapping[str, NDArray[np.float32]], trained: Mapping[
     for name, tensor in tensors.items():
         if tensor.dtype != np.float32 or tensor.shape != trained[name]:
             raise WrongTensors(f"tensor {name!r} is {tensor.dtype} {tensor.shape}, asked for float32 {trained[name]}")
-        if not all_finite(tensor):
-            raise NonFinite(f"tensor {name!r} holds NaN or infinity; training diverged on the device")
-
-
-def all_finite(tensor: NDArray[np.float32]) -> bool:
-    """Whether every value is finite, mostly in one pass and without a temporary array.
-
-    dot(g, g) is NaN or infinite as soon as one value is; it also overflows for finite values beyond 1.8e19, so that
-    answer alone is looked at again, value by value.
-    """
-    flat = tensor.reshape(-1)
-    with np.errstate(over="ignore", invalid="ignore"):
-        square = float(np.dot(flat, flat))
-    return math.isfinite(square) or bool(np.isfinite(flat).all())
 
 
 def _shown(value: object) -> str:

@@ -295,4 +295,5 @@ PYBIND11_MODULE(_core, m) {
   edge::bind_sampled_softmax(m);
   edge::bind_coders(m);
   edge::bind_quantizers(m);
+  edge::bind_fold(m);
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -78,8 +79,19 @@ def write_config(name: str, root: Path, broker_url: str, site: str) -> Path:
     return config
 
 
-def start_device(name: str, root: Path, broker_url: str, site: str, *, python: Path | None = None) -> Device:
-    """Start `edge-runtime client` on the device's folder, with this interpreter or the one of another environment."""
+def start_device(  # noqa: PLR0913  each is a choice of the caller's
+    name: str,
+    root: Path,
+    broker_url: str,
+    site: str,
+    *,
+    python: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Device:
+    """Start `edge-runtime client` on the device's folder, with this interpreter or the one of another environment.
+
+    `environment` holds variables that this process has not, or has otherwise.
+    """
     config = write_config(name, root, broker_url, site)
     folder = config.parent
     with (folder / "client.log").open("ab") as log:
@@ -89,11 +101,14 @@ def start_device(name: str, root: Path, broker_url: str, site: str, *, python: P
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
+            env={**os.environ, **(environment or {})},
         )
     return Device(name, folder, process)
 
 
-def start_coordinator(job: Path, state: Path, broker_url: str, site: str, log: Path) -> subprocess.Popen[bytes]:
+def start_coordinator(  # noqa: PLR0913  each is a choice of the caller's
+    job: Path, state: Path, broker_url: str, site: str, log: Path, *, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
     """Start `edge-runtime coordinator`, whose standard output carries one event a line."""
     command = [
         "coordinator",
@@ -112,6 +127,7 @@ def start_coordinator(job: Path, state: Path, broker_url: str, site: str, log: P
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
+            env={**os.environ, **(environment or {})},
         )
 
 

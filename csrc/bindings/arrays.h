@@ -18,22 +18,24 @@ struct PyWorkspace : Workspace {
   std::atomic_flag busy = ATOMIC_FLAG_INIT;
 };
 
-// Holds a workspace for one call.
+// Holds what has a latch, a workspace above all, for one call.
+template <class Latched>
 class Held {
  public:
-  explicit Held(PyWorkspace& workspace) : workspace_(workspace) {
-    if (workspace_.busy.test_and_set()) {
-      throw std::runtime_error("another thread is using this workspace; give each thread its own");
+  explicit Held(Latched& latched) : latched_(latched) {
+    if (latched_.busy.test_and_set()) {
+      throw std::runtime_error(
+          "another thread is using this workspace or these sums; give each thread its own");
     }
   }
-  ~Held() { workspace_.busy.clear(); }
+  ~Held() { latched_.busy.clear(); }
   Held(const Held&) = delete;
   Held& operator=(const Held&) = delete;
-  Workspace& operator*() const { return workspace_; }
-  Workspace* operator->() const { return &workspace_; }
+  Latched& operator*() const { return latched_; }
+  Latched* operator->() const { return &latched_; }
 
  private:
-  PyWorkspace& workspace_;
+  Latched& latched_;
 };
 
 [[noreturn]] inline void wrong_array(const char* name, const std::string& wanted,

@@ -7,6 +7,7 @@ namespace edge {
 
 void bind_selection(pybind11::module_& m);
 void bind_low_rank(pybind11::module_& m);
+void bind_fold(pybind11::module_& m);
 void bind_sampled_softmax(pybind11::module_& m);
 void bind_coders(pybind11::module_& m);
 void bind_quantizers(pybind11::module_& m);

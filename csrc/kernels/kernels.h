@@ -8,6 +8,7 @@
 #include "kernels/binary.h"
 #include "kernels/conv.h"
 #include "kernels/elementwise.h"
+#include "kernels/fold.h"
 #include "kernels/gemm.h"
 #include "kernels/gemm_sgd.h"
 #include "kernels/gram.h"
@@ -79,6 +80,8 @@ namespace edge {
   X(convert_half, ConvertArgs)             \
   X(quantize, QuantizeArgs)                \
   X(dequantize, DequantizeArgs)            \
+  X(fold, FoldArgs)                        \
+  X(peak, PeakArgs)                        \
   X(narrow, NarrowArgs)                    \
   X(gram, GramArgs)                        \
   X(square_sums, SquareSumsArgs)           \

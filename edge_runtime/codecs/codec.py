@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
 from edge_runtime.errors import RemoteError
+
+if TYPE_CHECKING:
+    from edge_runtime.kernels import Layout, Piece  # boards that send all as it is need no more
 
 __all__ = ["RESIDUAL", "BadCodec", "BadUpdate", "Codec", "Shapes", "State"]
 
@@ -40,6 +43,8 @@ class Codec:
         carries: The slots of its state; the first holds an array of its own shape for each tensor.
         remembers: The first slot is the sum of what the updates said, which the gateway holds as well, and no residual:
             an update that did not count comes out of it again, and it must not begin anew while the gateway's goes on.
+        pieces: (bytes, layout) -> (pieces, metadata): what decode gives, as a fold takes it; None where decode is as
+            good.
     """
 
     stages: tuple[str, ...]
@@ -47,3 +52,4 @@ class Codec:
     decode: Callable[[bytes, Shapes], tuple[dict[str, NDArray[Any]], dict[str, str]]]
     carries: tuple[str, ...] = ()
     remembers: bool = False
+    pieces: "Callable[[bytes, Layout], tuple[list[Piece], dict[str, str]]] | None" = None

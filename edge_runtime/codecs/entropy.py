@@ -43,15 +43,21 @@ def with_rans(values: ValueFormat) -> ValueFormat:
             entries[CODED] = coded
         return entries
 
-    def decode(entries: Entries, counts: Sequence[int]) -> list[NDArray[np.float32]]:
+    def unpacked(entries: Entries, counts: Sequence[int]) -> Entries:
         if CODED not in entries:
-            return values.decode(entries, counts)
+            return entries
         if VALUE in entries:
             raise BadUpdate(f"{VALUE!r} and {CODED!r} exclude one another")
         packed = entry(entries, CODED, "uint8", entries[CODED].size)
-        return values.decode({**entries, VALUE: _unpack(packed, values.dtype, values.stored(counts))}, counts)
+        return {**entries, VALUE: _unpack(packed, values.dtype, values.stored(counts))}
 
-    return replace(values, encode=encode, decode=decode, names=(*values.names, CODED))
+    return replace(
+        values,
+        encode=encode,
+        decode=lambda entries, counts: values.decode(unpacked(entries, counts), counts),
+        pieces=lambda entries, counts: values.pieces(unpacked(entries, counts), counts),
+        names=(*values.names, CODED),
+    )
 
 
 def _pack(value: NDArray[Any]) -> Bytes:

@@ -9,9 +9,10 @@ feedback); then a value format (values.py), `fp32` where none is named; then `ri
 place; last `rans` (entropy.py). The bytes are a tensor file with the update's metadata and the entries of these stages.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
+from edge_runtime import kernels
 from edge_runtime.codecs.codec import BadCodec, BadUpdate, Codec, Shapes, State
 from edge_runtime.codecs.entropy import with_rans
 from edge_runtime.codecs.low_rank import LOW_RANK
@@ -44,8 +45,14 @@ def build_pipeline(texts: Sequence[str]) -> Codec:
     if left:
         known = [*SELECTORS, *REDUCTIONS, *FORMATS, "rice", "rans"]
         raise BadCodec(f"stage {left[0]!r} is unknown or out of place; in this order, each at most once: {known}")
-    encode, decode = _encode(reduction, values), _decode(reduction, values)
-    return Codec(tuple(texts), encode, decode, reduction.carries, reduction.remembers)
+    return Codec(
+        tuple(texts),
+        _encode(reduction, values),
+        _decode(reduction, values),
+        reduction.carries,
+        reduction.remembers,
+        _pieces(reduction, values),
+    )
 
 
 def _taken(left: list[str], builders: Mapping[str, Callable[[Sequence[str]], Any]]) -> Any:
@@ -92,13 +99,29 @@ def _seed(metadata: Mapping[str, str]) -> int:
 
 
 def _decode(reduction: Reduction, values: ValueFormat) -> Callable[[bytes, Shapes], tuple[Arrays, dict[str, str]]]:
-    known = {*values.names, *reduction.side}
-
     def decode(data: bytes, shapes: Shapes) -> tuple[Arrays, dict[str, str]]:
-        entries, metadata = decode_tensors(data)
-        if not entries.keys() <= known:
-            raise BadUpdate(f"entries {sorted(entries.keys() - known)[:3]} have no meaning; known are {sorted(known)}")
+        entries, metadata = _entries(data, {*values.names, *reduction.side})
         layout = reduction.layout(entries, shapes)
         return dict(layout.restore(values.decode(entries, layout.counts))), metadata
 
     return decode
+
+
+def _pieces(
+    reduction: Reduction, values: ValueFormat
+) -> Callable[[bytes, kernels.Layout], tuple[list[kernels.Piece], dict[str, str]]]:
+    def pieces(data: bytes, tensors: kernels.Layout) -> tuple[list[kernels.Piece], dict[str, str]]:
+        entries, metadata = _entries(data, {*values.names, *reduction.side})
+        layout = reduction.layout(entries, tensors.shapes)
+        if layout.place is None:
+            return tensors.pieces(dict(layout.restore(values.decode(entries, layout.counts)))), metadata
+        return layout.place(values.pieces(entries, layout.counts)), metadata
+
+    return pieces
+
+
+def _entries(data: bytes, known: Set[str]) -> tuple[Arrays, dict[str, str]]:
+    entries, metadata = decode_tensors(data)
+    if not entries.keys() <= known:
+        raise BadUpdate(f"entries {sorted(entries.keys() - known)[:3]} have no meaning; known are {sorted(known)}")
+    return entries, metadata

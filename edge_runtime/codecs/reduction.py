@@ -1,7 +1,8 @@
 """The first stage of a codec: which numbers stand for the tensors, and what is carried over of the others."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from math import isfinite, prod
 from typing import Any
 
@@ -10,8 +11,10 @@ from numpy.typing import NDArray
 
 from edge_runtime.codecs.codec import RESIDUAL, BadCodec, Shapes, State
 from edge_runtime.errors import RemoteError
+from edge_runtime.kernels import Piece
 
 __all__ = [
+    "MAX_VALUES",
     "WHOLE",
     "Arguments",
     "Arrays",
@@ -50,10 +53,12 @@ class Layout:
     Attributes:
         counts: Values in every part.
         restore: Parts of so many values -> (name, new float32 tensor) in the order of the names, one at a time.
+        place: Where parts stand for values of the tensors: parts as pieces -> the same with their places.
     """
 
     counts: Sequence[int]
     restore: Callable[[Parts], Iterator[tuple[str, NDArray[np.float32]]]]
+    place: Callable[[list[Piece]], list[Piece]] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,10 @@ def _reshape(shapes: Shapes) -> Layout:
         for name, part in zip(names, parts, strict=True):
             yield name, part.reshape(shapes[name])
 
-    return Layout([prod(shapes[name]) for name in names], restore)
+    sizes = [prod(shapes[name]) for name in names]
+    return Layout(
+        sizes, restore, lambda parts: [replace(p, begin=b) for p, b in zip(parts, accumulate(sizes, initial=0))]
+    )
 
 
 def _flatten(tensors: Arrays, _metadata: Metadata, _state: State) -> Reduced:

@@ -9,6 +9,7 @@ Source: the keys and rows of Waghmare et al.: Efficient Federated Learning with 
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from math import prod
 
@@ -17,7 +18,17 @@ from numpy.typing import NDArray
 
 from edge_runtime import kernels
 from edge_runtime.codecs.codec import BadCodec, Shapes, State
-from edge_runtime.codecs.reduction import Arrays, Entries, Layout, Metadata, Parts, Reduced, Reduction, total_of
+from edge_runtime.codecs.reduction import (
+    MAX_VALUES,
+    Arrays,
+    Entries,
+    Layout,
+    Metadata,
+    Parts,
+    Reduced,
+    Reduction,
+    total_of,
+)
 from edge_runtime.codecs.selection import read_places
 
 __all__ = ["rows"]
@@ -73,4 +84,16 @@ def _gather(keys: NDArray[np.int32], shapes: Shapes) -> Layout:
             begin = end
             yield name, tensor.reshape(shapes[name])
 
-    return Layout([sum(count * width for count, (_, width) in zip(sent, grids.values(), strict=True))], restore)
+    def place(parts: list[kernels.Piece]) -> list[kernels.Piece]:
+        firsts = accumulate((count * width for count, width in grids.values()), initial=0)
+        places = [
+            ((keys[begin:end] - start)[:, None].astype(np.int64) * width + np.arange(first, first + width)).reshape(-1)
+            for (_, width), start, first, (begin, end) in zip(
+                grids.values(), starts, firsts, pairwise(ends), strict=False
+            )
+        ]
+        return [replace(parts[0], places=np.concatenate(places).astype(np.int32))]
+
+    small = sum(count * width for count, width in grids.values()) <= MAX_VALUES
+    values = sum(count * width for count, (_, width) in zip(sent, grids.values(), strict=True))
+    return Layout([values], restore, place if small else None)

@@ -5,7 +5,7 @@ the coded gaps of edge_runtime/kernels/coders.py after `rice`. One part: the val
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import prod, sqrt
 
@@ -213,7 +213,7 @@ def _scatter(places: NDArray[np.int32], shapes: Shapes) -> Layout:
             flat[places[first:last] - start] = parts[0][first:last]
             yield name, flat.reshape(shapes[name])
 
-    return Layout([places.size], restore)
+    return Layout([places.size], restore, lambda parts: [replace(parts[0], places=places)])
 
 
 def read_places(entries: Entries, name: str, total: int, most: int, *, coded: bool) -> NDArray[np.int32]:

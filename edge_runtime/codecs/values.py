@@ -32,6 +32,7 @@ class ValueFormat:
     Attributes:
         encode: (parts, seed) -> entries. The parts are finite and stay as they are; the seed is of formats that draw.
         decode: BadUpdate where the entries are not what `encode` makes of so many values.
+        pieces: What decode gives, one piece a part, as a fold takes it: not widened where it can be helped.
         dtype: Of the entry "value".
         stored: Its elements for parts of so many values.
         names: Of the entries.
@@ -39,6 +40,7 @@ class ValueFormat:
 
     encode: Callable[[Parts, int], dict[str, NDArray[Any]]]
     decode: Callable[[Entries, Sequence[int]], list[NDArray[np.float32]]]
+    pieces: Callable[[Entries, Sequence[int]], list[kernels.Piece]]
     dtype: str
     stored: Callable[[Sequence[int]], int] = sum
     names: tuple[str, ...] = ("value", "scale")
@@ -68,10 +70,14 @@ def _of_type(
         values = entry(entries, VALUE, dtype, sum(counts))
         return [widen(np.ascontiguousarray(values[begin:end])) for begin, end in _ranges(counts)]
 
+    def pieces(entries: Entries, counts: Sequence[int]) -> list[kernels.Piece]:
+        values = entry(entries, VALUE, dtype, sum(counts))
+        return [kernels.Piece(values[begin:end]) for begin, end in _ranges(counts)]
+
     def build(arguments: Sequence[str]) -> ValueFormat:
         if arguments:
             raise BadCodec(f"takes no argument, got {' '.join(arguments)!r}")
-        return ValueFormat(encode, decode, dtype, names=(VALUE,))
+        return ValueFormat(encode, decode, pieces, dtype, names=(VALUE,))
 
     return build
 
@@ -104,7 +110,10 @@ def _sign(arguments: Sequence[str]) -> ValueFormat:
             for (bits, scales), count in zip(parts, counts, strict=True)
         ]
 
-    return ValueFormat(encode, decode, "uint8", lambda counts: sum(-(-count // 8) for count in counts))
+    def pieces(entries: Entries, counts: Sequence[int]) -> list[kernels.Piece]:
+        return [kernels.Piece(part) for part in decode(entries, counts)]
+
+    return ValueFormat(encode, decode, pieces, "uint8", lambda counts: sum(-(-count // 8) for count in counts))
 
 
 def _in_blocks(
@@ -117,7 +126,11 @@ def _in_blocks(
         parts = _split(entries, "int8", counts, [-(-count // block) for count in counts])
         return [kernels.dequantize_int8(values, scales, block) for values, scales in parts]
 
-    return ValueFormat(encode, decode, "int8")
+    def pieces(entries: Entries, counts: Sequence[int]) -> list[kernels.Piece]:
+        parts = _split(entries, "int8", counts, [-(-count // block) for count in counts])
+        return [kernels.Piece(values, scales=scales, block=block) for values, scales in parts]
+
+    return ValueFormat(encode, decode, pieces, "int8")
 
 
 def _joined(coded: Sequence[tuple[NDArray[Any], NDArray[np.float32]]]) -> dict[str, NDArray[Any]]:

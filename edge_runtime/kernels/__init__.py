@@ -17,6 +17,7 @@ from edge_runtime.kernels.coders import (
     rans_encode,
 )
 from edge_runtime.kernels.dispatch import info
+from edge_runtime.kernels.fold import Accumulator, CodedUpdate, Layout, Piece
 from edge_runtime.kernels.low_rank import LowRank, as_matrix, power_step, saving_rank, truncated_svd, truncated_svd_tree
 from edge_runtime.kernels.quantizers import (
     dequantize_int8,
@@ -51,9 +52,13 @@ from edge_runtime.kernels.selection import (
 )
 
 __all__ = [
+    "Accumulator",
+    "CodedUpdate",
+    "Layout",
     "LowRank",
     "Negatives",
     "NotANumber",
+    "Piece",
     "RansTables",
     "SampledSelection",
     "Selection",

@@ -11,12 +11,14 @@ from edge_runtime.errors import RemoteError
 from edge_runtime.strict_json import load_object
 from edge_runtime.wire import messages, topics
 from edge_runtime.wire.events import DeviceCommand, Publish, Subscribe, Unsubscribe, Warned
-from edge_runtime.wire.fields import MAX_MESSAGE_BYTES, FutureVersion, text
+from edge_runtime.wire.fields import MAX_MESSAGE_BYTES, BadMessage, FutureVersion, text
 from edge_runtime.wire.presence import Presence, PresenceInput
 from edge_runtime.wire.tasks import MAX_BLOB_BYTES, MAX_TASK_NAME
 from edge_runtime.wire.work import NotMyTask, Outbox, Work, WorkInput
 
 __all__ = ["DeviceSession"]
+
+ASK_AGAIN_S = 2.0
 
 
 class DeviceSession:
@@ -56,6 +58,8 @@ class DeviceSession:
         self._presence = Presence(site, device, boot, stored_gen + 1, examples, info or {})
         self._work = Work(site, device, cached, max_blob_bytes, outbox)
         self._gateway: messages.GatewayState | None = None
+        self._damaged: set[str] = set()
+        self._ask_at = 0.0
 
     @property
     def busy(self) -> bool:
@@ -74,6 +78,7 @@ class DeviceSession:
     def connected(self, now: float) -> list[DeviceCommand]:
         """Take up a new connection."""
         self._gateway = None
+        self._damaged.clear()
         return self._presence.step(now, PresenceInput.CONNECTED)
 
     def subscribed(self, now: float, subscribed: tuple[str, ...]) -> list[DeviceCommand]:
@@ -92,6 +97,7 @@ class DeviceSession:
         commands = self._presence.step(now, PresenceInput.TICK)
         if was_online:
             up = self._gateway is not None and self._gateway.state == "up"
+            commands += self._ask_again(now)
             return [*commands, *self._work.step(now, WorkInput.TICK_UP if up else WorkInput.TICK)]
         if not self.online:
             return commands
@@ -116,7 +122,20 @@ class DeviceSession:
             address = topics.parse_topic(self.site, topic)
             return self._sayable(self._dispatch(now, address, payload, retain=retain))
         except RemoteError as error:
+            if isinstance(error, BadMessage) and address.kind in {"gateway", "task", "status"}:
+                self._damaged.add(topic)
             return [Warned(topic[:200], error.rule, str(error))]
+
+    def _ask_again(self, now: float) -> list[DeviceCommand]:
+        """Has a message that came damaged sent once more: by the broker if it is whole there, else by who wrote it.
+
+        A coordinator that hears the same birth a second time says the task again.
+        """
+        if not self._damaged or now < self._ask_at:
+            return []
+        damaged, self._damaged = self._damaged, set()
+        self._ask_at = now + ASK_AGAIN_S
+        return [Subscribe(tuple(sorted(damaged)), 1), self._presence.birth()]
 
     def finished(self, now: float, key: str, data: bytes) -> list[DeviceCommand]:
         """Hand over the update of a RunTask; the result of an abandoned one is ignored."""
@@ -181,7 +200,7 @@ class DeviceSession:
     def _on_task(self, now: float, payload: bytes) -> list[DeviceCommand]:
         try:
             return self._work.take_up(now, payload)
-        except (FutureVersion, NotMyTask):
+        except (BadMessage, FutureVersion, NotMyTask):
             raise
         except RemoteError as error:
             warning = Warned("task", error.rule, str(error))

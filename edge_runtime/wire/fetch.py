@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from edge_runtime.errors import RemoteError
 from edge_runtime.wire import topics
-from edge_runtime.wire.chunks import Assembler
+from edge_runtime.wire.chunks import Assembler, BadChunk
 from edge_runtime.wire.events import DeviceCommand, StoreBlob, Subscribe, Unsubscribe
 
 __all__ = ["BlobCorrupt", "BlobMissing", "Fetch"]
@@ -44,6 +44,7 @@ class Fetch:
     _patience_s: float = RETRY_S
     _fruitless: int = 0
     _attempts: int = 1
+    _damaged: int = 0
 
     @property
     def complete(self) -> bool:
@@ -68,15 +69,22 @@ class Fetch:
 
         Raises:
             BadChunk: It is not the chunk that was asked for; it will be asked for again.
-            BlobCorrupt: MAX_ATTEMPTS downloads did not give the blob's SHA-256.
+            BlobCorrupt: MAX_ATTEMPTS downloads did not give the blob's SHA-256, or so many chunks in a row came
+                damaged, as when the broker's own copy of one is.
         """
         if self._assembler is None or sha256 != self._assembler.sha256 or not payload:
             return []
         self._asked_at = now  # whatever comes, the link is not silent
         if index not in self._window:
             return []
-        self._assembler.add(index, payload)
-        self._fruitless = 0
+        try:
+            self._assembler.add(index, payload)
+        except BadChunk as error:
+            self._damaged += 1
+            if self._damaged == MAX_ATTEMPTS:
+                raise BlobCorrupt(f"{MAX_ATTEMPTS} chunks of blob {sha256} in a row came damaged: {error}") from None
+            raise
+        self._fruitless = self._damaged = 0
         self._window.discard(index)
         if self._window:
             return []

@@ -1,6 +1,7 @@
 """Fields of control messages: each getter checks one kind of value and names the field it refuses."""
 
 import re
+import zlib
 from typing import Any
 
 from edge_runtime.errors import RemoteError
@@ -9,6 +10,7 @@ from edge_runtime.strict_json import dump_object, load_object
 __all__ = [
     "MAX_MESSAGE_BYTES",
     "VERSION",
+    "BadChecksum",
     "BadField",
     "BadMessage",
     "FutureVersion",
@@ -29,6 +31,9 @@ VERSION = 1
 MAX_MESSAGE_BYTES = 65_536
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+# What a message ends with. One that has only the key or only the digits of a check sum was damaged just there.
+_SEAL = re.compile(rb',"(?:crc":".{8}|...":"[0-9a-f]{8})"\}', re.DOTALL)
+_SEAL_BYTES = len(b',"crc":"01234567"}')
 _IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 
 
@@ -38,6 +43,10 @@ class MessageTooLarge(RemoteError):
 
 class BadMessage(RemoteError):
     """A control message is not the JSON object it must be."""
+
+
+class BadChecksum(BadMessage):
+    """A control message does not have the CRC-32 it ends with: it was damaged on its way."""
 
 
 class MissingField(RemoteError):
@@ -53,9 +62,13 @@ class FutureVersion(RemoteError):
 
 
 def parse_object(payload: bytes) -> dict[str, Any]:
-    """Parse a control message and check its version; unknown fields stay in, for the caller to ignore."""
+    """Parse a control message and check its version; unknown fields stay in, for the caller to ignore.
+
+    A message without a check sum, of an older end or written by hand, is taken as it is.
+    """
     if len(payload) > MAX_MESSAGE_BYTES:
         raise MessageTooLarge(f"a control message of {len(payload)} bytes; the cap is {MAX_MESSAGE_BYTES}")
+    _check_seal(payload)
     try:
         message = load_object(payload)
     except ValueError as error:
@@ -69,10 +82,28 @@ def parse_object(payload: bytes) -> dict[str, Any]:
 def write_object(fields: dict[str, Any]) -> bytes:
     """Write a control message of this version, without the fields that are None; equal messages give equal bytes."""
     present = {key: value for key, value in fields.items() if value is not None}
-    payload = dump_object({"v": VERSION, **present})
+    payload = _sealed(dump_object({"v": VERSION, **present}))
     if len(payload) > MAX_MESSAGE_BYTES:
         raise MessageTooLarge(f"a control message of {len(payload)} bytes; the cap is {MAX_MESSAGE_BYTES}")
     return payload
+
+
+def _sealed(payload: bytes) -> bytes:
+    """Put the field crc, the CRC-32 of all that stands before it, at the end."""
+    return payload[:-1] + _seal(payload[:-1])
+
+
+def _seal(payload: bytes) -> bytes:
+    return b',"crc":"%08x"}' % zlib.crc32(payload)
+
+
+def _check_seal(payload: bytes) -> None:
+    seal = payload[-_SEAL_BYTES:]
+    if _SEAL.fullmatch(seal) is None:
+        return
+    wanted = _seal(payload[:-_SEAL_BYTES])
+    if seal != wanted:
+        raise BadChecksum(f"a control message ends with {seal!a} instead of {wanted!a}: it was damaged")
 
 
 def integer(message: dict[str, Any], key: str, *, low: int, high: int = (1 << 64) - 1) -> int:

@@ -23,12 +23,17 @@ from edge_runtime.wire.events import (
     UpdateRefused,
     Warned,
 )
+from edge_runtime.wire.fields import BadMessage
 from edge_runtime.wire.intake import Answer, BadUid, Intake, Refusal
 from edge_runtime.wire.tasks import MAX_BLOB_BYTES, Task, format_task
 
 __all__ = ["MAX_DEVICES", "BlobUnknown", "GatewaySession", "TooManyDevices"]
 
 MAX_DEVICES = 100_000
+# Failures that say that the broker's copy of a blob is of no use.
+LACKS_A_BLOB = frozenset({"BlobMissing", "BlobCorrupt"})
+# How often all devices are asked for their births because one of them came damaged.
+ROLL_CALL_S = 10.0
 
 
 class BlobUnknown(LocalError):
@@ -101,6 +106,8 @@ class GatewaySession:
         self._devices: dict[str, _Device] = {}
         self._blobs: dict[str, bytes] = {}
         self._online = False
+        self._roll_call = False
+        self._roll_call_at = 0.0
 
     @property
     def open_bytes(self) -> int:
@@ -157,13 +164,37 @@ class GatewaySession:
             if address.name:
                 return self._on_upload(now, address, payload)
             return self._on_device(address, payload, retain=retain)
+        except BadMessage as error:
+            return [Warned(topic[:200], error.rule, str(error)), *self._say_again(address)]
         except RemoteError as error:
             return [Warned(topic[:200], error.rule, str(error))]
 
-    def tick(self, now: float) -> list[Outcome]:
-        """Let time pass: uploads that stood still give their memory back."""
-        self._intake.drop_idle(now)
+    def _say_again(self, address: topics.Address) -> list[Outcome]:
+        """What brings back a message that came damaged; an offer its device repeats by itself."""
+        if address.kind == "gateway":
+            return [*self._if_online([Publish(topics.gateway(self.site), self._presence("up"), 1, retain=True)])]
+        if address.kind == "fail":
+            return self._task_again(address.device)
+        self._roll_call |= address.kind == "status"
         return []
+
+    def _blobs_again(self, device: str, fail: messages.Fail) -> list[Outcome]:
+        """The blobs of the device's task: what the broker keeps of them is damaged or gone."""
+        task = self._device(device).task
+        wanted = [] if task is None or task.task != fail.task else sorted(task.blobs)
+        return [each for sha256 in wanted if sha256 in self._blobs for each in self._blob_chunks(sha256)]
+
+    def _task_again(self, device: str) -> list[Outcome]:
+        task = self._device(device).task
+        return [] if task is None else [*self._if_online([self._task(device, format_task(task))])]
+
+    def tick(self, now: float) -> list[Outcome]:
+        """Let time pass: idle uploads give their memory back, and births that came damaged are asked for."""
+        self._intake.drop_idle(now)
+        if not self._roll_call or not self._online or now < self._roll_call_at:
+            return []
+        self._roll_call, self._roll_call_at = False, now + ROLL_CALL_S
+        return [Publish(topics.gateway(self.site), self._presence("up"), 1, retain=True)]
 
     def publish_blob(self, sha256: str, data: bytes) -> list[Command]:
         """Offer a blob to every device until drop_blob; publishing one that is offered already does nothing."""
@@ -254,7 +285,8 @@ class GatewaySession:
         # An "online" that says nothing new is news all the same: the device has outlived the cut of our connection.
         stale = status == last and (known.heard or status.state != "online")
         if late_will or stale:
-            return []
+            # A device that says its birth twice may have been sent a task that came damaged.
+            return self._task_again(device) if stale and status.state == "online" and not retain else []
         known.status, known.heard = status, not retain
         live = not retain
         return [DeviceStatus(device, status.state, live, status.boot, status.gen, status.examples, status.info)]
@@ -262,7 +294,8 @@ class GatewaySession:
     def _on_upload(self, now: float, address: topics.Address, payload: bytes) -> list[Outcome]:
         if address.kind == "fail":
             fail = messages.parse_fail(payload)
-            return [TaskFailed(address.device, fail.task, fail.rule, fail.message)]
+            again = self._blobs_again(address.device, fail) if fail.rule in LACKS_A_BLOB else []
+            return [*again, TaskFailed(address.device, fail.task, fail.rule, fail.message)]
         if address.kind == "begin":
             begin = messages.parse_begin(payload)
             return self._answers(address.device, self._on_begin(now, address.device, address.name, begin))

@@ -221,6 +221,7 @@ def parse_telemetry(payload: bytes) -> dict[str, int | float | str]:
     """Read measurements: every field must be a finite number or a text of at most 200 characters."""
     message = fields.parse_object(payload)
     del message["v"]
+    message.pop("crc", None)
     if len(message) > MAX_INFO_FIELDS:
         raise fields.BadField(f"{len(message)} measurements; the cap is {MAX_INFO_FIELDS}")
     values: dict[str, int | float | str] = {}

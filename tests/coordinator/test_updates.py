@@ -8,12 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from coordinator.updates import Claims, all_finite, check_update
+from coordinator.updates import Claims, check_update
 from edge_runtime.errors import RemoteError
+from edge_runtime.kernels import Layout
 from edge_runtime.tensors import encode_tensors
 from edge_runtime.wire.tasks import Phase, Task, Upload
 
 TRAINED = {"fc.bias": (3,), "fc.weight": (3, 2)}
+LAYOUT = Layout(TRAINED)
 TASK = Task(
     task="digits.2.dev-1",
     job="digits",
@@ -46,13 +48,13 @@ def tensors() -> dict[str, NDArray[np.float32]]:
 
 def rule(data: bytes, announced: int = 100) -> str:
     with pytest.raises(RemoteError) as caught:
-        check_update(data, TASK, TRAINED, announced)
+        check_update(data, TASK, LAYOUT, announced)
     return caught.value.rule
 
 
 def test_a_good_update_passes_with_its_claims() -> None:
     data = encode_tensors(tensors(), METADATA)
-    assert check_update(data, TASK, TRAINED, 100) == Claims(examples=100, steps=4, loss=1.25)
+    assert check_update(data, TASK, LAYOUT, 100)[0] == Claims(examples=100, steps=4, loss=1.25)
 
 
 @pytest.mark.parametrize(
@@ -111,13 +113,19 @@ def test_a_single_value_that_is_not_finite_is_refused(value: float) -> None:
 
 
 def test_large_finite_values_are_finite() -> None:
-    assert all_finite(np.full(7, 3e38, np.float32))
-    assert all_finite(np.zeros((0, 3), np.float32))
-    assert not all_finite(np.array([3e38, 3e38, np.nan], np.float32))
+    large = {name: np.full(shape, 3e18, np.float32) for name, shape in TRAINED.items()}
+    assert check_update(encode_tensors(large, METADATA), TASK, LAYOUT, 100)[1].first_bad is None
+
+
+def test_values_that_no_sum_can_hold_are_refused() -> None:
+    huge = {name: np.full(shape, 3e38, np.float32) for name, shape in TRAINED.items()}
+    assert rule(encode_tensors(huge, METADATA)) == "TooLarge"
 
 
 def test_infinities_of_both_signs_do_not_cancel() -> None:
-    assert not all_finite(np.array([[np.inf, -np.inf]], np.float32))
+    bad = tensors()
+    bad["fc.weight"][0, 0], bad["fc.weight"][2, 1] = np.inf, -np.inf
+    assert rule(encode_tensors(bad, METADATA)) == "NonFinite"
 
 
 @settings(deadline=None)
@@ -128,7 +136,7 @@ def test_mutated_bytes_give_an_update_or_a_named_rule(data: st.DataObject) -> No
         good[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))
     mutated = bytes(good[: data.draw(st.integers(0, len(good)))])
     try:
-        claims = check_update(mutated, TASK, TRAINED, 100)
+        claims, _ = check_update(mutated, TASK, LAYOUT, 100)
     except RemoteError as error:
         assert error.rule  # noqa: PT017  both outcomes are right
     else:
@@ -137,6 +145,6 @@ def test_mutated_bytes_give_an_update_or_a_named_rule(data: st.DataObject) -> No
 
 def test_the_refusal_of_a_long_value_is_short() -> None:
     with pytest.raises(RemoteError) as caught:
-        check_update(encode_tensors(tensors(), {**METADATA, "task": "x" * 9999}), TASK, TRAINED, 100)
+        check_update(encode_tensors(tensors(), {**METADATA, "task": "x" * 9999}), TASK, LAYOUT, 100)
     assert len(str(caught.value)) < 300
     json.dumps(str(caught.value)).encode("ascii")

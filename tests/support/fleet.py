@@ -29,11 +29,17 @@ DEADLINE_S = 120.0
 
 @dataclass
 class Federation:
-    """Processes of one job, and the events its coordinator has told so far."""
+    """Processes of one job, and the events its coordinator has told so far.
+
+    `url` is where they connect, if not straight to the broker; `environments` what a process, by its device's name or
+    "coordinator", has in its environment beside this one's.
+    """
 
     root: Path
     broker: RunningBroker
     names: list[str]
+    url: str = ""
+    environments: dict[str, dict[str, str]] = field(default_factory=dict)
     devices: dict[str, fleet.Device] = field(default_factory=dict)
     coordinator: subprocess.Popen[bytes] | None = None
     reader: fleet.EventReader | None = None
@@ -42,13 +48,20 @@ class Federation:
     def start_coordinator(self) -> None:
         """Start the coordinator with the same command each time."""
         self.coordinator = fleet.start_coordinator(
-            self.root / "job.toml", self.root / "coordinator", self.broker.url, SITE, self.root / "coordinator.log"
+            self.root / "job.toml",
+            self.root / "coordinator",
+            self.url or self.broker.url,
+            SITE,
+            self.root / "coordinator.log",
+            environment=self.environments.get("coordinator"),
         )
         self.reader = fleet.EventReader(self.coordinator)
 
     def start_device(self, name: str) -> None:
         """Start, or start again, one device on its own folder."""
-        self.devices[name] = fleet.start_device(name, self.root, self.broker.url, SITE)
+        self.devices[name] = fleet.start_device(
+            name, self.root, self.url or self.broker.url, SITE, environment=self.environments.get(name)
+        )
 
     def start(self) -> None:
         """Start the coordinator and every device."""

@@ -1,5 +1,7 @@
 """Single rules of the sessions, each seen from one end."""
 
+from dataclasses import replace
+
 import pytest
 
 from edge_runtime.errors import LocalError
@@ -10,6 +12,7 @@ from edge_runtime.wire.fetch import Fetch
 from edge_runtime.wire.gateway import BlobUnknown, GatewaySession
 from edge_runtime.wire.intake import MAX_ATTEMPTS, NotOffered, Refusal
 from edge_runtime.wire.offer import Offer
+from edge_runtime.wire.tasks import format_task
 from edge_runtime.wire.topics import BadId
 from support.joined import GATEWAY, SITE, World, blob, make_task, sha256
 
@@ -345,7 +348,7 @@ def test_a_failed_task_that_comes_again_is_answered_with_the_same_failure() -> N
 def test_a_task_for_another_device_is_ignored_with_a_warning() -> None:
     world = World("a")
     task = running(world)
-    payload = world.retained[topics.task(SITE, "a")].replace(b'"device":"a"', b'"device":"b"')
+    payload = format_task(replace(task, device="b"))
     (warning,) = world.boards["a"].session.received(world.now, topics.task(SITE, "a"), payload)
     assert warning.rule == "NotMyTask"
     assert world.boards["a"].running[0].task == task
@@ -353,8 +356,7 @@ def test_a_task_for_another_device_is_ignored_with_a_warning() -> None:
 
 def test_the_same_name_with_other_bytes_is_another_task() -> None:
     world = World("a")
-    running(world)
-    payload = world.retained[topics.task(SITE, "a")].replace(b'"seed":7', b'"seed":8')
+    payload = format_task(replace(running(world), seed=8))
     commands = world.boards["a"].session.received(world.now, topics.task(SITE, "a"), payload)
     assert isinstance(commands[0], AbandonTask)
     old = world.boards["a"].running[0].key

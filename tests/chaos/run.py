@@ -1,0 +1,90 @@
+"""One disturbed job from beginning to end, and whether it came out as the undisturbed one did."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from chaos.driver import Driver
+from chaos.ledger import accepted, device_log, differences, version_digests
+from coordinator.broker import find_mosquitto
+from support.fleet import digits_federation
+from support.proxy import Proxy
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from chaos.schedule import Strike
+
+__all__ = ["CARRYING", "Outcome", "disturbed"]
+
+# What devices carry from round to round must survive as well.
+CARRYING = ["topk 0.1 ef", "fp16", "rice"]
+# Longer than any fault and what it takes to get over it, so that every round waits for every device.
+PATIENT = {"grace_s": 120.0, "deadline_s": 600.0}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a job.
+
+    Attributes:
+        digests: SHA-256 of every version, the last one the final model.
+        wrong: Where the journal and the devices' logs disagree.
+        faults: How often each fault struck, the proxy's own on packets among them.
+        ended: What ended by itself on a full disk and was started again.
+        skipped: Faults this machine cannot make, with the reason.
+    """
+
+    seed: int
+    seconds: float
+    digests: tuple[str, ...]
+    wrong: tuple[str, ...]
+    faults: dict[str, int]
+    ended: tuple[str, ...]
+    skipped: dict[str, str]
+    done: dict[str, Any] = field(default_factory=dict)
+
+
+def disturbed(
+    root: Path, seed: int, strikes: Sequence[Strike], *, devices: int = 4, rounds: int = 8, **job: object
+) -> Outcome:
+    """Run a synchronous job on real digits while `strikes` come down on it.
+
+    Args:
+        root: A directory that is empty.
+        seed: Of what the proxy draws.
+        strikes: None for an undisturbed run.
+        devices: Processes; all of them take part in every round.
+        rounds: Of the job.
+        job: Keys of the job file.
+
+    Raises:
+        AssertionError: The job did not come to its end.
+    """
+    kind = "embedded" if find_mosquitto() is None else "mosquitto"
+    settings: dict[str, Any] = {"min_updates": devices, "rounds": rounds, **PATIENT, **job}
+    federation = digits_federation(root, kind=kind, devices=devices, **settings)
+    driver = Driver(federation, Proxy(federation.broker.url, seed, root / "faults.jsonl"), seed)
+    began_s = time.monotonic()
+    try:
+        driver.prepare()
+        done = driver.run(strikes)
+        journal = root / "coordinator" / "journal.sqlite"
+        logs = {name: device_log(root / name / "client.log") for name in federation.names}
+        wanted = [(number, name) for number in range(1, rounds + 1) for name in federation.names]
+        return Outcome(
+            seed=seed,
+            seconds=round(time.monotonic() - began_s, 1),
+            digests=tuple(version_digests(journal)),
+            wrong=tuple(differences(accepted(journal), logs, wanted)),
+            faults=dict(sorted(Counter(each.fault for each in driver.proxy.faults).items())),
+            ended=tuple(driver.ended),
+            skipped=driver.skipped,
+            done=done,
+        )
+    finally:
+        driver.close()
