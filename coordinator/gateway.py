@@ -22,7 +22,7 @@ from coordinator.leftovers import clear_stage, clear_versions
 from coordinator.program import Program, make_task, rules_of
 from coordinator.results import export
 from coordinator.store import JournalTask, JournalUpdate, RoundFigures, Store, Version
-from coordinator.updates import check_update, max_update_bytes
+from coordinator.updates import FleetFull, check_update, max_update_bytes
 from edge_runtime.codecs import find_codec
 from edge_runtime.errors import RemoteError
 from edge_runtime.wire.events import (
@@ -258,6 +258,7 @@ class RunningJob:
             self._take_refused(UpdateRefused(event.device, "StaleTask", message, None), now_s)
             return self.session.refuse(event.device, event.uid, "StaleTask", message)
         try:
+            self._check_member(event.device)
             announced = self._state.fleet[event.device].examples
             claims, _ = check_update(
                 event.data,
@@ -283,6 +284,11 @@ class RunningJob:
         )
         accepted = self.session.accept(event.device, event.uid)
         return accepted + self._step(records.UpdateJournalled(event.device, number), now_s)
+
+    def _check_member(self, device: str) -> None:
+        members = self._parts.program.method.members
+        if members is not None and self._parts.store.is_outsider(device, members):
+            raise FleetFull(f"{members} other devices have taken part already, all that [method] devices allows")
 
     def _open_task(self, device: str, name: str) -> JournalTask | None:
         """The device's task of this name in the present round, unless it is done, failed or too late."""

@@ -11,9 +11,9 @@ replaced whole, and the next task says which of this device's updates was the la
 Therefore what is sent and counts, plus what is carried, is what training gave, to a rounding of float32, whatever fails
 in between. Momentum that ended with an update (`dgc`) does not come back with it.
 
-A codec that remembers (`ef21`) carries what its updates said so far, which the gateway holds as well: there what did not
-count is taken out again. Such slots must hold all that counted and nothing else, or the sum on the gateway would be wrong
-for ever; so a device whose slots are lost, or older than what counted, fails its task with MemoryLost.
+A codec that remembers (`ef21`) carries what its updates said so far, which the gateway holds as well: there what did
+not count is taken out again. Such slots must hold all that counted and nothing else, or the sum on the gateway would be
+wrong for ever; so a device whose slots are lost, or older than what counted, fails its task with MemoryLost.
 """
 
 import hashlib

@@ -105,9 +105,8 @@ def _reshape(shapes: Shapes) -> Layout:
             yield name, part.reshape(shapes[name])
 
     sizes = [prod(shapes[name]) for name in names]
-    return Layout(
-        sizes, restore, lambda parts: [replace(p, begin=b) for p, b in zip(parts, accumulate(sizes, initial=0))]
-    )
+    starts = list(accumulate(sizes, initial=0))[:-1]
+    return Layout(sizes, restore, lambda parts: [replace(part, begin=b) for part, b in zip(parts, starts, strict=True)])
 
 
 def _flatten(tensors: Arrays, _metadata: Metadata, _state: State) -> Reduced:
