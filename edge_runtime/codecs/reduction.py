@@ -105,8 +105,12 @@ def _reshape(shapes: Shapes) -> Layout:
             yield name, part.reshape(shapes[name])
 
     sizes = [prod(shapes[name]) for name in names]
-    starts = list(accumulate(sizes, initial=0))[:-1]
-    return Layout(sizes, restore, lambda parts: [replace(part, begin=b) for part, b in zip(parts, starts, strict=True)])
+
+    def place(parts: list[Piece]) -> list[Piece]:
+        begins = accumulate(sizes, initial=0)
+        return [replace(part, begin=begin) for part, begin in zip(parts, begins, strict=False)]
+
+    return Layout(sizes, restore, place)
 
 
 def _flatten(tensors: Arrays, _metadata: Metadata, _state: State) -> Reduced:
