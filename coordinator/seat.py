@@ -188,9 +188,14 @@ def _stalled(session: GatewaySession, link: Link, event: LinkEvent, emit: Emit) 
 
 
 def _exchange(job: RunningJob, link: Link, emit: Emit, timeout_s: float) -> None:
-    for event in link.poll(timeout_s):
-        send(link, _take(job, link, event, emit))
-    send(link, job.tick(time.monotonic()))
+    """What one poll brought goes into the job as one batch: one fsync, and then all that follows from it."""
+    events = link.poll(timeout_s)
+    commands: list[Command] = []
+    with job.batch():
+        for event in events:
+            commands += _take(job, link, event, emit)
+        commands += job.tick(time.monotonic())
+    send(link, commands)
 
 
 def _take(job: RunningJob, link: Link, event: LinkEvent, emit: Emit) -> list[Command]:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from edge_runtime.errors import RemoteError
 from edge_runtime.wire import messages, topics
+from edge_runtime.wire.chunks import Sink
 from edge_runtime.wire.events import (
     AbandonTask,
     DeviceCommand,
@@ -26,7 +27,7 @@ from edge_runtime.wire.fetch import BlobCorrupt, Fetch
 from edge_runtime.wire.offer import Offer
 from edge_runtime.wire.tasks import Delta, Task, parse_task, steps_from
 
-__all__ = ["NotMyTask", "Outbox", "Work", "WorkInput"]
+__all__ = ["NotMyTask", "Outbox", "Shelf", "Work", "WorkInput"]
 
 
 class NotMyTask(RemoteError):
@@ -65,6 +66,14 @@ class Outbox:
 
 
 @dataclass(frozen=True)
+class Shelf:
+    """Where blobs are kept: whether one (by SHA-256) is at hand, and where one (by SHA-256 and size) is put."""
+
+    cached: Callable[[str], bool]
+    open_sink: Callable[[str, int], Sink | None]
+
+
+@dataclass(frozen=True)
 class _Settled:
     """What became of the last task, should it be asked for again: an update, a failure, or neither (refused)."""
 
@@ -80,12 +89,11 @@ class Work:
     changed under the same name has not.
     """
 
-    def __init__(
-        self, site: str, device: str, cached: Callable[[str], bool], cap_bytes: int, outbox: Outbox | None
-    ) -> None:
+    def __init__(self, site: str, device: str, shelf: Shelf, cap_bytes: int, outbox: Outbox | None) -> None:
         """Start idle; see DeviceSession for the arguments."""
         self._site, self._device = site, device
-        self._cached = cached
+        self._cached = shelf.cached
+        self._open_sink = shelf.open_sink
         self._cap_bytes = cap_bytes
         self._state = _State.IDLE
         self._key = ""
@@ -154,7 +162,7 @@ class Work:
         distrusted = task.weights if self._whole else ""
         wanted = {key: sizes[key] for key in sorted(sizes) if key == distrusted or not self._cached(key)}
         plans = frozenset(plan for phase in task.phases for plan in phase.plans)
-        self._fetch = Fetch(self._site, wanted, plans, self._cap_bytes)
+        self._fetch = Fetch(self._site, wanted, plans, self._cap_bytes, self._open_sink)
         self._state = _State.FETCHING
         return self._run_when_complete(self._fetch.start(now))
 
