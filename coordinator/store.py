@@ -289,6 +289,12 @@ class Store:
         found = self._one("SELECT task FROM updates WHERE device = ? ORDER BY rowid DESC LIMIT 1", (device,))
         return None if found is None else str(found[0])
 
+    def is_outsider(self, device: str, members: int) -> bool:
+        """Whether so many devices have had an update accepted, in any round, and this is none of them."""
+        query = "SELECT count(DISTINCT device), coalesce(max(device = ?), 0) FROM updates"
+        counted, among_them = self._one(query, (device,))
+        return counted >= members and not among_them
+
     def bytes_up(self, number: int) -> int:
         """Bytes of the updates accepted in a round."""
         return int(self._one("SELECT coalesce(sum(bytes), 0) FROM updates WHERE round = ?", (number,))[0])
