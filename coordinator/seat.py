@@ -11,6 +11,7 @@ from coordinator.control import attend, is_idle
 from coordinator.events import Emit
 from coordinator.gateway import EXIT_DONE, EXIT_FAILED, Parts, RunningJob, refused, superseded
 from coordinator.journal import JournalUnwritable
+from coordinator.lease import BEAT_S
 from coordinator.requests import Inbox
 from coordinator.watch import every, stand
 from edge_runtime.link import Connected, Disconnected, Link, LinkEvent, Message, Refused, Subscribed
@@ -99,7 +100,9 @@ def serve(seat: Seat, asked_to_stop: list[int]) -> int:
     inbox = Inbox(seat.parts.store)
     job: RunningJob | None = None
     regularly = every(SAMPLE_S, lambda: _look_around(seat, job))
+    beat = every(BEAT_S, seat.parts.store.beat)
     while not asked_to_stop:
+        beat(time.monotonic())
         try:
             job = seat.job() if job is None else job
             regularly(time.monotonic())
@@ -176,6 +179,7 @@ def _wait_for_room(seat: Seat, error: JournalUnwritable, asked_to_stop: list[int
                 return EXIT_FAILED
         if time.monotonic() - looked_s >= stall.PROBE_S:
             looked_s = time.monotonic()
+            store.beat()
             with suppress(JournalUnwritable):
                 if stall.has_room(store):
                     emit({"event": "writable", "round": store.present_round()})
