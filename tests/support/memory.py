@@ -126,7 +126,7 @@ class MemoryDevice:
         self.settled: list[Any] = []
         self.spoil: Callable[[bytes], bytes] = lambda data: data
         self.rule: str | None = None
-        self.slots: Slots | None = None
+        self.slots: Slots | None = None  # for codecs that carry something over
         self.session: DeviceSession | None = None
 
     def start(self, now_s: float) -> None:
@@ -296,10 +296,13 @@ class MemorySite:
             return
         due = self.job.has_work
         inbox = self.broker.clients["gateway"].inbox
-        while inbox:
-            topic, payload, retain = inbox.popleft()
-            self.send(self.job.received(topic, payload, self.now_s, retain=retain))
-        self.send(self.job.tick(self.now_s))
+        commands: list[Any] = []
+        with self.job.batch():
+            while inbox:
+                topic, payload, retain = inbox.popleft()
+                commands += self.job.received(topic, payload, self.now_s, retain=retain)
+            commands += self.job.tick(self.now_s)
+        self.send(commands)
         if due:
             self.send(self.job.work(self.now_s))
 
