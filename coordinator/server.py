@@ -117,7 +117,7 @@ def _serve_home(options: argparse.Namespace, emit: Emit, watched: Mapping[str, A
             ready = next_ready(home, unusable)
             if ready is None:
                 if not idle:
-                    emit({"event": "idle", "home": str(home), "url": without_password(broker[0])})
+                    emit({"event": "idle", "home": str(home), "url": without_password(broker[0]), **watched})
                 idle = True
                 time.sleep(IDLE_S)
                 continue
