@@ -21,19 +21,23 @@ Mean = Mapping[str, NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Contribution:
-    """One device's update as an aggregator sees it.
+    """One update as an aggregator sees it.
 
     Attributes:
-        device: Who; no other update of the fold has this name.
+        device: Whose it is; with `task` its name, which no other update of the fold has.
         examples: How many.
         tensors: float32 by name, or an update that was looked through already.
         steps: Done on the device.
+        task: Which it answers; a device may have several in one buffer.
+        scale: What staleness leaves of it: it counts as so many times its tensors, with its whole weight.
     """
 
     device: str
     examples: int
     tensors: Tensors | CodedUpdate
     steps: int = 1
+    task: str = ""
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -60,24 +64,25 @@ class Fold:
         self._weigh = weigh
         self._plain = plain
         self._parts: dict[tuple[str, ...], _Part] = {}
-        self.devices: set[str] = set()
+        self.updates: set[tuple[str, str]] = set()
 
     def add(self, contribution: Contribution) -> None:
         """Take one more update; the order of calls does not matter.
 
         Raises:
-            ValueError: Its device is in already, it counts fewer than one example or step, its shapes are not those of
-                others, or a value is not finite or beyond what sums hold. Nothing was added.
+            ValueError: An update of its name is in already, it counts fewer than one example or step, its shapes are
+                not those of others, or a value is not finite or beyond what sums hold. Nothing was added.
         """
-        device, examples = contribution.device, contribution.examples
-        if device in self.devices:
-            raise ValueError(f"the update of {device!r} is folded already")
+        key, examples = (contribution.device, contribution.task), contribution.examples
+        if key in self.updates:
+            raise ValueError(f"the update of {contribution.device!r} is folded already")
         if examples < 1 or contribution.steps < 1:
-            raise ValueError(f"the update of {device!r} counts {examples} examples and {contribution.steps} steps")
+            counted = f"{examples} examples and {contribution.steps} steps"
+            raise ValueError(f"the update of {contribution.device!r} counts {counted}")
         update = _coded(contribution.tensors)
         part = self._part(update.layout)
-        part.add(update, self._weigh(contribution), examples)
-        self.devices.add(device)
+        part.add(update, self._weigh(contribution), contribution)
+        self.updates.add(key)
 
     def mean(self) -> Mean:
         """The mean of what was added, float64 by name.
@@ -85,7 +90,7 @@ class Fold:
         Raises:
             ValueError: Nothing was.
         """
-        if not self.devices:
+        if not self.updates:
             raise ValueError("there is no update to average")
         parts = [part for _, part in sorted(self._parts.items()) if part.sums.terms]
         names = sorted({name for part in parts for name in part.sums.layout.shapes})
@@ -121,9 +126,9 @@ class _Part:
     count: int = 0
     lengths: Fraction = Fraction(0)
 
-    def add(self, update: CodedUpdate, weight: Weight, examples: int) -> None:
-        self.sums.add(update, np.where(self.plain, float(examples), weight.value))
-        self.examples += examples
+    def add(self, update: CodedUpdate, weight: Weight, of: Contribution) -> None:
+        self.sums.add(update, of.scale * np.where(self.plain, float(of.examples), weight.value))
+        self.examples += of.examples
         self.count += weight.count
         self.lengths += weight.count * Fraction(weight.length)
 

@@ -46,6 +46,10 @@ deadline_s = 60.0        # (0, 604800] seconds
 grace_s = 10.0           # optional, [0, 86400]: a device lost for less still counts as coming back
 fraction = 1.0           # optional, (0, 1]: the share of the online devices that a round asks
 
+[schedule]               # optional; without it rounds are synchronous
+name = "fedbuff"         # "sync", "fedasync" or "fedbuff"; the other keys are in docs/job-file.md
+buffer = 4
+
 [upload]                 # optional
 codec = ["dense"]        # or stages such as ["topk 0.01 ef", "fp16", "rice"]; docs/job-file.md
 
@@ -80,6 +84,9 @@ from coordinator.fields import (
     with_defaults,
 )
 from coordinator.methods import METHODS
+from coordinator.round_records import SYNCHRONOUS, ScheduleRules
+from coordinator.schedule_keys import SCHEDULE, make_schedule
+from coordinator.schedule_keys import contradictions as schedule_contradictions
 from coordinator.training_keys import TRAINING, Training, contradictions, make_training
 from models.zoo import MODELS
 
@@ -128,6 +135,7 @@ class Job:
     round: Round
     evaluate_data: Path
     codec: tuple[str, ...] | None = None  # the stages of devices' uploads; None: as the method has it
+    schedule: ScheduleRules = SYNCHRONOUS
     download: tuple[str, ...] | None = None  # the stages of what devices are sent; None: what changed, as it is
 
 
@@ -180,11 +188,12 @@ SCHEMA: Mapping[str, Mapping[str, Field]] = {
         "grace_s": Field(number(0, 86_400), required=False, default=10.0),
         "fraction": Field(number(0, 1, above_low=True), required=False, default=1.0),
     },
+    "schedule": SCHEDULE,
     "upload": {"codec": Field(codec, required=False)},
     "download": {"codec": Field(download_codec)},
     "evaluate": {"data": Field(_PATH)},
 }
-OPTIONAL = frozenset({"upload", "download"})  # sections that may be left out
+OPTIONAL = frozenset({"schedule", "upload", "download"})  # sections that may be left out
 
 
 def load_job(path: Path) -> Job:
@@ -291,6 +300,7 @@ def _contradictions(document: Mapping[str, Any], home: Path) -> Iterator[tuple[s
     least, devices = rounds.get("min_updates"), rounds.get("devices")
     if type(least) is int and type(devices) is int and least > devices:
         yield "round.min_updates", f"is {least}, more than round.devices = {devices}"
+    yield from schedule_contradictions(_table(document, "schedule"), rounds)
     data = evaluate.get("data")
     if isinstance(data, str) and data and not (home / data).is_dir():
         yield "evaluate.data", f"names no directory: {home / data}"
@@ -331,6 +341,7 @@ def _job(document: Mapping[str, Any], schema: Mapping[str, Mapping[str, Field]],
         round=_round(tables["round"]),
         evaluate_data=home / tables["evaluate"]["data"],
         codec=None if tables["upload"]["codec"] is None else tuple(tables["upload"]["codec"]),
+        schedule=make_schedule(tables["schedule"]),
         download=None if tables["download"]["codec"] is None else tuple(tables["download"]["codec"]),
     )
 

@@ -24,11 +24,13 @@ class Metrics:
 
     Attributes:
         registry: What an endpoint shows.
+        labels: The labels of each family, by its name without the suffix of counters.
     """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
+        self.labels: dict[str, tuple[str, ...]] = {}
         self._rules: set[str] = set()
         self._seen: dict[str, float] = {}
         self._job_running = self._gauge("job_running", "1 while the job runs, 0 when it has ended", "job")
@@ -74,12 +76,15 @@ class Metrics:
             take(self, event)
 
     def _counter(self, name: str, help_: str, *labels: str) -> Counter:
+        self.labels[f"edge_{name}"] = labels
         return Counter(name, help_, labels, namespace="edge", registry=self.registry)
 
     def _gauge(self, name: str, help_: str, *labels: str) -> Gauge:
+        self.labels[f"edge_{name}"] = labels
         return Gauge(name, help_, labels, namespace="edge", registry=self.registry)
 
     def _histogram(self, name: str, help_: str, buckets: tuple[float, ...]) -> Histogram:
+        self.labels[f"edge_{name}"] = ()
         return Histogram(name, help_, namespace="edge", registry=self.registry, buckets=buckets)
 
     def _bounded(self, rule: str) -> str:

@@ -29,7 +29,7 @@ from coordinator.leftovers import clear_job
 from coordinator.program import Program, definition, judged_model, make_version
 from coordinator.results import export, fold, keep_model
 from coordinator.seat import LEAVE_S, enter, knock, send, serve
-from coordinator.store import Version, open_store, updates_beside
+from coordinator.store import Version, open_store, updates_beside, weights_beside
 from coordinator.watch import MetricsError, watching
 from edge_runtime.broker_url import parse_url
 from edge_runtime.data import Dataset
@@ -156,7 +156,7 @@ def _prepare(place: Place, emit: Emit, stack: ExitStack) -> Parts:
 
 def _fold(program: Program, directory: Path, old: Version) -> Version:
     with closing(updates_beside(directory, old.version)) as updates:
-        return fold(program, updates, old)
+        return fold(program, updates, old, lambda number: weights_beside(directory, number))
 
 
 def _judge(program: Program, held_out: Dataset, version: Version) -> Evaluation:

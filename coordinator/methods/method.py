@@ -6,11 +6,8 @@ from typing import Any
 
 from coordinator.aggregators import Aggregate
 from coordinator.fields import Field
-from coordinator.round_records import Event, Move, State
 from coordinator.server_steps import ServerStep
 from coordinator.training_keys import Training
-
-Schedule = Callable[[State, Event, float], Move]
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,6 @@ class Method:
         name: As in the job file.
         phases: What a device runs in one task, in order.
         upload: What it sends back.
-        schedule: The state machine that runs the rounds, (state, event, now_s) -> (state, commands).
         aggregate: The fold from many updates to one.
         server_step: The fold's result applied to the weights.
         proximal: Weight of the distance from what was received, beside the job file's.
@@ -53,7 +49,6 @@ class Method:
     name: str
     phases: tuple[PhaseSpec, ...]
     upload: Upload
-    schedule: Schedule
     aggregate: Aggregate
     server_step: ServerStep
     proximal: float = 0.0

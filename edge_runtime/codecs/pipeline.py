@@ -9,7 +9,7 @@ feedback); then a value format (values.py), `fp32` where none is named; then `ri
 place; last `rans` (entropy.py). The bytes are a tensor file with the update's metadata and the entries of these stages.
 """
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from edge_runtime import kernels
@@ -119,8 +119,8 @@ def _pieces(
     return pieces
 
 
-def _entries(data: bytes, known: Set[str]) -> tuple[Arrays, dict[str, str]]:
+def _entries(data: bytes, known: Collection[str]) -> tuple[Arrays, dict[str, str]]:
     entries, metadata = decode_tensors(data)
-    if not entries.keys() <= known:
-        raise BadUpdate(f"entries {sorted(entries.keys() - known)[:3]} have no meaning; known are {sorted(known)}")
+    if not entries.keys() <= set(known):
+        raise BadUpdate(f"entries {sorted(entries.keys() - set(known))[:3]} have no meaning; known are {sorted(known)}")
     return entries, metadata

@@ -103,9 +103,12 @@ def _reshape(shapes: Shapes) -> Layout:
             yield name, part.reshape(shapes[name])
 
     sizes = [prod(shapes[name]) for name in names]
-    return Layout(
-        sizes, restore, lambda parts: [replace(p, begin=b) for p, b in zip(parts, accumulate(sizes, initial=0))]
-    )
+
+    def place(parts: list[Piece]) -> list[Piece]:
+        begins = accumulate(sizes, initial=0)
+        return [replace(part, begin=begin) for part, begin in zip(parts, begins, strict=False)]
+
+    return Layout(sizes, restore, place)
 
 
 def _flatten(tensors: Arrays, _metadata: Metadata, _state: State) -> Reduced:

@@ -30,6 +30,7 @@ from edge_runtime.wire.tasks import MAX_BLOB_BYTES, Task, format_task
 __all__ = ["MAX_DEVICES", "BlobUnknown", "GatewaySession", "TooManyDevices"]
 
 MAX_DEVICES = 100_000
+SWEEP_S = 1.0
 # Failures that say that the broker's copy of a blob is of no use.
 LACKS_A_BLOB = frozenset({"BlobMissing", "BlobCorrupt"})
 # How often all devices are asked for their births because one of them came damaged.
@@ -80,7 +81,7 @@ class GatewaySession:
         already_done: Callable[[str, str], str | None] = _never_done,
         judge: Callable[[str, str], Refusal | None] = _unknown_task,
         max_update_bytes: int = MAX_BLOB_BYTES,
-        budget_bytes: int = 512 << 20,
+        budget_bytes: int = 64 << 20,
     ) -> None:
         """Start a session that has sent nothing.
 
@@ -92,7 +93,7 @@ class GatewaySession:
             judge: (device, task) -> why an update for a task that is not the device's present one is refused, or None
                 to take it. By default every such update is refused.
             max_update_bytes: Cap on one update.
-            budget_bytes: Cap on all open uploads together; over it, devices are asked to come back later.
+            budget_bytes: Cap on all open uploads together; over it, devices wait in a line (edge_runtime.wire.intake).
 
         Raises:
             BadId: The site cannot stand in a topic.
@@ -106,6 +107,7 @@ class GatewaySession:
         self._devices: dict[str, _Device] = {}
         self._blobs: dict[str, bytes] = {}
         self._online = False
+        self._swept_at = -SWEEP_S
         self._roll_call = False
         self._roll_call_at = 0.0
 
@@ -189,12 +191,18 @@ class GatewaySession:
         return [] if task is None else [*self._if_online([self._task(device, format_task(task))])]
 
     def tick(self, now: float) -> list[Outcome]:
-        """Let time pass: idle uploads give their memory back, and births that came damaged are asked for."""
-        self._intake.drop_idle(now)
+        """Let time pass: uploads that stood still give their memory back, once a second, and who waits may have room.
+
+        Births that came damaged are asked for.
+        """
+        if now - self._swept_at >= SWEEP_S:
+            self._swept_at = now
+            self._intake.drop_idle(now)
+        admitted = self._admitted()
         if not self._roll_call or not self._online or now < self._roll_call_at:
-            return []
+            return admitted
         self._roll_call, self._roll_call_at = False, now + ROLL_CALL_S
-        return [Publish(topics.gateway(self.site), self._presence("up"), 1, retain=True)]
+        return [*admitted, Publish(topics.gateway(self.site), self._presence("up"), 1, retain=True)]
 
     def publish_blob(self, sha256: str, data: bytes) -> list[Command]:
         """Offer a blob to every device until drop_blob; publishing one that is offered already does nothing."""
@@ -243,7 +251,7 @@ class GatewaySession:
             NotOffered: No such update is waiting for a decision.
         """
         begin = self._intake.settle(device, uid)
-        return self._if_online([self._down(device, messages.Done(uid, begin.sha256))])
+        return self._settled(device, messages.Done(uid, begin.sha256))
 
     def refuse(self, device: str, uid: str, rule: str, message: str, retry_s: float | None = None) -> list[Command]:
         """Tell the device that its update is not taken; with retry_s it may offer it again.
@@ -252,7 +260,7 @@ class GatewaySession:
             NotOffered: No such update is waiting for a decision.
         """
         self._intake.settle(device, uid)
-        return self._if_online([self._down(device, messages.Refuse(uid, rule, message, retry_s))])
+        return self._settled(device, messages.Refuse(uid, rule, message, retry_s))
 
     def _on_gateway(self, payload: bytes, *, retain: bool) -> list[Outcome]:
         ours = messages.GatewayState(self.epoch, self.boot, "up")
@@ -288,6 +296,8 @@ class GatewaySession:
             # A device that says its birth twice may have been sent a task that came damaged.
             return self._task_again(device) if stale and status.state == "online" and not retain else []
         known.status, known.heard = status, not retain
+        if status.state != "online":
+            self._intake.leave(device)
         live = not retain
         return [DeviceStatus(device, status.state, live, status.boot, status.gen, status.examples, status.info)]
 
@@ -328,6 +338,17 @@ class GatewaySession:
                 return [UpdateRefused(device, rule, message, retry_s), self._down(device, answer)]
             case _:
                 return [self._down(device, answer)]
+
+    def _settled(self, device: str, answer: messages.Down) -> list[Command]:
+        """The word on an update, and on those who have room for it."""
+        told = self._if_online([self._down(device, answer)])
+        return [*told, *(each for each in self._admitted() if isinstance(each, Command))]
+
+    def _admitted(self) -> list[Outcome]:
+        """What those are told who waited and have room now; off line they keep their places."""
+        if not self._online or not self._intake.waiting:
+            return []
+        return [outcome for each in self._intake.admit(self._unwanted) for outcome in self._answer(*each)]
 
     def _device(self, device: str) -> _Device:
         if device not in self._devices and len(self._devices) >= MAX_DEVICES:

@@ -3,6 +3,10 @@
 An upload is ABSENT until a `begin` passes admission, COLLECTING until its chunks are complete and its SHA-256 is right,
 CHECKING until the caller has made it durable and accepts it, or refuses it. The table at the end of Intake says what a
 message does in each of these states.
+
+Uploads that are not ABSENT share a budget of memory. What does not fit into it waits in a line: the device is told when
+to ask again, by its place, and is sent its first `have` as soon as there is room, so that nobody waits for a clock and
+nobody who asks more often is served sooner. An update larger than the budget is taken when nothing else is open.
 """
 
 from collections.abc import Callable
@@ -14,12 +18,15 @@ from edge_runtime.errors import LocalError, RemoteError
 from edge_runtime.wire import messages
 from edge_runtime.wire.chunks import Assembler
 from edge_runtime.wire.events import UpdateReceived
+from edge_runtime.wire.waiting import WaitingLine
 
 __all__ = ["BadUid", "Intake", "NotOffered", "Refusal"]
 
 WINDOW = 4
 MAX_ATTEMPTS = 3
+# A device that waits asks again after so long, and as long again for every budget of bytes before it.
 BUSY_RETRY_S = 5.0
+MAX_BUSY_RETRY_S = 60.0
 IDLE_UPLOAD_S = 120.0
 
 
@@ -80,16 +87,25 @@ class Intake:
         self._max_update_bytes = max_update_bytes
         self._budget_bytes = budget_bytes
         self._uploads: dict[tuple[str, str], _Upload] = {}
+        self._partial: dict[str, _Upload] = {}  # the COLLECTING one of a device, of which it has at most one
+        self._waiting = WaitingLine()
+        self._open_bytes = 0
+        self._now = 0.0
 
     @property
     def open_bytes(self) -> int:
         """Memory promised to open uploads."""
-        return sum(upload.begin.size_bytes for upload in self._uploads.values())
+        return self._open_bytes
 
     @property
     def open_uploads(self) -> int:
         """How many uploads are open."""
         return len(self._uploads)
+
+    @property
+    def waiting(self) -> int:
+        """How many devices wait for room."""
+        return len(self._waiting)
 
     def begin(
         self, now: float, device: str, uid: str, begin: messages.Begin, refusal: Callable[[], Refusal | None]
@@ -106,9 +122,10 @@ class Intake:
         Raises:
             BadUid: The id is not the offer's.
         """
+        self._now = now
         upload = self._uploads.get((device, uid))
         if upload is None:
-            no = refusal() or self._over_caps(device, begin)
+            no = refusal() or self._over_caps(device, uid, begin)
             if no is not None:
                 return [messages.Refuse(uid, no.rule, no.message, no.retry_s)]
             upload = _Upload(device, uid, begin)
@@ -123,6 +140,7 @@ class Intake:
         Raises:
             BadChunk, BadChunkIndex: It does not belong to this upload as it was announced.
         """
+        self._now = now
         upload = self._uploads.get((device, uid))
         if upload is None:
             return []  # a stray: the device asks again within 2 s and learns how things stand
@@ -138,37 +156,78 @@ class Intake:
         upload = self._uploads.get((device, uid))
         if upload is None or upload.stage is not _Stage.CHECKING:
             raise NotOffered(f"device {device} has no upload {uid} that waits for a decision")
-        del self._uploads[device, uid]
+        self._forget(upload)
         return upload.begin
 
     def drop(self, device: str, uid: str) -> None:
         """Forget an upload, if there is one."""
-        self._uploads.pop((device, uid), None)
+        upload = self._uploads.get((device, uid))
+        if upload is not None:
+            self._forget(upload)
 
     def drop_idle(self, now: float) -> None:
-        """Take the memory back from uploads that stood still for IDLE_UPLOAD_S."""
-        self._drop_partial(lambda upload: now - upload.touched >= IDLE_UPLOAD_S)
+        """Take the memory back from uploads that stood still for IDLE_UPLOAD_S, and the place from who did not ask."""
+        self._now = now
+        for upload in [each for each in self._partial.values() if now - each.touched >= IDLE_UPLOAD_S]:
+            self._forget(upload)
+        self._waiting.forget(now - IDLE_UPLOAD_S)
 
-    def _over_caps(self, device: str, begin: messages.Begin) -> Refusal | None:
+    def leave(self, device: str) -> None:
+        """The device is gone and waits no more; what has come of its update stays for a while."""
+        self._waiting.leave(device)
+
+    def admit(self, refusal: Callable[[str, str], Refusal | None]) -> list[tuple[str, Answer]]:
+        """Open the uploads for which there is room now, in the order of the line.
+
+        Args:
+            refusal: (device, task) -> why the caller does not want it any more, or None.
+
+        Returns:
+            Devices, and what each is to be told.
+        """
+        told: list[tuple[str, Answer]] = []
+        while (ticket := self._waiting.first()) is not None and self._has_room(ticket.device, ticket.begin):
+            self._waiting.leave(ticket.device)
+            no = refusal(ticket.device, ticket.begin.task)
+            if no is not None:
+                told.append((ticket.device, messages.Refuse(ticket.uid, no.rule, no.message, no.retry_s)))
+                continue
+            upload = _Upload(ticket.device, ticket.uid, ticket.begin, touched=self._now)
+            told += ((ticket.device, answer) for answer in self._open(upload, -1, b""))
+        return told
+
+    def _over_caps(self, device: str, uid: str, begin: messages.Begin) -> Refusal | None:
         if begin.size_bytes > self._max_update_bytes:
             return Refusal("UpdateTooLarge", f"{begin.size_bytes} bytes; the cap is {self._max_update_bytes}")
-        # The device's own partial upload makes way for the new one, see _open.
-        freed = sum(u.begin.size_bytes for u in self._uploads.values() if _partial_of(u, device))
-        if self.open_bytes - freed + begin.size_bytes > self._budget_bytes:
-            return Refusal("GatewayBusy", "too many uploads are open; come back later", BUSY_RETRY_S)
-        return None
+        first, own = self._waiting.first(), self._partial.get(device)
+        its_turn = (first is None or first.device == device) and self._has_room(device, begin)
+        if its_turn or (own is not None and begin.size_bytes <= own.begin.size_bytes):
+            self._waiting.leave(device)
+            return None
+        before_bytes = self._waiting.take(self._now, device, uid, begin)
+        retry_s = min(MAX_BUSY_RETRY_S, BUSY_RETRY_S * (1 + before_bytes // self._budget_bytes))
+        return Refusal("GatewayBusy", f"{before_bytes} bytes of other updates are before this one", retry_s)
 
-    def _drop_partial(self, condition: Callable[[_Upload], bool]) -> None:
-        for key, upload in list(self._uploads.items()):
-            if upload.stage is _Stage.COLLECTING and condition(upload):
-                del self._uploads[key]
+    def _has_room(self, device: str, begin: messages.Begin) -> bool:
+        # The device's own partial upload makes way for the new one, see _open.
+        own = self._partial.get(device)
+        others = self._open_bytes - (own.begin.size_bytes if own is not None else 0)
+        return others == 0 or others + begin.size_bytes <= self._budget_bytes
+
+    def _forget(self, upload: _Upload) -> None:
+        del self._uploads[upload.device, upload.uid]
+        self._open_bytes -= upload.begin.size_bytes
+        if self._partial.get(upload.device) is upload:
+            del self._partial[upload.device]
 
     def _open(self, upload: _Upload, _index: int, _payload: bytes) -> list[Answer]:
         # One partial upload a device: a device that restarts with another result gives up the first one.
-        self._drop_partial(lambda other: other.device == upload.device)
+        if upload.device in self._partial:
+            self._forget(self._partial[upload.device])
         upload.assembler = Assembler(upload.begin.sha256, upload.begin.size_bytes, self._max_update_bytes)
         upload.stage = _Stage.COLLECTING
-        self._uploads[upload.device, upload.uid] = upload
+        self._uploads[upload.device, upload.uid] = self._partial[upload.device] = upload
+        self._open_bytes += upload.begin.size_bytes
         return self._resume(upload, -1, b"")
 
     def _resume(self, upload: _Upload, _index: int, _payload: bytes) -> list[Answer]:
@@ -187,6 +246,7 @@ class Intake:
         data = assembler.take()
         if data is not None:
             upload.stage = _Stage.CHECKING
+            del self._partial[upload.device]
             return [UpdateReceived(upload.device, upload.begin.task, upload.uid, upload.begin.sha256, data)]
         if upload.attempts == MAX_ATTEMPTS:
             self.drop(upload.device, upload.uid)
@@ -206,7 +266,3 @@ class Intake:
         (_Stage.CHECKING, _Input.BEGIN): _resume,
         (_Stage.CHECKING, _Input.CHUNK): _ignore,
     }
-
-
-def _partial_of(upload: _Upload, device: str) -> bool:
-    return upload.stage is _Stage.COLLECTING and upload.device == device

@@ -41,7 +41,17 @@ SAMPLE = {
     "disk_free_bytes": 10**9,
     "rss_peak_kb": 2048,
 }
-UPDATE = {"event": "update", "job": "j", "device": "a", "round": 1, "examples": 5, "loss": 0.5, "bytes": 300}
+UPDATE = {
+    "event": "update",
+    "job": "j",
+    "device": "a",
+    "task": "j.1.a",
+    "round": 1,
+    "staleness": 0,
+    "examples": 5,
+    "loss": 0.5,
+    "bytes": 300,
+}
 ROUND = {
     "event": "round_done",
     "job": "j",

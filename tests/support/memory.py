@@ -16,7 +16,7 @@ from coordinator.gateway import Parts, RunningJob
 from coordinator.jobfile import load_job
 from coordinator.program import build_program, definition, judged_model, make_version
 from coordinator.results import fold, keep_model
-from coordinator.store import Store, Version, open_store, updates_beside
+from coordinator.store import Store, Version, open_store, updates_beside, weights_beside
 from edge_runtime.data import load_dataset
 from edge_runtime.deltas import apply_delta
 from edge_runtime.errors import EdgeError
@@ -237,8 +237,11 @@ class MemorySite:
 
     def _fold(self, old: Version) -> Future[Version]:
         made: Future[Version] = Future()
-        made.set_result(fold(self.program, updates_beside(self.state, old.version), old))
+        made.set_result(fold(self.program, updates_beside(self.state, old.version), old, self._weights_of))
         return made
+
+    def _weights_of(self, number: int) -> bytes:
+        return weights_beside(self.state, number)
 
     def _judge(self, version: Version) -> Future[Evaluation]:
         judged: Future[Evaluation] = Future()

@@ -164,7 +164,7 @@ def test_the_budget_counts_all_devices_and_holds_at_its_edge() -> None:
     for device in ("a", "b"):
         assert isinstance(begin(session, device=device), messages.Have)
     assert begin(session, device="c") == messages.Refuse(
-        UID, "GatewayBusy", "too many uploads are open; come back later", 5.0
+        UID, "GatewayBusy", "0 bytes of other updates are before this one", 5.0
     )
     assert isinstance(begin(session, device="a", data=UPDATE[:-1]), messages.Have)
 
