@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,15 +28,18 @@ from support.process import peak_rss_kb, rss_kb
 from support.proxy import Proxy, Shape
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from coordinator.broker import RunningBroker
 
 __all__ = [
+    "PAHO_S",
     "PahoPair",
+    "PlainMosquitto",
     "Transfer",
     "World",
     "dense_model",
+    "paho_client",
     "plain_mosquitto",
     "single_publish_bytes",
     "transferred",
@@ -44,7 +49,12 @@ __all__ = [
 
 DEVICE, SITE = "dev-0", "default"
 FEATURES, CLASSES = 16_384, 10
-DEADLINE_S = 240.0
+DEADLINE_S = PAHO_S = 240.0
+START_S = 10.0
+
+
+# Asked all the time: (seconds since the first chunk, bytes so far) -> whether to cut the link now.
+Cut = Callable[[float, int], bool]
 
 
 @dataclass(frozen=True)
@@ -115,7 +125,7 @@ def world(root: Path, *, proxied: bool = True) -> Iterator[World]:
 
 
 def transferred(
-    here: World, name: str, model: Compiled, shape: Shape, cut: Callable[[float, int], bool]
+    here: World, name: str, model: Compiled, shape: Shape, *, cut_down: Cut, cut_up: Cut
 ) -> tuple[Transfer, Transfer]:
     """Have the client fetch the model, train on it, and send the update back; (download, upload).
 
@@ -124,12 +134,20 @@ def transferred(
         name: Of the task; equal names are one task.
         model: What is sent; its update has the same size.
         shape: Of the link.
-        cut: Asked all the time: (seconds since this way's first chunk, its bytes so far) -> whether to cut the link now.
+        cut_down: When the link is cut on the way down.
+        cut_up: On the way back.
     """
     size, had = len(encode_tensors(model.weights)), len(here.gateway.updates)
     here.proxy.shape(DEVICE, shape)
-    down = _watched(here, "down", size, cut, lambda: f"task task={name} " in here.log(), lambda: here.gateway.send(DEVICE, name, model))
-    up = _watched(here, "up", size, cut, lambda: len(here.gateway.updates) > had)
+    down = _watched(
+        here,
+        "down",
+        size,
+        cut_down,
+        lambda: f"task task={name} " in here.log(),
+        lambda: here.gateway.send(DEVICE, name, model),
+    )
+    up = _watched(here, "up", size, cut_up, lambda: len(here.gateway.updates) > had)
     here.gateway.until(lambda: f"update accepted task={name}" in here.log(), DEADLINE_S)
     return down, up
 
@@ -138,7 +156,7 @@ def _watched(  # noqa: PLR0917  all of it is the transfer's
     here: World,
     way: str,
     size: int,
-    cut: Callable[[float, int], bool],
+    cut: Cut,
     over: Callable[[], bool],
     begin: Callable[[], object] = lambda: None,
 ) -> Transfer:
@@ -194,9 +212,30 @@ def upload_seconds(here: World, name: str, model: Compiled) -> float:
 # The peer: the same bytes in one PUBLISH of paho-mqtt.
 
 
+def _wait_for(port: int) -> None:
+    until_s = time.monotonic() + START_S
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except OSError:
+            if time.monotonic() > until_s:
+                raise
+            time.sleep(0.05)
+        else:
+            return
+
+
+@dataclass(frozen=True)
+class PlainMosquitto:
+    """Where it listens, and its process."""
+
+    url: str
+    pid: int
+
+
 @contextlib.contextmanager
-def plain_mosquitto(root: Path) -> Iterator[str]:
-    """A mosquitto with its own defaults, which take a packet of any size; yields its URL."""
+def plain_mosquitto(root: Path) -> Iterator[PlainMosquitto]:
+    """A mosquitto with its own defaults, which take a packet of any size."""
     root.mkdir(parents=True)
     port = free_port("127.0.0.1")
     config = root / "plain.conf"
@@ -206,11 +245,20 @@ def plain_mosquitto(root: Path) -> Iterator[str]:
         process = subprocess.Popen([str(find_mosquitto()), "-c", str(config)], stdout=log, stderr=log)
     try:
         url = f"mqtt://127.0.0.1:{port}"
-        start_broker(url, root)  # waits until it answers
-        yield url
+        _wait_for(port)
+        yield PlainMosquitto(url, process.pid)
     finally:
         process.terminate()
         process.wait()
+
+
+def paho_client(url: str) -> paho.Client:
+    """A client with a thread of its own that connects, and connects again a second after a cut."""
+    client = paho.Client(paho.CallbackAPIVersion.VERSION2)
+    client.reconnect_delay_set(1, 1)
+    client.connect("127.0.0.1", int(url.rsplit(":", 1)[1]))
+    client.loop_start()
+    return client
 
 
 class PahoPair:
@@ -218,21 +266,13 @@ class PahoPair:
 
     def __init__(self, publish_url: str, subscribe_url: str) -> None:
         self._arrived = threading.Semaphore(0)
-        self._subscriber = self._connected(subscribe_url)
+        self._subscriber = paho_client(subscribe_url)
         self._subscriber.on_message = lambda *_: self._arrived.release()
         ready = threading.Event()
         self._subscriber.on_subscribe = lambda *_: ready.set()
         self._subscriber.subscribe("bench/update", qos=1)
         ready.wait(10)
-        self._publisher = self._connected(publish_url)
-
-    @staticmethod
-    def _connected(url: str) -> paho.Client:
-        client = paho.Client(paho.CallbackAPIVersion.VERSION2)
-        client.reconnect_delay_set(1, 1)
-        client.connect("127.0.0.1", int(url.rsplit(":", 1)[1]))
-        client.loop_start()
-        return client
+        self._publisher = paho_client(publish_url)
 
     def seconds(self, data: bytes) -> float:
         """Seconds from publish() until the subscriber has it."""
@@ -250,18 +290,19 @@ class PahoPair:
 
 
 def single_publish_bytes(root: Path, size: int, shape: Shape, cuts_at: list[int]) -> int:
-    """Bytes that a single PUBLISH takes up to the broker when its link is cut after so many bytes."""
-    with plain_mosquitto(root) as url, Proxy(url, packets=False) as proxy:
+    """Bytes that a single PUBLISH takes up to the broker when its link is cut so many bytes into it, each time."""
+    with plain_mosquitto(root) as broker, Proxy(broker.url, packets=False) as proxy:
         proxy.shape("", shape)
-        pair = PahoPair(proxy.url, url)
+        pair = PahoPair(proxy.url, broker.url)
         thread = threading.Thread(target=pair.seconds, args=(bytes(size),))
         thread.start()
-        left = list(cuts_at)
+        left, begun = list(cuts_at), 0
         while thread.is_alive():
-            if left and proxy.wire_bytes["", "up"] > left[0]:
+            if left and proxy.wire_bytes["", "up"] > begun + left[0]:
                 proxy.cut("", reset=True)
-                # It begins from the start again: the next cut comes as far into the message.
-                left = [at + proxy.wire_bytes["", "up"] for at in left[1:]]
+                # It begins from the start again: the next cut comes so far into the message.
+                begun = proxy.wire_bytes["", "up"]
+                del left[0]
             thread.join(0.01)
         sent = proxy.wire_bytes["", "up"]
         pair.stop()

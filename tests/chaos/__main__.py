@@ -1,7 +1,7 @@
-"""`make chaos SEEDS=20 SECONDS=600`: one long disturbed job a seed, some at a time; a line a seed in tests/bench/results/.
+"""`make chaos SEEDS=20 SECONDS=600`: one long disturbed job a seed, some at a time; a line a seed in the bench results.
 
-Exit code 0 where every job ended at the undisturbed one's bits and every update counted once, else 1; what a failed seed left
-behind stays below --keep.
+Exit code 0 where every job ended at the undisturbed one's bits and every update counted once, else 1; what a failed
+seed left behind stays below --keep.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.recording import machine, save
+
 from chaos.run import CARRYING, Outcome, disturbed
 from chaos.schedule import ALL, draw
 
@@ -58,7 +59,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("chaos", description="Disturb whole jobs and compare them with the undisturbed one.")
+    parser = argparse.ArgumentParser(
+        "chaos", description="Disturb whole jobs and compare them with the undisturbed one."
+    )
     add = parser.add_argument
     add("--seeds", type=int, default=20, help="how many")
     add("--first-seed", type=int, default=1)
