@@ -4,6 +4,7 @@ The kinds and their fields are in coordinator/event_kinds.py; docs/monitoring.md
 TensorBoard are all made of these events and of nothing else.
 """
 
+import errno
 import json
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -49,6 +50,25 @@ def log_lines(stream: TextIO) -> Emit:
         stream.flush()
 
     return emit
+
+
+def enduring(emit: Emit) -> Emit:
+    """Passes events on, and goes on when the disk of the log takes none: the next that fits says how many were lost."""
+    lost = 0
+
+    def tolerant(event: Mapping[str, Any]) -> None:
+        nonlocal lost
+        try:
+            if lost:
+                emit({"event": "warning", "message": f"the log's disk did not take {lost} events", "rule": "LogFull"})
+                lost = 0
+            emit(event)
+        except OSError as error:
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EIO}:
+                raise
+            lost += 1
+
+    return tolerant
 
 
 def to_all(*emits: Emit) -> Emit:

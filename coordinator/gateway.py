@@ -7,9 +7,10 @@ may take longer than the broker's patience with a silent client, so they are don
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from coordinator.program import Program, Turn, attempt_turn, make_task, rules_of
 from coordinator.results import export
 from coordinator.schedules import SCHEDULES
 from coordinator.store import EXPIRED, JournalTask, JournalUpdate, RoundFigures, Store, Version
-from coordinator.updates import check_update, max_update_bytes
+from coordinator.updates import FleetFull, check_update, max_update_bytes
 from edge_runtime.codecs import find_codec
 from edge_runtime.errors import RemoteError
 from edge_runtime.wire.events import (
@@ -72,6 +73,12 @@ def superseded(event: GatewaySuperseded) -> dict[str, object]:
     return {"event": "error", "message": message, "rule": "GatewaySuperseded"}
 
 
+def refused(event: UpdateRefused) -> dict[str, object]:
+    """The event of an update that was not taken."""
+    retry = {} if event.retry_s is None else {"retry_s": event.retry_s}
+    return {"event": "refused", "device": event.device, "rule": event.rule, "message": event.message, **retry}
+
+
 class RunningJob:
     """Holds the wire session, the machine's state and the newest version; everything durable is in the store.
 
@@ -79,8 +86,8 @@ class RunningJob:
     """
 
     def __init__(self, parts: Parts, site: str, epoch: int, boot: str, now_s: float) -> None:
-        self._parts = parts
-        self.emit = parts.emit
+        self._tell = parts.emit
+        self._parts = replace(parts, emit=self.emit)
         cap = max_update_bytes(parts.program.trained)
         self.session = GatewaySession(site, epoch, boot, already_done=parts.store.accepted_digest, max_update_bytes=cap)
         self._version = parts.store.latest()
@@ -130,6 +137,23 @@ class RunningJob:
         }
 
     # What the shell calls. Every method returns what is to be published.
+
+    def emit(self, event: Mapping[str, Any]) -> None:
+        """Tell an event; inside a batch at its end, so that nothing is told of what was not written after all."""
+        self._tell(event)
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """Make one transaction of what happens inside; what it tells is told at its end, what it returns sent after."""
+        told: list[Mapping[str, Any]] = []
+        emit, self._tell = self._tell, told.append
+        try:
+            with self._parts.store.batch():
+                yield
+        finally:
+            self._tell = emit
+        for event in told:
+            emit({**event, "commit_s": self._parts.store.last_commit_s} if "commit_s" in event else event)
 
     def connected(self, now_s: float) -> list[Command]:
         """The link is up: everything the devices need is published again, and what they need no more is cleared."""
@@ -264,6 +288,7 @@ class RunningJob:
         if isinstance(number, records.Refusal):
             return self._refuse_late(event, task, number, now_s)
         try:
+            self._check_member(event.device)
             announced = self._state.fleet[event.device].examples
             layout = self._parts.program.stage(task.version).for_device(event.device).layout
             claims, _ = check_update(event.data, task, layout, announced)
@@ -288,6 +313,11 @@ class RunningJob:
         )
         accepted = self.session.accept(event.device, event.uid)
         return accepted + self._step(records.UpdateJournalled(event.device, number, seconds), now_s)
+
+    def _check_member(self, device: str) -> None:
+        members = self._parts.program.method.members
+        if members is not None and self._parts.store.is_outsider(device, members):
+            raise FleetFull(f"{members} other devices have taken part already, all that [method] devices allows")
 
     def _seconds_since_sent(self, device: str, now_s: float) -> float | None:
         """None for a task that an earlier process has sent."""
@@ -341,9 +371,7 @@ class RunningJob:
         return cleared + self._step(records.TaskFailed(task.device, task.version, reason, unfit), now_s)
 
     def _take_refused(self, event: UpdateRefused, _now_s: float) -> list[Command]:
-        told = {"device": event.device, "rule": event.rule, "message": event.message}
-        retry = {} if event.retry_s is None else {"retry_s": event.retry_s}
-        self._parts.emit({"event": "refused", **told, **retry})
+        self._parts.emit(refused(event))
         return []
 
     def _take_telemetry(self, event: Telemetry, _now_s: float) -> list[Command]:

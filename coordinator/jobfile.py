@@ -88,6 +88,7 @@ from coordinator.round_records import SYNCHRONOUS, ScheduleRules
 from coordinator.schedule_keys import SCHEDULE, make_schedule
 from coordinator.schedule_keys import contradictions as schedule_contradictions
 from coordinator.training_keys import TRAINING, Training, contradictions, make_training
+from edge_runtime.codecs import find_codec
 from models.zoo import MODELS
 
 MAX_JOB_FILE_BYTES = 1 << 20
@@ -297,6 +298,7 @@ def _contradictions(document: Mapping[str, Any], home: Path) -> Iterator[tuple[s
             "training.optimizer",
             f"is {shown(training['optimizer'])}; {name} is told with {', '.join(optimizers)} alone",
         )
+    yield from _memory_contradictions(document)
     least, devices = rounds.get("min_updates"), rounds.get("devices")
     if type(least) is int and type(devices) is int and least > devices:
         yield "round.min_updates", f"is {least}, more than round.devices = {devices}"
@@ -304,6 +306,21 @@ def _contradictions(document: Mapping[str, Any], home: Path) -> Iterator[tuple[s
     data = evaluate.get("data")
     if isinstance(data, str) and data and not (home / data).is_dir():
         yield "evaluate.data", f"names no directory: {home / data}"
+
+
+def _memory_contradictions(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """A codec that remembers and the method that does go together, and only where every update counts alike."""
+    remembers = _table(document, "method").get("name") == "ef21"
+    stages = _table(document, "upload").get("codec")
+    if stages is not None and codec(stages) is None and find_codec(stages).remembers != remembers:
+        yield "upload.codec", f"is {shown(stages)}; a stage ef21 and the method ef21 need each other"
+    members, waited = _table(document, "method").get("devices"), _table(document, "round").get("devices")
+    if remembers and type(members) is int and type(waited) is int and waited > members:
+        yield "round.devices", f"is {waited}, more than method.devices = {members}"
+    if remembers and _table(document, "schedule").get("name", "sync") != "sync":
+        yield "schedule.name", "is not for the method ef21, whose updates must count alike however old they are"
+    if remembers and "boards" in _table(document, "training"):
+        yield "training.boards", "are not for the method ef21: every device must train the same tensors"
 
 
 def _model_contradictions(model: Mapping[str, Any], home: Path) -> Iterator[tuple[str, str]]:

@@ -1,7 +1,8 @@
 """The journal of one job: SQLite in the state directory. What is not in it has not happened.
 
 Every method that writes is one transaction, committed with an fsync (WAL, synchronous=FULL) before it returns, so a
-process killed at any moment leaves the state before or after it and nothing between.
+process killed at any moment leaves the state before or after it and nothing between. Inside `batch` they are one
+transaction together, committed at its end.
 
 The tables are described in coordinator.journal. Version 1 is the first weights; round r starts from version r and makes
 version r + 1.
@@ -12,13 +13,14 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from coordinator.fleet import TIMES_KEPT, Device, Presence
 from coordinator.journal import JOURNAL_NAME, JobChanged, connect, connect_to_read, explained, open_lock
+from coordinator.lease import Lease, beat, check_lease, end_lease, new_lease, take_lease, wait_for_silence
 from coordinator.round_records import Journalled, Outcome, Phase, Standing
 from coordinator.views import View, digests, drop_views, held, insert_view, read_view
 
@@ -102,17 +104,29 @@ class Write(Protocol):
 class Store:
     """An open journal; holds the connection and the lock that keeps a second coordinator out."""
 
-    def __init__(self, connection: sqlite3.Connection, lock: IO[bytes] | None, path: Path) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, lock: IO[bytes] | None, path: Path, lease: Lease | None = None
+    ) -> None:
         self._connection = connection
         self._lock = lock
         self._path = path
-        self.last_commit_s = 0.0  # how long the last transaction that wrote took, its fsync included
+        self._lease = lease
+        self._batched = False
+        self.last_commit_s = 0.0  # how long the last commit took, its fsync included
 
     def close(self) -> None:
         """Close the journal and let another coordinator in."""
         self._connection.close()
+        if self._lease is not None:
+            end_lease(self.directory, self._lease)
         if self._lock is not None:
             self._lock.close()
+
+    def beat(self) -> None:
+        """Show other machines that the holder lives; call it every coordinator.lease.BEAT_S."""
+        if self._lease is not None:
+            with suppress(OSError):  # on a disk that takes nothing nobody else can take over either
+                beat(self.directory, self._lease)
 
     @property
     def directory(self) -> Path:
@@ -274,6 +288,12 @@ class Store:
         # Rows are numbered in the order in which they were written.
         found = self._one("SELECT task FROM updates WHERE device = ? ORDER BY rowid DESC LIMIT 1", (device,))
         return None if found is None else str(found[0])
+
+    def is_outsider(self, device: str, members: int) -> bool:
+        """Whether so many devices have had an update accepted, in any round, and this is none of them."""
+        query = "SELECT count(DISTINCT device), coalesce(max(device = ?), 0) FROM updates"
+        counted, among_them = self._one(query, (device,))
+        return counted >= members and not among_them
 
     def bytes_up(self, number: int) -> int:
         """Bytes of the updates accepted in a round."""
@@ -459,19 +479,44 @@ class Store:
             return self._connection.execute(query, values).fetchall()
 
     @contextmanager
-    def _writing(self) -> Iterator[Write]:
-        """One transaction."""
+    def batch(self) -> Iterator[None]:
+        """Make one transaction of all that is written inside, with one fsync at its end; reads inside see it already.
+
+        Nothing that follows from what is written may leave this process before the end. When the batch fails, all of
+        it is undone, whatever has been made of it in memory.
+        """
         with explained(self._path):
-            began_s = time.perf_counter()
-            self._connection.execute("BEGIN IMMEDIATE")
+            self._batched = True
             try:
+                yield
+                if self._connection.in_transaction:
+                    self._commit()
+            finally:
+                self._batched = False
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+
+    @contextmanager
+    def _writing(self) -> Iterator[Write]:
+        """One transaction, or a part of the batch's."""
+        with explained(self._path):
+            if not self._connection.in_transaction:
+                self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                if self._lease is not None:
+                    check_lease(self._connection, self.directory, self._lease)
                 yield lambda statement, values=(): self._connection.execute(statement, values).rowcount
-                self._connection.execute("COMMIT")
-                self.last_commit_s = time.perf_counter() - began_s
+                if not self._batched:
+                    self._commit()
             except BaseException:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
+
+    def _commit(self) -> None:
+        began_s = time.perf_counter()
+        self._connection.execute("COMMIT")
+        self.last_commit_s = time.perf_counter() - began_s
 
 
 def open_store(directory: Path) -> Store:
@@ -481,13 +526,19 @@ def open_store(directory: Path) -> Store:
         JournalInUse: Another coordinator holds the directory.
         JournalError: It cannot be opened, or is of another version of this program.
     """
-    path = directory / JOURNAL_NAME
+    path, lease = directory / JOURNAL_NAME, new_lease()
     lock = open_lock(directory)
     try:
-        return Store(connect(path), lock, path)
+        wait_for_silence(directory, lease)
+        connection = connect(path)
+        with explained(path):
+            take_lease(connection, lease)
+        store = Store(connection, lock, path, lease)
     except BaseException:
         lock.close()
         raise
+    store.beat()
+    return store
 
 
 def open_reader(directory: Path) -> Store:

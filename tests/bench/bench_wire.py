@@ -169,10 +169,7 @@ def _cut_upload(root: Path, _options: argparse.Namespace) -> list[dict[str, Any]
     model = dense_model(MODEL_BYTES)
     places = [MODEL_BYTES // 4, MODEL_BYTES // 2, 3 * MODEL_BYTES // 4]
     with world(root / "ours") as here:
-        left = list(places)
-        _, up = transferred(
-            here, "t33", model, LINK, _Never(), lambda _, sent: bool(left) and sent > left[0] and left.pop(0) > 0
-        )
+        _, up = transferred(here, "t33", model, LINK, cut_down=_Never(), cut_up=_At(places))
     peer = single_publish_bytes(root / "peer", up.payload_bytes, LINK, places)
     row = _row(
         "T33", f"bytes of a 16 MB upload with {up.cuts} cuts, over its size", _share(up), 1.0, 1.03, also=up.cuts == 3
@@ -189,7 +186,7 @@ def _cut_upload(root: Path, _options: argparse.Namespace) -> list[dict[str, Any]
 def _cut_all_the_time(root: Path, _options: argparse.Namespace) -> list[dict[str, Any]]:
     model = dense_model(LARGE_BYTES)
     with world(root) as here:
-        ways = dict(zip(("down", "up"), transferred(here, "e1", model, LINK, _Every(), _Every()), strict=True))
+        ways = dict(zip(("down", "up"), transferred(here, "e1", model, LINK, cut_down=_Every(), cut_up=_Every()), strict=True))
     rows = []
     for way, one in ways.items():
         what = f"bytes of a 50 MB {way}load cut {one.cuts} times, over its size"
@@ -232,6 +229,19 @@ class _Never:
 
     def __call__(self, _seconds: float, _sent: int) -> bool:
         return False
+
+
+class _At:
+    """A link that is cut once so many bytes are through."""
+
+    def __init__(self, places: list[int]) -> None:
+        self._left = list(places)
+
+    def __call__(self, _seconds: float, sent: int) -> bool:
+        if not self._left or sent <= self._left[0]:
+            return False
+        del self._left[0]
+        return True
 
 
 class _Every:

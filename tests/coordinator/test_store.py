@@ -2,7 +2,7 @@
 
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -320,3 +320,33 @@ def test_a_file_is_written_wholly_or_not_at_all(tmp_path: Path) -> None:
     write_file(tmp_path / "final", b"two")
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
     assert (tmp_path / "final").read_bytes() == b"two"
+
+
+def test_a_batch_is_one_transaction_that_others_see_at_its_end(store: Store, tmp_path: Path) -> None:
+    store.start_round(1, 1, (task("a"), task("b")))
+    beside = sqlite3.connect(tmp_path / "state" / JOURNAL_NAME)
+    with store.batch():
+        assert store.add_update(update("a"))
+        assert store.add_update(update("b"))
+        assert store.accepted_digest("b", task("b").task) == update("b").sha256
+        assert beside.execute("SELECT count(*) FROM updates").fetchone() == (0,)
+    assert beside.execute("SELECT count(*) FROM updates").fetchone() == (2,)
+    beside.close()
+
+
+def test_a_batch_that_fails_leaves_nothing_and_the_journal_goes_on(store: Store) -> None:
+    store.start_round(1, 1, (task("a"), task("b")))
+
+    def together(last: Callable[[], object]) -> None:
+        with store.batch():
+            assert store.add_update(update("a"))
+            last()
+
+    with pytest.raises(ZeroDivisionError):
+        together(lambda: 1 // 0)
+    assert list(store.updates(1)) == []
+    with pytest.raises(JournalError):
+        together(lambda: store.fold_round(1, version(1), FIGURES))  # there is a version 1 already
+    assert list(store.updates(1)) == []
+    together(lambda: store.add_update(update("b")))
+    assert [each.device for each in store.updates(1)] == ["a", "b"]

@@ -1,7 +1,8 @@
 """Whole jobs in memory: real sessions, training and journal, and a fault at every place where something is written."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -142,10 +143,23 @@ class Killed(Exception):
 
 
 class DyingStore:
-    """A journal whose process dies just before or just after its n-th write."""
+    """A journal whose process dies just before or just after its n-th write.
+
+    The commit of a batch is one of them: dying after it is dying before anything that follows from it is sent.
+    """
 
     WRITES = frozenset(
-        {"begin", "keep_epoch", "see_device", "start_round", "add_update", "fold_round", "judge_round", "finish"}
+        {
+            "begin",
+            "keep_epoch",
+            "see_device",
+            "start_round",
+            "add_update",
+            "fold_round",
+            "judge_round",
+            "finish",
+            "batch",
+        }
     )
 
     def __init__(self, store: Store, at: int, *, after: bool) -> None:
@@ -158,16 +172,29 @@ class DyingStore:
             return real
 
         def write(*args: Any) -> Any:
-            self.written.append(name)
-            dies = len(self.written) == self._left
-            if dies and not self._after:
-                raise Killed
-            result = real(*args)
-            if dies:
-                raise Killed
-            return result
+            with self._dying(name):
+                return real(*args)
 
         return write
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        with ExitStack() as last:
+            before = len(self.written)
+            with self._store.batch():
+                yield
+                if len(self.written) > before:
+                    last.enter_context(self._dying("batch"))
+
+    @contextmanager
+    def _dying(self, name: str) -> Iterator[None]:
+        self.written.append(name)
+        dies = len(self.written) == self._left
+        if dies and not self._after:
+            raise Killed
+        yield
+        if dies:
+            raise Killed
 
 
 def writes_of_an_undisturbed_job(tmp_path: Path) -> list[str]:

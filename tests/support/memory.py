@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edge_runtime.data import Dataset
+    from edge_runtime.slots import Slots
 
 SITE = "test"
 STEP_S = 0.1
@@ -125,6 +126,7 @@ class MemoryDevice:
         self.settled: list[Any] = []
         self.spoil: Callable[[bytes], bytes] = lambda data: data
         self.rule: str | None = None
+        self.slots: Slots | None = None  # for codecs that carry something over
         self.session: DeviceSession | None = None
 
     def start(self, now_s: float) -> None:
@@ -194,7 +196,7 @@ class MemoryDevice:
         self.tasks.append(task)
         plans = {name: read_plan(self.blobs[name]) for phase in task.phases for name in phase.plans}
         try:
-            update = run_task(task, plans, self.weights(command), self.dataset)
+            update = run_task(task, plans, self.weights(command), self.dataset, slots=self.slots)
         except EdgeError as error:
             return self.session.failed(now_s, command.key, error.rule, str(error))
         return self.session.finished(now_s, command.key, self.spoil(update.data))
@@ -294,10 +296,13 @@ class MemorySite:
             return
         due = self.job.has_work
         inbox = self.broker.clients["gateway"].inbox
-        while inbox:
-            topic, payload, retain = inbox.popleft()
-            self.send(self.job.received(topic, payload, self.now_s, retain=retain))
-        self.send(self.job.tick(self.now_s))
+        commands: list[Any] = []
+        with self.job.batch():
+            while inbox:
+                topic, payload, retain = inbox.popleft()
+                commands += self.job.received(topic, payload, self.now_s, retain=retain)
+            commands += self.job.tick(self.now_s)
+        self.send(commands)
         if due:
             self.send(self.job.work(self.now_s))
 
