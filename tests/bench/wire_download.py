@@ -11,15 +11,14 @@ import socket
 import subprocess
 import sys
 import time
-import zlib
 from typing import TYPE_CHECKING
 
 from bench.wire_transfer import PAHO_S, paho_client
 from coordinator.broker import start_broker
 from edge_runtime import mqtt
 from edge_runtime.link import Connected, Link, Message, Subscribed
-from edge_runtime.wire import DeviceSession, Publish, RunTask, Subscribe, Unsubscribe, fetch
-from edge_runtime.wire.chunks import BadChunk, chunk_count, missing_chunks
+from edge_runtime.wire import DeviceSession, Publish, RunTask, Subscribe, Unsubscribe
+from edge_runtime.wire.chunks import chunk_count
 from support.boards import Gateway
 from support.process import peak_rss_kb
 
@@ -38,34 +37,27 @@ DEADLINE_S = 300.0
 
 
 class Checked:
-    """Checks every chunk of a blob as a device does and keeps none: many devices' blobs would not fit this machine."""
+    """A sink that keeps nothing: every chunk was checked on its way, and many devices' blobs would not fit here."""
 
-    def __init__(self, sha256: str, size_bytes: int, cap_bytes: int) -> None:  # noqa: ARG002 an assembler's arguments
-        self.sha256, self.size_bytes, self.chunks = sha256, size_bytes, chunk_count(size_bytes)
-        self._have = bytearray(-(-self.chunks // 8))
-        self._left = self.chunks
+    def __init__(self, sha256: str, size_bytes: int) -> None:
+        self._sha256, self._size_bytes = sha256, size_bytes
 
-    @property
-    def complete(self) -> bool:
-        """Whether every chunk has been here."""
-        return self._left == 0
+    def begin(self) -> bytes:
+        """Nothing is there yet."""
+        return bytes(-(-chunk_count(self._size_bytes) // 8))
 
-    def add(self, index: int, payload: bytes) -> bool:
-        """Check a chunk and note it."""
-        if zlib.crc32(memoryview(payload)[4:]) != int.from_bytes(payload[:4], "little"):
-            raise BadChunk(f"chunk {index} does not have the CRC-32 it came with")
-        new = not self._have[index // 8] >> (index % 8) & 1
-        self._have[index // 8] |= 1 << (index % 8)
-        self._left -= new
-        return new
+    def write(self, index: int, piece: memoryview, crc: bytes) -> None:
+        """Drop a chunk."""
 
-    def missing(self, limit: int) -> list[int]:
-        """The first chunks that have not been here."""
-        return missing_chunks(self._have, self.chunks, limit)
+    def digest(self) -> str:
+        """What it must be."""
+        return self._sha256
 
-    def take(self) -> bytes:
-        """Stands for the blob."""
-        return b"checked"
+    def clear(self) -> None:
+        """Nothing has to be forgotten."""
+
+    def take(self) -> None:
+        """Nothing is handed over."""
 
 
 class Light:
@@ -73,7 +65,7 @@ class Light:
 
     def __init__(self, url: str, name: str) -> None:
         boot = os.urandom(4).hex()
-        self.session = DeviceSession(SITE, name, boot=boot, examples=1)
+        self.session = DeviceSession(SITE, name, boot=boot, examples=1, open_sink=Checked)
         self.link = Link(url, f"{name}-{boot}", self.session.will(), 120)
         self.whole = False
 
@@ -160,7 +152,6 @@ def single_message_peak_kb(broker: PlainMosquitto, size: int, devices: int) -> i
 def main() -> None:
     """Download as COUNT devices from FIRST on."""
     url, first, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    fetch.Assembler = Checked  # type: ignore[misc, assignment]  # see there
     devices = [Light(url, f"dev-{number}") for number in range(first, first + count)]
     until_s = time.monotonic() + DEADLINE_S
     while not all(device.whole for device in devices) and time.monotonic() < until_s:
