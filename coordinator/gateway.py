@@ -73,6 +73,12 @@ def superseded(event: GatewaySuperseded) -> dict[str, object]:
     return {"event": "error", "message": message, "rule": "GatewaySuperseded"}
 
 
+def refused(event: UpdateRefused) -> dict[str, object]:
+    """The event of an update that was not taken."""
+    retry = {} if event.retry_s is None else {"retry_s": event.retry_s}
+    return {"event": "refused", "device": event.device, "rule": event.rule, "message": event.message, **retry}
+
+
 class RunningJob:
     """Holds the wire session, the machine's state and the newest version; everything durable is in the store.
 
@@ -365,9 +371,7 @@ class RunningJob:
         return cleared + self._step(records.TaskFailed(task.device, task.version, reason, unfit), now_s)
 
     def _take_refused(self, event: UpdateRefused, _now_s: float) -> list[Command]:
-        told = {"device": event.device, "rule": event.rule, "message": event.message}
-        retry = {} if event.retry_s is None else {"retry_s": event.retry_s}
-        self._parts.emit({"event": "refused", **told, **retry})
+        self._parts.emit(refused(event))
         return []
 
     def _take_telemetry(self, event: Telemetry, _now_s: float) -> list[Command]:

@@ -20,6 +20,7 @@ task, but for asynchronous schedules: the difference is its staleness.
 Notebooks read the view `rounds_v1` (docs/coordinator.md), whose columns stay when the tables change.
 """
 
+import errno
 import fcntl
 import os
 import sqlite3
@@ -298,15 +299,31 @@ def _primary(error: sqlite3.DatabaseError) -> int:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF  # not set by errors of the module's own
 
 
+# The same of files: errors that more room, or a disk that is mounted again, may end.
+_PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
+
+
 def write_file(path: Path, data: bytes) -> None:
-    """Write a file so that it is there wholly or not at all, and stays after a power cut."""
+    """Write a file so that it is there wholly or not at all, and stays after a power cut.
+
+    Raises:
+        JournalUnwritable: The disk is full, read-only or fails.
+        OSError: Anything else.
+    """
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    sync_directory(path.parent)
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        sync_directory(path.parent)
+    except OSError as error:
+        if error.errno not in _PASSING:
+            raise
+        raise JournalUnwritable(
+            f"{path} cannot be written: {error.strerror}; make room or the disk writable"
+        ) from error
 
 
 def sync_directory(directory: Path) -> None:

@@ -13,13 +13,14 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from coordinator.fleet import TIMES_KEPT, Device, Presence
 from coordinator.journal import JOURNAL_NAME, JobChanged, connect, connect_to_read, explained, open_lock
+from coordinator.lease import Lease, beat, check_lease, end_lease, new_lease, take_lease, wait_for_silence
 from coordinator.round_records import Journalled, Outcome, Phase, Standing
 from coordinator.views import View, digests, drop_views, held, insert_view, read_view
 
@@ -103,18 +104,29 @@ class Write(Protocol):
 class Store:
     """An open journal; holds the connection and the lock that keeps a second coordinator out."""
 
-    def __init__(self, connection: sqlite3.Connection, lock: IO[bytes] | None, path: Path) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, lock: IO[bytes] | None, path: Path, lease: Lease | None = None
+    ) -> None:
         self._connection = connection
         self._lock = lock
         self._path = path
+        self._lease = lease
         self._batched = False
         self.last_commit_s = 0.0  # how long the last commit took, its fsync included
 
     def close(self) -> None:
         """Close the journal and let another coordinator in."""
         self._connection.close()
+        if self._lease is not None:
+            end_lease(self.directory, self._lease)
         if self._lock is not None:
             self._lock.close()
+
+    def beat(self) -> None:
+        """Show other machines that the holder lives; call it every coordinator.lease.BEAT_S."""
+        if self._lease is not None:
+            with suppress(OSError):  # on a disk that takes nothing nobody else can take over either
+                beat(self.directory, self._lease)
 
     @property
     def directory(self) -> Path:
@@ -491,6 +503,8 @@ class Store:
             if not self._connection.in_transaction:
                 self._connection.execute("BEGIN IMMEDIATE")
             try:
+                if self._lease is not None:
+                    check_lease(self._connection, self.directory, self._lease)
                 yield lambda statement, values=(): self._connection.execute(statement, values).rowcount
                 if not self._batched:
                     self._commit()
@@ -512,13 +526,19 @@ def open_store(directory: Path) -> Store:
         JournalInUse: Another coordinator holds the directory.
         JournalError: It cannot be opened, or is of another version of this program.
     """
-    path = directory / JOURNAL_NAME
+    path, lease = directory / JOURNAL_NAME, new_lease()
     lock = open_lock(directory)
     try:
-        return Store(connect(path), lock, path)
+        wait_for_silence(directory, lease)
+        connection = connect(path)
+        with explained(path):
+            take_lease(connection, lease)
+        store = Store(connection, lock, path, lease)
     except BaseException:
         lock.close()
         raise
+    store.beat()
+    return store
 
 
 def open_reader(directory: Path) -> Store:
