@@ -142,6 +142,7 @@ def _prepare(place: Place, emit: Emit, stack: ExitStack) -> Parts:
     program, held_out = checked.program, checked.held_out
     store = stack.enter_context(closing(open_store(place.state)))
     store.begin(definition(program), make_version(1, program.weights, {}))
+    store.keep = checked.job.keep
     keep_model(place.state, program.model)
     # Folds and judges in a thread: the link must go on, however large the model is.
     worker = stack.enter_context(ThreadPoolExecutor(1, "versions"))
