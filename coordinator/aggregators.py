@@ -59,9 +59,16 @@ class Fold:
     rightly. Memory: 16 bytes a value of the tensors, once for every set of tensors that devices train.
     """
 
-    def __init__(self, weigh: Weigh, plain: Collection[str]) -> None:
-        """Begin; `plain` names the running statistics, which are averaged by examples whatever the weights are."""
+    def __init__(self, weigh: Weigh, plain: Collection[str], over: int | None = None) -> None:
+        """Begin.
+
+        Args:
+            weigh: What an update weighs.
+            plain: Names the running statistics, which are averaged by examples whatever the weights are.
+            over: The divisor of every tensor, how many updates there are at most, in the place of what they count.
+        """
         self._weigh = weigh
+        self._over = over
         self._plain = plain
         self._parts: dict[tuple[str, ...], _Part] = {}
         self.updates: set[tuple[str, str]] = set()
@@ -71,9 +78,12 @@ class Fold:
 
         Raises:
             ValueError: An update of its name is in already, it counts fewer than one example or step, its shapes are
-                not those of others, or a value is not finite or beyond what sums hold. Nothing was added.
+                not those of others, a value is not finite or beyond what sums hold, or it is one too many. Nothing was
+                added.
         """
         key, examples = (contribution.device, contribution.task), contribution.examples
+        if self._over is not None and len(self.updates) >= self._over:
+            raise ValueError(f"the update of {contribution.device!r} is one more than the {self._over} there may be")
         if key in self.updates:
             raise ValueError(f"the update of {contribution.device!r} is folded already")
         if examples < 1 or contribution.steps < 1:
@@ -100,6 +110,8 @@ class Fold:
         total = parts[0].sums.sum(name)
         for part in parts[1:]:
             total += part.sums.sum(name)
+        if self._over is not None:
+            return total / float(self._over)
         if name in self._plain:
             return total / float(sum(part.examples for part in parts))
         count = sum(part.count for part in parts)
@@ -148,13 +160,14 @@ def _check_shapes(layout: Layout, others: Layout) -> None:
 
 @dataclass(frozen=True)
 class Aggregate:
-    """How many updates become one: by the weight of each."""
+    """How many updates become one: by the weight of each, and a fixed divisor if there is one."""
 
     weigh: Weigh
+    over: int | None = None
 
     def begin(self, plain: Collection[str]) -> Fold:
         """A fold that takes updates one by one; `plain` names the running statistics."""
-        return Fold(self.weigh, plain)
+        return Fold(self.weigh, plain if self.over is None else (), self.over)
 
     def __call__(self, contributions: Iterable[Contribution], plain: Collection[str] = ()) -> Mean:
         """All at once."""
@@ -185,6 +198,14 @@ def normalised_mean(momentum: float) -> Aggregate:
         return Weight(each.examples / length, each.examples, length)
 
     return Aggregate(weigh)
+
+
+def share_of(members: int) -> Aggregate:
+    """The sum of the updates over a number of devices that stays, however many of them have sent one.
+
+    Every tensor, running statistics too: for updates that add to a mean which is kept (coordinator/methods/ef21.py).
+    """
+    return Aggregate(lambda _: Weight(1.0, 1), over=members)
 
 
 def path_length(steps: int, momentum: float) -> float:

@@ -24,7 +24,7 @@ from coordinator.program import Program, Turn, attempt_turn, make_task, rules_of
 from coordinator.results import export
 from coordinator.schedules import SCHEDULES
 from coordinator.store import EXPIRED, JournalTask, JournalUpdate, RoundFigures, Store, Version
-from coordinator.updates import check_update, max_update_bytes
+from coordinator.updates import FleetFull, check_update, max_update_bytes
 from edge_runtime.codecs import find_codec
 from edge_runtime.errors import RemoteError
 from edge_runtime.wire.events import (
@@ -71,6 +71,12 @@ def superseded(event: GatewaySuperseded) -> dict[str, object]:
         "give every job a --site of its own, or start the same command again when the other has ended"
     )
     return {"event": "error", "message": message, "rule": "GatewaySuperseded"}
+
+
+def refused(event: UpdateRefused) -> dict[str, object]:
+    """The event of an update that was not taken."""
+    retry = {} if event.retry_s is None else {"retry_s": event.retry_s}
+    return {"event": "refused", "device": event.device, "rule": event.rule, "message": event.message, **retry}
 
 
 class RunningJob:
@@ -286,6 +292,7 @@ class RunningJob:
         if isinstance(number, records.Refusal):
             return self._refuse_late(event, task, number, now_s)
         try:
+            self._check_member(event.device)
             announced = self._state.fleet[event.device].examples
             layout = self._parts.program.stage(task.version).for_device(event.device).layout
             claims, _ = check_update(event.data, task, layout, announced)
@@ -310,6 +317,11 @@ class RunningJob:
         )
         accepted = self.session.accept(event.device, event.uid)
         return accepted + self._note(records.UpdateJournalled(event.device, number, seconds), now_s)
+
+    def _check_member(self, device: str) -> None:
+        members = self._parts.program.method.members
+        if members is not None and self._parts.store.is_outsider(device, members):
+            raise FleetFull(f"{members} other devices have taken part already, all that [method] devices allows")
 
     def _seconds_since_sent(self, device: str, now_s: float) -> float | None:
         """None for a task that an earlier process has sent."""
@@ -366,9 +378,7 @@ class RunningJob:
         return cleared + self._step(records.TaskFailed(task.device, task.version, reason, unfit), now_s)
 
     def _take_refused(self, event: UpdateRefused, _now_s: float) -> list[Command]:
-        told = {"device": event.device, "rule": event.rule, "message": event.message}
-        retry = {} if event.retry_s is None else {"retry_s": event.retry_s}
-        self._parts.emit({"event": "refused", **told, **retry})
+        self._parts.emit(refused(event))
         return []
 
     def _take_telemetry(self, event: Telemetry, _now_s: float) -> list[Command]:

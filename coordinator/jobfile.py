@@ -56,6 +56,10 @@ codec = ["dense"]        # or stages such as ["topk 0.01 ef", "fp16", "rice"]; d
 [download]               # optional
 codec = ["topk 0.05", "fp16", "rice"]  # how devices are sent what changed in the weights; docs/job-file.md
 
+[keep]                   # optional: which versions keep their weights on the gateway
+versions = 3             # the newest so many
+every = 10               # and every 10th; default: no other
+
 [evaluate]
 data = "held-out"        # directory with test.npz (x, y) or t10k-*-ubyte idx files
 ```
@@ -83,11 +87,13 @@ from coordinator.fields import (
     text,
     with_defaults,
 )
+from coordinator.keep import KEEP, Keep
 from coordinator.methods import METHODS
 from coordinator.round_records import SYNCHRONOUS, ScheduleRules
 from coordinator.schedule_keys import SCHEDULE, make_schedule
 from coordinator.schedule_keys import contradictions as schedule_contradictions
 from coordinator.training_keys import TRAINING, Training, contradictions, make_training
+from edge_runtime.codecs import find_codec
 from models.zoo import MODELS
 
 MAX_JOB_FILE_BYTES = 1 << 20
@@ -137,6 +143,7 @@ class Job:
     codec: tuple[str, ...] | None = None  # the stages of devices' uploads; None: as the method has it
     schedule: ScheduleRules = SYNCHRONOUS
     download: tuple[str, ...] | None = None  # the stages of what devices are sent; None: what changed, as it is
+    keep: Keep = KEEP
 
 
 @dataclass(frozen=True)
@@ -191,9 +198,13 @@ SCHEMA: Mapping[str, Mapping[str, Field]] = {
     "schedule": SCHEDULE,
     "upload": {"codec": Field(codec, required=False)},
     "download": {"codec": Field(download_codec)},
+    "keep": {
+        "versions": Field(integer(1, 100_000), required=False, default=3),
+        "every": Field(integer(1, 1_000_000), required=False),
+    },
     "evaluate": {"data": Field(_PATH)},
 }
-OPTIONAL = frozenset({"schedule", "upload", "download"})  # sections that may be left out
+OPTIONAL = frozenset({"schedule", "upload", "download", "keep"})  # sections that may be left out
 
 
 def load_job(path: Path) -> Job:
@@ -297,6 +308,7 @@ def _contradictions(document: Mapping[str, Any], home: Path) -> Iterator[tuple[s
             "training.optimizer",
             f"is {shown(training['optimizer'])}; {name} is told with {', '.join(optimizers)} alone",
         )
+    yield from _memory_contradictions(document)
     least, devices = rounds.get("min_updates"), rounds.get("devices")
     if type(least) is int and type(devices) is int and least > devices:
         yield "round.min_updates", f"is {least}, more than round.devices = {devices}"
@@ -304,6 +316,21 @@ def _contradictions(document: Mapping[str, Any], home: Path) -> Iterator[tuple[s
     data = evaluate.get("data")
     if isinstance(data, str) and data and not (home / data).is_dir():
         yield "evaluate.data", f"names no directory: {home / data}"
+
+
+def _memory_contradictions(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """A codec that remembers and the method that does go together, and only where every update counts alike."""
+    remembers = _table(document, "method").get("name") == "ef21"
+    stages = _table(document, "upload").get("codec")
+    if stages is not None and codec(stages) is None and find_codec(stages).remembers != remembers:
+        yield "upload.codec", f"is {shown(stages)}; a stage ef21 and the method ef21 need each other"
+    members, waited = _table(document, "method").get("devices"), _table(document, "round").get("devices")
+    if remembers and type(members) is int and type(waited) is int and waited > members:
+        yield "round.devices", f"is {waited}, more than method.devices = {members}"
+    if remembers and _table(document, "schedule").get("name", "sync") != "sync":
+        yield "schedule.name", "is not for the method ef21, whose updates must count alike however old they are"
+    if remembers and "boards" in _table(document, "training"):
+        yield "training.boards", "are not for the method ef21: every device must train the same tensors"
 
 
 def _model_contradictions(model: Mapping[str, Any], home: Path) -> Iterator[tuple[str, str]]:
@@ -343,6 +370,7 @@ def _job(document: Mapping[str, Any], schema: Mapping[str, Mapping[str, Field]],
         codec=None if tables["upload"]["codec"] is None else tuple(tables["upload"]["codec"]),
         schedule=make_schedule(tables["schedule"]),
         download=None if tables["download"]["codec"] is None else tuple(tables["download"]["codec"]),
+        keep=Keep(**tables["keep"]),
     )
 
 

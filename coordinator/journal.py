@@ -3,7 +3,7 @@
 | table | a row is |
 | --- | --- |
 | job | the job (one row): its definition, its last coordinator's epoch, its run's digits, and how it stands |
-| versions | one version of the weights, and the server step's state; the blobs of some stay (coordinator.versions) |
+| versions | one version of the weights, and the server step's state; the blobs of some stay (coordinator.keep) |
 | downloads | what devices hold of a version (NULL: its weights), and the delta that made it of the one before |
 | devices | a device as last seen |
 | rounds | round r makes version r + 1: "open", "folded" (its version is written) or "evaluated", and its metrics |
@@ -20,6 +20,7 @@ task, but for asynchronous schedules: the difference is its staleness.
 Notebooks read the view `rounds_v1` (docs/coordinator.md), whose columns stay when the tables change.
 """
 
+import errno
 import fcntl
 import os
 import sqlite3
@@ -140,7 +141,7 @@ CREATE VIEW IF NOT EXISTS versions_in_use AS
   SELECT tasks.round FROM updates JOIN tasks USING (device, task) WHERE updates.folded_in IS NULL
 """
 
-# Free pages are given back to the disk in coordinator.versions; WAL and free pages beyond these are.
+# Free pages are given back to the disk in coordinator.keep; the log's file beyond so many bytes by every checkpoint.
 _PRAGMAS = (
     "auto_vacuum = INCREMENTAL",
     "journal_mode = WAL",
@@ -298,15 +299,31 @@ def _primary(error: sqlite3.DatabaseError) -> int:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF  # not set by errors of the module's own
 
 
+# The same of files: errors that more room, or a disk that is mounted again, may end.
+_PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
+
+
 def write_file(path: Path, data: bytes) -> None:
-    """Write a file so that it is there wholly or not at all, and stays after a power cut."""
+    """Write a file so that it is there wholly or not at all, and stays after a power cut.
+
+    Raises:
+        JournalUnwritable: The disk is full, read-only or fails.
+        OSError: Anything else.
+    """
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    sync_directory(path.parent)
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        sync_directory(path.parent)
+    except OSError as error:
+        if error.errno not in _PASSING:
+            raise
+        raise JournalUnwritable(
+            f"{path} cannot be written: {error.strerror}; make room or the disk writable"
+        ) from error
 
 
 def sync_directory(directory: Path) -> None:

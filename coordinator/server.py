@@ -20,7 +20,7 @@ from typing import Any
 from coordinator.broker import BrokerError, start_broker
 from coordinator.broker.probe import without_password
 from coordinator.evaluate import Evaluation, EvaluationError, evaluate
-from coordinator.events import Emit, json_lines, log_lines, of_job, seldom
+from coordinator.events import Emit, enduring, json_lines, log_lines, of_job, seldom
 from coordinator.gateway import EXIT_DONE, EXIT_FAILED, Parts
 from coordinator.home import JOB_FILE, HomeError, check_job, next_ready, remove_remains
 from coordinator.jobfile import JobFileError
@@ -71,7 +71,8 @@ class Place:
 def main(argv: list[str] | None = None) -> int:
     """Runs one job to its end, or those of a home until it is stopped; see the module's docstring."""
     options = _parse(argv)
-    emit = seldom(json_lines(sys.stdout) if options.events else log_lines(sys.stdout), time.monotonic)
+    told = enduring(json_lines(sys.stdout) if options.events else log_lines(sys.stdout))
+    emit = seldom(told, time.monotonic)
     with ExitStack() as stack:
         asked_to_stop = stack.enter_context(_stop_signals())
         try:
@@ -118,7 +119,7 @@ def _serve_home(options: argparse.Namespace, emit: Emit, watched: Mapping[str, A
             ready = next_ready(home, unusable)
             if ready is None:
                 if not idle:
-                    emit({"event": "idle", "home": str(home), "url": without_password(broker[0])})
+                    emit({"event": "idle", "home": str(home), "url": without_password(broker[0]), **watched})
                 idle = True
                 time.sleep(IDLE_S)
                 continue
@@ -143,6 +144,7 @@ def _prepare(place: Place, emit: Emit, stack: ExitStack) -> Parts:
     program, held_out = checked.program, checked.held_out
     store = stack.enter_context(closing(open_store(place.state)))
     store.begin(definition(program), make_version(1, program.weights, {}))
+    store.keep = checked.job.keep
     keep_model(place.state, program.model)
     # Folds and judges in a thread: the link must go on, however large the model is.
     worker = stack.enter_context(ThreadPoolExecutor(1, "versions"))

@@ -13,17 +13,18 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from coordinator.fleet import TIMES_KEPT, Device, Presence
 from coordinator.journal import JOURNAL_NAME, JobChanged, connect, connect_to_read, explained, open_lock
+from coordinator.keep import KEEP, drop_weights, give_back
+from coordinator.lease import Lease, beat, check_lease, end_lease, new_lease, take_lease, wait_for_silence
 from coordinator.round_records import Journalled, Outcome, Phase, Standing
 from coordinator.views import View, digests, drop_views, held, insert_view, read_view
 
-KEEP_VERSIONS = 3
 # Why a task is failed whose update would come too late to count.
 EXPIRED = "StaleUpdate: its version is too far behind"
 
@@ -103,18 +104,30 @@ class Write(Protocol):
 class Store:
     """An open journal; holds the connection and the lock that keeps a second coordinator out."""
 
-    def __init__(self, connection: sqlite3.Connection, lock: IO[bytes] | None, path: Path) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, lock: IO[bytes] | None, path: Path, lease: Lease | None = None
+    ) -> None:
         self._connection = connection
         self._lock = lock
         self._path = path
+        self._lease = lease
+        self.keep = KEEP
         self._batched = False
         self.last_commit_s = 0.0  # how long the last commit took, its fsync included
 
     def close(self) -> None:
         """Close the journal and let another coordinator in."""
         self._connection.close()
+        if self._lease is not None:
+            end_lease(self.directory, self._lease)
         if self._lock is not None:
             self._lock.close()
+
+    def beat(self) -> None:
+        """Show other machines that the holder lives; call it every coordinator.lease.BEAT_S."""
+        if self._lease is not None:
+            with suppress(OSError):  # on a disk that takes nothing nobody else can take over either
+                beat(self.directory, self._lease)
 
     @property
     def directory(self) -> Path:
@@ -180,6 +193,11 @@ class Store:
         """The job is done."""
         with self._writing() as write:
             write("UPDATE job SET done = ?", (reason,))
+
+    def give_back(self) -> int:
+        """Give pages that nobody needs back to the disk, all of them once the job is done; returns the bytes."""
+        with explained(self._path):
+            return give_back(self._connection, all_of_it=self.done() is not None)
 
     def failed(self) -> str | None:
         """Why the job failed when it last ran, or None."""
@@ -277,6 +295,12 @@ class Store:
         found = self._one("SELECT task FROM updates WHERE device = ? ORDER BY rowid DESC LIMIT 1", (device,))
         return None if found is None else str(found[0])
 
+    def is_outsider(self, device: str, members: int) -> bool:
+        """Whether so many devices have had an update accepted, in any round, and this is none of them."""
+        query = "SELECT count(DISTINCT device), coalesce(max(device = ?), 0) FROM updates"
+        counted, among_them = self._one(query, (device,))
+        return counted >= members and not among_them
+
     def bytes_up(self, number: int) -> int:
         """Bytes of the updates accepted in a round."""
         return int(self._one("SELECT coalesce(sum(bytes), 0) FROM updates WHERE round = ?", (number,))[0])
@@ -304,8 +328,7 @@ class Store:
         """Write the version that a round made, with what it means for updates, tasks and older versions.
 
         Its updates' bytes are dropped. Tasks that are now more than `max_staleness` versions behind are failed: an
-        update for them could not count any more. Versions lose their weights but for the newest KEEP_VERSIONS and those
-        that an open task or an update which is still to be folded started from.
+        update for them could not count any more. Versions lose their weights as coordinator.keep says.
         """
         row = (figures.devices, figures.cohort, figures.bytes_up, figures.bytes_down, figures.seconds, number)
         with self._writing() as write:
@@ -321,11 +344,7 @@ class Store:
                 "UPDATE tasks SET state = 'failed', reason = ?, data = x'' WHERE state = 'open' AND round < ?",
                 (EXPIRED, made.version - max_staleness),
             )
-            write(
-                "UPDATE versions SET weights = NULL, state = NULL WHERE version <= ? AND weights IS NOT NULL "
-                "AND version NOT IN (SELECT version FROM versions_in_use)",
-                (made.version - KEEP_VERSIONS,),
-            )
+            drop_weights(write, made.version, self.keep)
             drop_views(write, made.version)
 
     def judge_round(self, number: int, accuracy: float, loss: float) -> None:
@@ -485,6 +504,8 @@ class Store:
             if not self._connection.in_transaction:
                 self._connection.execute("BEGIN IMMEDIATE")
             try:
+                if self._lease is not None:
+                    check_lease(self._connection, self.directory, self._lease)
                 yield lambda statement, values=(): self._connection.execute(statement, values).rowcount
                 if not self._batched:
                     self._commit()
@@ -506,13 +527,19 @@ def open_store(directory: Path) -> Store:
         JournalInUse: Another coordinator holds the directory.
         JournalError: It cannot be opened, or is of another version of this program.
     """
-    path = directory / JOURNAL_NAME
+    path, lease = directory / JOURNAL_NAME, new_lease()
     lock = open_lock(directory)
     try:
-        return Store(connect(path), lock, path)
+        wait_for_silence(directory, lease)
+        connection = connect(path)
+        with explained(path):
+            take_lease(connection, lease)
+        store = Store(connection, lock, path, lease)
     except BaseException:
         lock.close()
         raise
+    store.beat()
+    return store
 
 
 def open_reader(directory: Path) -> Store:

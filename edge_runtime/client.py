@@ -224,7 +224,7 @@ class Client:
                 case KeepGen(gen):
                     self._state.keep_gen(gen)
                 case StoreUpdate(key, task, data):
-                    self._state.keep_update(key, task, data, self._examples)
+                    self._session.stored(key, self._state.keep_update(key, task, data, self._examples))
                 case StoreBlob(sha256, data, is_plan) if data is not None:
                     self._blobs[sha256] = data
                     if is_plan:

@@ -10,6 +10,10 @@ replaced whole, and the next task says which of this device's updates was the la
 
 Therefore what is sent and counts, plus what is carried, is what training gave, to a rounding of float32, whatever fails
 in between. Momentum that ended with an update (`dgc`) does not come back with it.
+
+A codec that remembers (`ef21`) carries what its updates said so far, which the gateway holds as well: there what did
+not count is taken out again. Such slots must hold all that counted and nothing else, or the sum on the gateway would be
+wrong for ever; so a device whose slots are lost, or older than what counted, fails its task with MemoryLost.
 """
 
 import hashlib
@@ -22,12 +26,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.codecs import RESIDUAL, Codec, State
+from edge_runtime.codecs import Codec, State
+from edge_runtime.errors import EdgeError
 from edge_runtime.state_directory import write_atomically
 from edge_runtime.tensors import decode_tensors, tensor_file_parts
 from edge_runtime.wire.tasks import Carry, Task, format_task
 
-__all__ = ["SLOTS_NAME", "Kept", "Slots", "encode_carried", "kept_answer", "read_kept", "state_before"]
+__all__ = ["SLOTS_NAME", "Kept", "MemoryLost", "Slots", "encode_carried", "kept_answer", "read_kept", "state_before"]
 
 SLOTS_NAME = "slots"  # in a device's state directory
 UPDATE = "update"
@@ -45,6 +50,7 @@ class Kept:
         update: Its bytes.
         sent: The names of the update's tensors.
         stages: Of the codec.
+        after: The task whose update was the last to count before it; None if none had.
     """
 
     run: str
@@ -54,6 +60,11 @@ class Kept:
     update: bytes
     sent: tuple[str, ...]
     stages: tuple[str, ...]
+    after: str | None = None
+
+
+class MemoryLost(EdgeError):
+    """The codec goes on from what its updates said, and this device's slots do not hold just those that counted."""
 
 
 class Slots:
@@ -86,6 +97,7 @@ class Slots:
         tensors[UPDATE] = np.frombuffer(kept.update, np.uint8)
         metadata = {"run": kept.run, "task": kept.task, "key": kept.key}
         metadata |= {"sent": json.dumps(kept.sent), "stages": json.dumps(kept.stages)}
+        metadata |= {} if kept.after is None else {"after": kept.after}
         parts = tensor_file_parts(tensors, metadata)
         digest = hashlib.sha256()
         for part in parts:
@@ -117,13 +129,18 @@ def encode_carried(
 
     Returns:
         The bytes, and a warning where they and the slots could not be written to disk ("" otherwise).
+
+    Raises:
+        MemoryLost: The codec remembers, and the slots are not what has counted.
     """
     assert task.carry is not None, "run_task refuses a carrying codec without"
     run = task.carry.run
     state = state_before(slots.kept(run), task.carry, codec)
     data = codec.encode(tensors, metadata, state)
     try:
-        slots.keep(Kept(run, task.task, _key(task), state, data, tuple(sorted(tensors)), codec.stages))
+        slots.keep(
+            Kept(run, task.task, _key(task), state, data, tuple(sorted(tensors)), codec.stages, task.carry.counted)
+        )
     except OSError as error:
         return data, f"what the update leaves out could not be kept ({error.strerror}); a restart would lose it"
     return data, ""
@@ -140,14 +157,29 @@ def state_before(kept: Kept | None, carry: Carry, codec: Codec) -> State:
         kept: Of the same run, or None; changed.
         carry: As the task has it.
         codec: The run's.
+
+    Raises:
+        MemoryLost: As in encode_carried.
     """
+    if codec.remembers:
+        _check_memory(kept, carry)
     if kept is None:
         return {}
     if kept.task != carry.counted:
-        residual = kept.state[RESIDUAL]
-        for name, tensor in codec.decode(kept.update, {name: residual[name].shape for name in kept.sent})[0].items():
-            residual[name] += tensor
+        slot = kept.state[codec.carries[0]]
+        for name, said in codec.decode(kept.update, {name: slot[name].shape for name in kept.sent})[0].items():
+            np.add(slot[name], -said if codec.remembers else said, out=slot[name])
     return kept.state
+
+
+def _check_memory(kept: Kept | None, carry: Carry) -> None:
+    """What counted last must be the kept update, or the one before it, which giving that back leads to."""
+    held = {None} if kept is None else {kept.task, kept.after}
+    if carry.counted not in held:
+        raise MemoryLost(
+            f"the update that counted last is that of {carry.counted}, but the slots end with "
+            f"{'nothing' if kept is None else kept.task}; only a new run of the job can take this device in again"
+        )
 
 
 def read_kept(path: Path) -> Kept | None:
@@ -170,4 +202,5 @@ def read_kept(path: Path) -> Kept | None:
         slot, _, tensor = name.partition("/")
         state.setdefault(slot, {})[tensor] = array
     sent, stages = (tuple(json.loads(metadata[key])) for key in ("sent", "stages"))
-    return Kept(metadata["run"], metadata["task"], metadata["key"], state, update, sent, stages)
+    after = metadata.get("after")
+    return Kept(metadata["run"], metadata["task"], metadata["key"], state, update, sent, stages, after)

@@ -5,6 +5,7 @@ A method is a value. A new one is a new file with a function that returns a Meth
 
 from collections.abc import Mapping
 
+from coordinator.methods.ef21 import EF21
 from coordinator.methods.fedavg import FEDAVG
 from coordinator.methods.fedavgm import FEDAVGM
 from coordinator.methods.fednova import FEDNOVA
@@ -13,6 +14,7 @@ from coordinator.methods.fedprox import FEDPROX
 from coordinator.methods.method import Method, MethodKind, PhaseSpec, Upload
 
 METHODS: Mapping[str, MethodKind] = {
+    "ef21": EF21,
     "fedadagrad": FEDADAGRAD,
     "fedadam": FEDADAM,
     "fedavg": FEDAVG,

@@ -43,6 +43,7 @@ class Method:
         upload: What it sends back.
         aggregate: The fold from many updates to one.
         server_step: The fold's result applied to the weights.
+        members: How many devices may ever take part; None where that does not matter.
         proximal: Weight of the distance from what was received, beside the job file's.
     """
 
@@ -52,6 +53,7 @@ class Method:
     aggregate: Aggregate
     server_step: ServerStep
     proximal: float = 0.0
+    members: int | None = None
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,11 @@ __all__ = [
     "BadChunk",
     "BadChunkIndex",
     "BlobTooLarge",
+    "Readable",
     "Sink",
     "chunk_count",
     "cut_chunk",
+    "digest_of",
     "missing_chunks",
     "parse_bitmap",
 ]
@@ -45,7 +47,25 @@ def chunk_count(size_bytes: int) -> int:
     return -(-size_bytes // CHUNK_BYTES)
 
 
-def cut_chunk(data: bytes, index: int) -> bytes:
+class Readable(Protocol):
+    """Bytes in memory, or in a file of the shell's."""
+
+    def __len__(self) -> int:
+        """How many."""
+
+    def __getitem__(self, where: slice, /) -> bytes:
+        """Some of them; RemoteError where they cannot be read."""
+
+
+def digest_of(data: Readable) -> str:
+    """SHA-256, read in chunks."""
+    digest = hashlib.sha256()
+    for first in range(0, len(data), CHUNK_BYTES):
+        digest.update(data[first : first + CHUNK_BYTES])
+    return digest.hexdigest()
+
+
+def cut_chunk(data: Readable, index: int) -> bytes:
     """Give chunk `index` as it travels: CRC-32 of the piece, little-endian, then the piece."""
     piece = data[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
     return zlib.crc32(piece).to_bytes(_CRC_BYTES, "little") + piece

@@ -10,7 +10,7 @@ from typing import Any
 from edge_runtime.errors import RemoteError
 from edge_runtime.strict_json import load_object
 from edge_runtime.wire import messages, topics
-from edge_runtime.wire.chunks import Sink
+from edge_runtime.wire.chunks import Readable, Sink
 from edge_runtime.wire.events import DeviceCommand, Publish, Subscribe, Unsubscribe, Warned
 from edge_runtime.wire.fetch import in_memory
 from edge_runtime.wire.fields import MAX_MESSAGE_BYTES, BadMessage, FutureVersion, text
@@ -146,6 +146,10 @@ class DeviceSession:
         if key != self._work.key:
             return []
         return self._sayable(self._work.step(now, WorkInput.FINISHED, data))
+
+    def stored(self, key: str, data: Readable) -> None:
+        """Say where the update of a StoreUpdate is to be read from, so that it need not be in memory."""
+        self._work.stored(key, data)
 
     def failed(self, now: float, key: str, rule: str, message: str) -> list[DeviceCommand]:
         """Say that a RunTask cannot be done here; the failure of an abandoned one is ignored."""

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from edge_runtime.errors import RemoteError
 from edge_runtime.wire import messages, topics
-from edge_runtime.wire.chunks import Sink
+from edge_runtime.wire.chunks import BadBitmap, Readable, Sink, digest_of
 from edge_runtime.wire.events import (
     AbandonTask,
     DeviceCommand,
@@ -62,7 +62,7 @@ class Outbox:
 
     key: str
     task: str
-    data: bytes
+    data: Readable
 
 
 @dataclass(frozen=True)
@@ -263,11 +263,27 @@ class Work:
             return []
         if isinstance(answer, messages.Have):
             self._state = _State.OFFERING
-            return self._offer.have(now, answer)
+            return self._send_missing(now, answer, self._offer)
         if isinstance(answer, messages.Refuse) and answer.retry_s is not None:
             self._state, self._rest_until = _State.RESTING, now + answer.retry_s
             return [Warned("gateway", answer.rule, answer.message)]
         return self._settle(answer, self._offer)
+
+    def _send_missing(self, now: float, answer: messages.Have, offer: Offer) -> list[DeviceCommand]:
+        try:
+            return offer.have(now, answer)
+        except BadBitmap:
+            raise
+        except RemoteError as error:  # the disk does not give the update back: it must be asked for again
+            key, message = self._key, f"the update cannot be read back: {error}"
+            self._abandon()
+            self._settled = _Settled(key, fail=messages.Fail(offer.task, "CacheDamaged", message))
+            return [Warned("outbox", error.rule, str(error)), self.fail(offer.task, "CacheDamaged", message)]
+
+    def stored(self, key: str, data: Readable) -> None:
+        """Read the update of this task from here on from where the shell has put it."""
+        if self._offer is not None and key == self._key:
+            self._offer.data = data
 
     def _settle(self, answer: messages.Done | messages.Refuse, offer: Offer) -> list[DeviceCommand]:
         key, done = self._key, isinstance(answer, messages.Done)
@@ -284,8 +300,8 @@ class Work:
         self._state = _State.OFFERING
         return self._offer_now(now, None)
 
-    def _new_offer(self, task: str, data: bytes) -> Offer:
-        return Offer(self._site, self._device, task, hashlib.sha256(data).hexdigest(), data)
+    def _new_offer(self, task: str, data: Readable) -> Offer:
+        return Offer(self._site, self._device, task, digest_of(data), data)
 
     # A pair that is not here changes nothing: a late chunk, an answer to an upload that is settled, a task withdrawn
     # while its update is under way (the gateway's answer decides about that).

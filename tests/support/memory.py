@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edge_runtime.data import Dataset
+    from edge_runtime.slots import Slots
 
 SITE = "test"
 STEP_S = 0.1
@@ -125,6 +126,7 @@ class MemoryDevice:
         self.settled: list[Any] = []
         self.spoil: Callable[[bytes], bytes] = lambda data: data
         self.rule: str | None = None
+        self.slots: Slots | None = None  # for codecs that carry something over
         self.session: DeviceSession | None = None
 
     def start(self, now_s: float) -> None:
@@ -194,7 +196,7 @@ class MemoryDevice:
         self.tasks.append(task)
         plans = {name: read_plan(self.blobs[name]) for phase in task.phases for name in phase.plans}
         try:
-            update = run_task(task, plans, self.weights(command), self.dataset)
+            update = run_task(task, plans, self.weights(command), self.dataset, slots=self.slots)
         except EdgeError as error:
             return self.session.failed(now_s, command.key, error.rule, str(error))
         return self.session.finished(now_s, command.key, self.spoil(update.data))
@@ -218,7 +220,7 @@ class MemorySite:
 
     def start(self, wrap: Callable[[Store], Any] = lambda store: store) -> bool:
         """Start the coordinator with the same command every time; False when its job is done already."""
-        store: Store = wrap(self._stack.enter_context(closing(open_store(self.state))))
+        store: Store = wrap(self._opened())
         store.begin(definition(self.program), make_version(1, self.program.weights, {}))
         keep_model(self.state, self.program.model)
         if store.done() is not None:
@@ -234,6 +236,11 @@ class MemorySite:
     def _told(self, event: Mapping[str, Any]) -> None:
         assert problems_of(event) == [], "coordinator/event_kinds.py has a row for every event"
         self.events.append(dict(event))
+
+    def _opened(self) -> Store:
+        store = self._stack.enter_context(closing(open_store(self.state)))
+        store.keep = self.program.job.keep
+        return store
 
     def _fold(self, old: Version) -> Future[Version]:
         made: Future[Version] = Future()
