@@ -54,7 +54,15 @@ EVENTS: Mapping[str, Kind] = MappingProxyType(
             },
             optional=frozenset({"metrics"}),
         ),
-        "idle": Kind("no job of the home is ready", {"home": "its directory", "url": "the broker, without password"}),
+        "idle": Kind(
+            "no job of the home is ready",
+            {
+                "home": "its directory",
+                "url": "the broker, without password",
+                "metrics": "URL of the metrics endpoint",
+            },
+            optional=frozenset({"metrics"}),
+        ),
         "device": Kind(
             "a device came or went",
             {

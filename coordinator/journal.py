@@ -3,7 +3,7 @@
 | table | a row is |
 | --- | --- |
 | job | the job (one row): its definition, its last coordinator's epoch, its run's digits, and how it stands |
-| versions | one version of the weights, and the server step's state; the blobs of some stay (coordinator.versions) |
+| versions | one version of the weights, and the server step's state; the blobs of some stay (coordinator.keep) |
 | downloads | what devices hold of a version (NULL: its weights), and the delta that made it of the one before |
 | devices | a device as last seen |
 | rounds | round r makes version r + 1: "open", "folded" (its version is written) or "evaluated", and its metrics |
@@ -141,7 +141,7 @@ CREATE VIEW IF NOT EXISTS versions_in_use AS
   SELECT tasks.round FROM updates JOIN tasks USING (device, task) WHERE updates.folded_in IS NULL
 """
 
-# Free pages are given back to the disk in coordinator.versions; WAL and free pages beyond these are.
+# Free pages are given back to the disk in coordinator.keep; the log's file beyond so many bytes by every checkpoint.
 _PRAGMAS = (
     "auto_vacuum = INCREMENTAL",
     "journal_mode = WAL",

@@ -1,8 +1,4 @@
-"""Versions after they were made: which ones keep their weights, and how a job goes back to one.
-
-`[keep]` in the job file: the newest `versions` keep weights and server state, and so does every `every`-th (0: no
-other). Digests and rounds stay for ever, some hundred bytes each.
-"""
+"""Versions after they were made: a list of them, one with its weights, and how a job goes back to one."""
 
 from dataclasses import dataclass
 

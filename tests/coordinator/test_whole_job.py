@@ -1,8 +1,7 @@
 """Whole jobs in memory: real sessions, training and journal, and a fault at every place where something is written."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from edge_runtime.task import run_task
 from edge_runtime.tensors import decode_tensors, encode_tensors
 from edge_runtime.wire import Publish, UpdateSettled
 from edge_runtime.wire.messages import GatewayState, Status, format_gateway, format_status
+from support.dying_store import DyingStore, Killed
 from support.memory import MemorySite, finished, start_all
 from support.tiny_job import EXAMPLES, JOB, make_site
 
@@ -110,7 +110,12 @@ def test_a_task_left_by_a_crash_is_taken_off_the_broker_at_the_next_start(tmp_pa
 
 def test_while_it_waits_the_job_says_for_how_many(tmp_path: Path) -> None:
     site = make_site(tmp_path)
-    start_all(site)
+    site.start()
+    for device in site.devices.values():
+        device.start(site.now_s)
+        assert device.session is not None
+        site.run(lambda session=device.session: session.online)  # type: ignore[misc]
+        site.turn()
     finished(site)
     first = site.seen("waiting")
     assert [(event["round"], event["devices"], event["needed"]) for event in first] == [(1, 1, 3), (1, 2, 3)]
@@ -136,65 +141,6 @@ def test_blobs_of_earlier_rounds_are_taken_off_the_broker(tmp_path: Path) -> Non
     blobs = {topic.split("/")[4] for topic in site.broker.retained if "/b/" in topic}
     site.kill()
     assert len(blobs) == 2  # the plan and the present weights
-
-
-class Killed(Exception):
-    """The process is gone."""
-
-
-class DyingStore:
-    """A journal whose process dies just before or just after its n-th write.
-
-    The commit of a batch is one of them: dying after it is dying before anything that follows from it is sent.
-    """
-
-    WRITES = frozenset(
-        {
-            "begin",
-            "keep_epoch",
-            "see_device",
-            "start_round",
-            "add_update",
-            "fold_round",
-            "judge_round",
-            "finish",
-            "batch",
-        }
-    )
-
-    def __init__(self, store: Store, at: int, *, after: bool) -> None:
-        self._store, self._left, self._after = store, at, after
-        self.written: list[str] = []
-
-    def __getattr__(self, name: str) -> Any:
-        real = getattr(self._store, name)
-        if name not in self.WRITES:
-            return real
-
-        def write(*args: Any) -> Any:
-            with self._dying(name):
-                return real(*args)
-
-        return write
-
-    @contextmanager
-    def batch(self) -> Iterator[None]:
-        with ExitStack() as last:
-            before = len(self.written)
-            with self._store.batch():
-                yield
-                if len(self.written) > before:
-                    last.enter_context(self._dying("batch"))
-
-    @contextmanager
-    def _dying(self, name: str) -> Iterator[None]:
-        self.written.append(name)
-        dies = len(self.written) == self._left
-        if dies and not self._after:
-            raise Killed
-        yield
-        if dies:
-            raise Killed
 
 
 def writes_of_an_undisturbed_job(tmp_path: Path) -> list[str]:
