@@ -23,7 +23,6 @@ from coordinator.program import Program, make_task, rules_of
 from coordinator.results import export
 from coordinator.store import JournalTask, JournalUpdate, RoundFigures, Store, Version
 from coordinator.updates import check_update, max_update_bytes
-from edge_runtime.codecs import find_codec
 from edge_runtime.errors import RemoteError
 from edge_runtime.wire.events import (
     Command,
@@ -364,8 +363,7 @@ class RunningJob:
     def _task(self, device: str, attempt: int) -> Task:
         """The same bytes whenever it is asked for: what counted in earlier rounds is settled."""
         program, store = self._parts.program, self._parts.store
-        carries = bool(find_codec(program.upload.codec).carries)
-        carry = Carry(store.run(), store.last_counted(device, self._version.version)) if carries else None
+        carry = Carry(store.run(), store.last_counted(device, self._version.version)) if program.carries else None
         return make_task(program, self._version, device, attempt, carry)
 
     def _do_close(self, command: records.CloseRound, _now_s: float) -> list[Command]:

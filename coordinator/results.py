@@ -9,9 +9,10 @@ from coordinator.downlink import with_view
 from coordinator.journal import write_file
 from coordinator.program import Program, make_version
 from coordinator.store import JournalUpdate, Store, Version
-from coordinator.updates import read_update
+from coordinator.updates import joined_controls, read_update
 from edge_runtime.codecs import find_codec
-from edge_runtime.tensors import decode_tensors
+from edge_runtime.plan import CONTROL
+from edge_runtime.tensors import decode_tensors, encode_tensors
 from models.compiler import with_weights
 
 MODEL_NAME = "final.onnx"
@@ -38,7 +39,8 @@ def _contributions(program: Program, updates: Iterable[JournalUpdate], number: i
     codec, stage = find_codec(program.upload.codec), program.stage(number)
     for update in updates:
         coded, metadata = read_update(update.data, codec, stage.for_device(update.device).layout)
-        yield Contribution(update.device, update.examples, coded, int(metadata["steps"]))
+        joined = joined_controls(metadata, coded.layout)
+        yield Contribution(update.device, update.examples, coded, int(metadata["steps"]), joined)
 
 
 def keep_model(directory: Path, model: bytes) -> None:
@@ -88,8 +90,11 @@ def export_version(state: Path, version: Version, model: Path, weights: Path) ->
         graph = (state / GRAPH_NAME).read_bytes()
     except FileNotFoundError:
         raise ModelMissing(f"{state} has no {GRAPH_NAME}; start a coordinator on the job once, it writes it") from None
-    write_file(weights, version.weights)
-    write_file(model, with_weights(graph, decode_tensors(version.weights)[0]))
+    tensors = decode_tensors(version.weights)[0]
+    controls = {name for name in tensors if name.startswith(CONTROL)}
+    of_model = {name: array for name, array in tensors.items() if name not in controls}
+    write_file(weights, encode_tensors(of_model) if controls else version.weights)
+    write_file(model, with_weights(graph, of_model))
 
 
 def peak_rss_mb() -> float:

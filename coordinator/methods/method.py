@@ -48,6 +48,7 @@ class Method:
         aggregate: The fold from many updates to one.
         server_step: The fold's result applied to the weights.
         proximal: Weight of the distance from what was received, beside the job file's.
+        control: Whether gradients are corrected by control variates (edge_runtime/control.py).
     """
 
     name: str
@@ -57,6 +58,7 @@ class Method:
     aggregate: Aggregate
     server_step: ServerStep
     proximal: float = 0.0
+    control: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,10 @@ class MethodKind:
         options: The keys that its [method] section takes.
         build: Makes a Method of them and of the [training] section.
         optimizers: Those of [training] that it can be told with.
+        excludes: Keys of [training] that must not be set, but to what turns them off.
     """
 
     options: Mapping[str, Field]
     build: Callable[[Mapping[str, Any], Training], Method]
     optimizers: tuple[str, ...] = ("sgd", "adamw")
+    excludes: tuple[str, ...] = ()
