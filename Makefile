@@ -10,7 +10,7 @@ FUZZ_S ?= 600
 CORE_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') CMakeLists.txt pyproject.toml
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo compiled check test test-core cuda fuzz fuzz-codecs bench bench-peers clean format
+.PHONY: help demo compiled check test test-core cuda docs fuzz fuzz-wire fuzz-codecs bench bench-peers clean format
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -24,6 +24,12 @@ check: $(STAMPS)/dev ## format, lint, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
+
+docs: $(STAMPS)/test ## write the tables in docs/ that are made from the code anew
+	PYTHONPATH=.:tests $(BIN)/python -m support.pages
+
+fuzz-wire: $(STAMPS)/test ## break messages, blobs, updates and packets for FUZZ_S seconds (600)
+	PYTHONPATH=.:tests $(BIN)/python -m fuzz.wire --seconds $(FUZZ_S)
 
 fuzz-codecs: $(STAMPS)/test ## break updates of every codec for FUZZ_S seconds (600)
 	PYTHONPATH=.:tests $(BIN)/python -m fuzz.codecs --seconds $(FUZZ_S)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from coordinator import command_lines as lines
 from coordinator.backup import back_up
-from coordinator.home import clone, parse_changes, submissions, submit
+from coordinator.home import HomeError, clone, parse_changes, submissions, submit
 from coordinator.results import export_version
 from coordinator.standing import JobStanding, job_standing, requests_of, rounds_after, standing_of
 from coordinator.store import open_reader
@@ -67,10 +67,11 @@ def _add_versions(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     lines.add_place(rollback)
     rollback.add_argument("version", help="its number")
     lines.add_timeout(rollback)
-    export = verbs.add_parser("export", help="write a kept version as ONNX and safetensors")
+    export = verbs.add_parser("export", help="write a kept version as ONNX and safetensors, or figures for TensorBoard")
     lines.add_place(export)
     export.add_argument("--version", type=int, help="its number (default: the newest)")
-    export.add_argument("--to", type=Path, required=True, metavar="DIR", help="gets NAME-VERSION.onnx and .safetensors")
+    export.add_argument("--to", type=Path, metavar="DIR", help="gets NAME-VERSION.onnx and .safetensors")
+    export.add_argument("--tensorboard", type=Path, metavar="DIR", help="gets NAME/ with every round's figures")
     backup = verbs.add_parser("backup", help="copy a job, while it runs or not")
     lines.add_place(backup)
     backup.add_argument("--to", type=Path, required=True, metavar="DIR", help="a directory that is not there yet")
@@ -160,7 +161,27 @@ def _request(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
+    if options.to is None and options.tensorboard is None:
+        raise HomeError("say what is wanted: --to DIR for the model, --tensorboard DIR for its rounds' figures")
     directory = lines.place_of(options)
+    if options.tensorboard is not None:
+        _export_scalars(options, directory)
+    if options.to is not None:
+        _export_model(options, directory)
+    return lines.EXIT_DONE
+
+
+def _export_scalars(options: argparse.Namespace, directory: Path) -> None:
+    from coordinator.tensorboard import write_scalars  # noqa: PLC0415  its writer takes a second to import
+
+    with closing(open_reader(directory)) as store:
+        name = standing_of(store).name
+        rounds = write_scalars(store, options.tensorboard / name)
+    record = {"job": name, "rounds": rounds, "tensorboard": str(options.tensorboard / name)}
+    lines.show(options, record, f"{rounds} rounds in {options.tensorboard / name}")
+
+
+def _export_model(options: argparse.Namespace, directory: Path) -> None:
     with closing(open_reader(directory)) as store:
         version = store.latest() if options.version is None else find_version(store, options.version)
         name = standing_of(store).name
@@ -169,7 +190,6 @@ def _export(options: argparse.Namespace) -> int:
     export_version(directory, version, model, weights)
     record = {"job": name, "version": version.version, "model": str(model), "weights": str(weights)}
     lines.show(options, record, f"{model}\n{weights}")
-    return lines.EXIT_DONE
 
 
 def _backup(options: argparse.Namespace) -> int:

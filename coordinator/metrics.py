@@ -24,11 +24,13 @@ class Metrics:
 
     Attributes:
         registry: What an endpoint shows.
+        labels: The labels of each family, by its name without the suffix of counters.
     """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
+        self.labels: dict[str, tuple[str, ...]] = {}
         self._rules: set[str] = set()
         self._seen: dict[str, float] = {}
         self._job_running = self._gauge("job_running", "1 while the job runs, 0 when it has ended", "job")
@@ -74,12 +76,15 @@ class Metrics:
             take(self, event)
 
     def _counter(self, name: str, help_: str, *labels: str) -> Counter:
+        self.labels[f"edge_{name}"] = labels
         return Counter(name, help_, labels, namespace="edge", registry=self.registry)
 
     def _gauge(self, name: str, help_: str, *labels: str) -> Gauge:
+        self.labels[f"edge_{name}"] = labels
         return Gauge(name, help_, labels, namespace="edge", registry=self.registry)
 
     def _histogram(self, name: str, help_: str, buckets: tuple[float, ...]) -> Histogram:
+        self.labels[f"edge_{name}"] = ()
         return Histogram(name, help_, namespace="edge", registry=self.registry, buckets=buckets)
 
     def _bounded(self, rule: str) -> str:
@@ -90,8 +95,9 @@ class Metrics:
         return rule
 
     def _raise_to(self, counter: Counter, name: str, total: float) -> None:
-        """Bring a counter to a total that the process counts itself."""
-        counter.inc(max(0.0, total - self._seen.get(name, 0.0)))
+        """Bring a counter to a total that is counted elsewhere, and that begins anew with every link."""
+        seen = self._seen.get(name, 0.0)
+        counter.inc(total - seen if total >= seen else total)
         self._seen[name] = total
 
     # One method a kind of event.

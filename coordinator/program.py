@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from coordinator.evaluate import classes_of
 from coordinator.jobfile import Job, OnnxFile
 from coordinator.methods import METHODS, Method, PhaseSpec
-from coordinator.round_records import Rules
+from coordinator.round_records import SYNCHRONOUS, Rules
 from coordinator.store import Version
 from coordinator.training_keys import Board, Stage, Training
 from edge_runtime.codecs import find_codec
@@ -314,8 +314,14 @@ def definition(program: Program) -> dict[str, str]:
         "model": hashlib.sha256(program.model).hexdigest(),
         **({"download.codec": job.download} if job.download else {}),
         **{f"plan.{name}": plan.sha256 for name, plan in program.plans.items()},
+        # Only where there is one, so that journals from before are taken up.
+        **({f"schedule.{key}": value for key, value in asdict(job.schedule).items()} if _is_asynchronous(job) else {}),
     }
     return {key: json.dumps(value) for key, value in numbers.items()}
+
+
+def _is_asynchronous(job: Job) -> bool:
+    return job.schedule != SYNCHRONOUS
 
 
 def rules_of(job: Job) -> Rules:
@@ -329,6 +335,7 @@ def rules_of(job: Job) -> Rules:
         deadline_s=job.round.deadline_s,
         grace_s=job.round.grace_s,
         fraction=job.round.fraction,
+        schedule=job.schedule,
     )
 
 
@@ -338,17 +345,36 @@ def make_version(number: int, weights: Mapping[str, NDArray[np.float32]], state:
     return Version(number, hashlib.sha256(data).hexdigest(), data, encode_tensors(state))
 
 
-def make_task(program: Program, version: Version, device: str, attempt: int, carry: Carry | None = None) -> Task:
-    """The task of one device in the round that starts from `version`; `carry` where the codec carries something over.
+@dataclass(frozen=True)
+class Turn:
+    """What tells a device's tasks apart.
 
-    The seed depends on (job seed, round, device) only, so that every attempt trains on the same batches. A later
-    attempt has a name of its own: a device repeats its answer, were it a failure, to a task it has answered.
+    Attributes:
+        suffix: Of the task's name, after job, version and device: a device repeats its answer, were it a failure, to a
+            task that it has answered.
+        draw: Its order of examples is drawn from (job seed, draw, device).
     """
+
+    suffix: str
+    draw: int
+
+
+def attempt_turn(number: int, attempt: int) -> Turn:
+    """In a synchronous round: every attempt trains on the same batches."""
+    return Turn("" if attempt == 1 else f".{attempt}", number)
+
+
+def serial_turn(asked: int) -> Turn:
+    """In an asynchronous job, after so many tasks: a device may have several from one version."""
+    return Turn(f".{asked + 1}", asked + 1)
+
+
+def make_task(program: Program, version: Version, device: str, turn: Turn, carry: Carry | None = None) -> Task:
+    """A task of one device that starts from `version`; `carry` where the codec carries something over."""
     job, method, number = program.job, program.method, version.version
     stage = program.stage(number).for_device(device)
-    again = "" if attempt == 1 else f".{attempt}"
     return Task(
-        task=f"{job.name}.{number}.{device}{again}",
+        task=f"{job.name}.{number}.{device}{turn.suffix}",
         job=job.name,
         round=number,
         version=number,
@@ -357,7 +383,7 @@ def make_task(program: Program, version: Version, device: str, attempt: int, car
         weights=version.sent.sha256,
         blobs={version.sent.sha256: len(version.sent.data)} | {plan.sha256: len(plan.data) for plan in stage.files},
         classes=program.classes,
-        seed=derive_seed("task", job.seed, number, device),
+        seed=derive_seed("task", job.seed, turn.draw, device),
         upload=program.upload,
         deadline_s=job.round.deadline_s,
         carry=carry,

@@ -76,6 +76,16 @@ def add_controls(server_lr: float) -> ServerStep:
     return step
 
 
+def add_remembered(server_lr: float) -> ServerStep:
+    """The step of EF21, `g <- g + mean`, `w <- w + server_lr * g`; running statistics follow their g itself."""
+
+    def rule(mean: Wide, slots: Mapping[str, Wide], lr: float = server_lr) -> tuple[Wide, Mapping[str, Wide]]:
+        g = slots["g"] + mean
+        return lr * g, {"g": g}
+
+    return _each(("g",), rule, plain_rule=lambda mean, slots: rule(mean, slots, 1.0))
+
+
 def adaptive(second: str, server_lr: float, beta1: float, beta2: float, tau: float) -> ServerStep:
     """The steps of FedOpt: `m <- beta1 m + (1 - beta1) d`, v below, `w <- w + server_lr * m / (sqrt(v) + tau)`.
 
@@ -106,8 +116,8 @@ SECOND_MOMENTS: Mapping[str, Callable[[Wide, Wide, float], Wide]] = {
 }
 
 
-def _each(slots: tuple[str, ...], rule: Rule) -> ServerStep:
-    """A step that treats every tensor alike and keeps these slots of each, under `slot/name`."""
+def _each(slots: tuple[str, ...], rule: Rule, plain_rule: Rule = lambda mean, _: (mean, {})) -> ServerStep:
+    """A step that treats every tensor alike, but statistics, and keeps these slots of each, under `slot/name`."""
 
     def step(
         weights: Tensors, mean: Mean, state: State, plain: Collection[str]
@@ -115,11 +125,8 @@ def _each(slots: tuple[str, ...], rule: Rule) -> ServerStep:
         _check_fit(weights, mean)
         moved, kept = dict(weights), dict(state)
         for name, towards in mean.items():
-            if name in plain:
-                moved[name] = _narrow(weights[name].astype(np.float64) + towards)
-                continue
             held = {slot: _held(state, f"{slot}/{name}", towards.shape) for slot in slots}
-            added, after = rule(towards, held)
+            added, after = (plain_rule if name in plain else rule)(towards, held)
             moved[name] = _narrow(weights[name].astype(np.float64) + added)
             kept |= {f"{slot}/{name}": _narrow(array) for slot, array in after.items()}
         return moved, kept

@@ -51,6 +51,10 @@ class TooLarge(UpdateError):
     """A value times the examples is beyond what a fold can add up."""
 
 
+class FleetFull(UpdateError):
+    """The method is for a fixed number of devices, and as many others have taken part."""
+
+
 class NonFinite(UpdateError):
     """A tensor holds NaN or infinity."""
 

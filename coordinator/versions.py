@@ -75,9 +75,8 @@ def roll_back(store: Store, write: Write, number: int, asked_by: str) -> int:
         "note = ? WHERE round = ?",
         (note, number_of_round),
     )
-    write("UPDATE tasks SET state = 'failed', reason = ? WHERE round = ? AND state = 'open'", (note, number_of_round))
-    write("UPDATE tasks SET data = x'' WHERE round = ?", (number_of_round,))
-    write("UPDATE updates SET data = NULL WHERE round = ?", (number_of_round,))
+    write("UPDATE tasks SET state = 'failed', reason = ?, data = x'' WHERE state = 'open'", (note,))
+    write("UPDATE updates SET data = NULL, folded_in = 0 WHERE folded_in IS NULL")
     write("UPDATE job SET run = lower(hex(randomblob(8)))")
     made = number_of_round + 1
     row = (made, old.sha256, len(old.weights), old.weights, old.state)

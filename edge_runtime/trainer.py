@@ -1,5 +1,6 @@
 """The thread that runs tasks, so that the connection stays alive while the engine works."""
 
+import hashlib
 import threading
 import time
 import traceback
@@ -20,7 +21,7 @@ from edge_runtime.plan import PlanError, read_plan
 from edge_runtime.slots import Slots
 from edge_runtime.task import Task, Update, run_task
 from edge_runtime.tensors import decode_tensors, tensor_file_parts
-from edge_runtime.weights_cache import WeightsCache, digest_of
+from edge_runtime.weights_cache import WeightsCache
 from edge_runtime.wire import Delta
 from edge_runtime.wire.fetch import BlobMissing
 
@@ -192,24 +193,29 @@ class Trainer:
         wanted, came = job.task.weights, job.blobs.pop(job.task.weights, None)  # popped, so that it does not stay
         if came is not None:
             return self._keep(wanted, [came], warnings) or decode_tensors(came)[0]
-        held = self._held(job.deltas[0].base if job.deltas else wanted)
         if not job.deltas:
-            return held
+            return decode_tensors(self._on_disk(wanted))[0]
+        base = job.deltas[0].base
+        held: Weights = decode_tensors(self._on_disk(base))[0]
         for delta in job.deltas:
+            data = job.blobs.pop(delta.blob, None) or self._on_disk(delta.blob)
             try:
-                held = apply_delta(held, job.blobs[delta.blob], delta.codec)
-            except (RemoteError, KeyError) as error:
-                raise WeightsUnusable(f"delta {delta.blob} cannot be applied: {error}") from None
+                held = apply_delta(held, data, delta.codec)
+            except RemoteError as error:
+                raise WeightsUnusable(f"delta {delta.blob} cannot be applied: {error.rule}: {error}") from None
         parts = tensor_file_parts(held)
-        if digest_of(parts) != wanted:
-            raise WeightsUnusable(f"deltas from {job.deltas[0].base} did not give weights {wanted}")
-        return self._keep(wanted, parts, warnings) or held
+        if _digest(parts) != wanted:
+            raise WeightsUnusable(f"deltas from {base} did not give weights {wanted}")
+        kept = self._keep(wanted, parts, warnings)
+        if kept is not None and self._kept is not None:
+            self._kept.drop(base, *(delta.blob for delta in job.deltas))
+        return kept or held
 
-    def _held(self, sha256: str) -> Weights:
+    def _on_disk(self, sha256: str) -> memoryview:
         mapped = None if self._kept is None else self._kept.read(sha256)
         if mapped is None:
-            raise WeightsUnusable(f"weights {sha256} on this board's disk are damaged or gone")
-        return decode_tensors(mapped)[0]
+            raise WeightsUnusable(f"blob {sha256} on this board's disk is damaged or gone")
+        return mapped
 
     def _keep(self, sha256: str, parts: list[bytes | memoryview], warnings: list[str]) -> Weights | None:
         """Put weights on disk and map them, so that their memory is the page cache's; None where that cannot be."""
@@ -220,4 +226,11 @@ class Trainer:
         except OSError as error:
             warnings.append(f"weights are in memory only ({error.strerror}); the next ones must come whole")
             return None
-        return self._held(sha256)
+        return decode_tensors(self._on_disk(sha256))[0]
+
+
+def _digest(parts: list[bytes | memoryview]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()

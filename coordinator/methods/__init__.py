@@ -5,6 +5,7 @@ A method is a value. A new one is a new file with a function that returns a Meth
 
 from collections.abc import Mapping
 
+from coordinator.methods.ef21 import EF21
 from coordinator.methods.fedavg import FEDAVG
 from coordinator.methods.fedavgm import FEDAVGM
 from coordinator.methods.fednova import FEDNOVA
@@ -14,6 +15,7 @@ from coordinator.methods.method import Method, MethodKind, PhaseSpec, Upload
 from coordinator.methods.scaffold import SCAFFOLD
 
 METHODS: Mapping[str, MethodKind] = {
+    "ef21": EF21,
     "fedadagrad": FEDADAGRAD,
     "fedadam": FEDADAM,
     "fedavg": FEDAVG,

@@ -20,7 +20,7 @@ has lost its state joins again; what it had before stays in c with the weight of
 
 Deviations from the paper: those of FedAvg but for the weights; option I, a pass over the data at the received weights,
 is not there. With momentum the walk is as long as its gradients' weights add up to. AdamW, Nesterov's step, a proximal
-pull and moving averages leave no such walk and are refused.
+pull and moving averages leave no such walk and are refused, and so are updates that are older than a round.
 """
 
 from collections.abc import Mapping
@@ -44,5 +44,9 @@ def _from_options(options: Mapping[str, Any], _training: Training) -> Method:
 
 
 SCAFFOLD = MethodKind(
-    options={"server_lr": SERVER_LR}, build=_from_options, optimizers=("sgd",), excludes=("nesterov", "proximal", "ema")
+    options={"server_lr": SERVER_LR},
+    build=_from_options,
+    optimizers=("sgd",),
+    excludes=("nesterov", "proximal", "ema"),
+    synchronous=True,
 )

@@ -12,7 +12,8 @@ namespace edge {
 
 #if defined(__linux__)
 
-// cpu_set_t counts to CPU_SETSIZE = 1024; a machine of more answers with an error and is left alone.
+// cpu_set_t counts to CPU_SETSIZE = 1024; a machine of more answers with an error and is left
+// alone.
 struct Placement::State {
   explicit State(int others) : ran_on(static_cast<std::size_t>(others)) {
     CPU_ZERO(&allowed);
@@ -24,10 +25,13 @@ struct Placement::State {
   std::vector<std::atomic<int>> ran_on;  // -1: not known
 };
 
-bool Placement::enough() const { return CPU_COUNT(&state_->allowed) > static_cast<int>(state_->ran_on.size()); }
+bool Placement::enough() const {
+  return CPU_COUNT(&state_->allowed) > static_cast<int>(state_->ran_on.size());
+}
 
 void Placement::note(int worker) {
-  state_->ran_on[static_cast<std::size_t>(worker - 1)].store(sched_getcpu(), std::memory_order_relaxed);
+  state_->ran_on[static_cast<std::size_t>(worker - 1)].store(sched_getcpu(),
+                                                             std::memory_order_relaxed);
 }
 
 void Placement::spread(std::vector<std::thread>& others) {

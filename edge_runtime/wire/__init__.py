@@ -1,4 +1,4 @@
-"""The protocol without sockets (docs/protocol.md): bytes and the time in, commands and events out.
+"""The protocol without sockets (docs/wire.md): bytes and the time in, commands and events out.
 
 Exported here is what a device's shell meets. The gateway's end is wire.gateway and wire.intake, which a board does not
 import: they would cost it memory. Each message, topic and chunk rule lives in the module named after it.

@@ -287,5 +287,5 @@ def test_a_broker_that_refuses_a_subscription_is_told_of_and_not_hammered(digits
         gateway.link.close()
     told = [json.loads(line) for line in client.text().splitlines()]
     assert [each["rule"] for each in told if each["event"] == "error"] == ["SubscriptionRefused"]
-    (lost,) = [each for each in told if each["event"] == "not connected"]
+    (lost,) = [each for each in told if each["event"] == "not_connected"]
     assert lost["retry_s"] >= 15

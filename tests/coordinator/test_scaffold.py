@@ -13,7 +13,7 @@ import pytest
 from coordinator.aggregators import Contribution, uniform_mean
 from coordinator.jobfile import JobFileError, load_job
 from coordinator.methods.scaffold import scaffold
-from coordinator.program import Program, build_program, make_task, make_version
+from coordinator.program import Program, attempt_turn, build_program, make_task, make_version
 from coordinator.results import export_version, fold, keep_model
 from coordinator.server_steps import CHANGES, MEMBERS
 from coordinator.store import JournalUpdate, Version, open_store
@@ -26,7 +26,7 @@ from edge_runtime.plan import CONTROL, read_plan
 from edge_runtime.slots import Slots, own_controls
 from edge_runtime.task import SlotsMissing, run_task
 from edge_runtime.tensors import decode_tensors, encode_tensors
-from edge_runtime.wire.tasks import Carry, format_task, parse_task
+from edge_runtime.wire.tasks import Carry, Task, format_task, parse_task
 from support.tiny_job import JOB, made_up, make_site
 
 if TYPE_CHECKING:
@@ -69,7 +69,9 @@ class Federation:
 
     def train(self, device: str, attempt: int = 1) -> tuple[str, Update]:
         carry = Carry(RUN, self.counted.get(device))
-        task = parse_task(format_task(make_task(self.program, self.latest, device, attempt, carry)))
+        task = parse_task(
+            format_task(make_task(self.program, self.latest, device, attempt_turn(self.latest.version, attempt), carry))
+        )
         plans = {file.sha256: read_plan(file.data) for file in self.program.stage(1).files}
         weights = decode_tensors(self.latest.weights)[0]
         update = run_task(
@@ -85,10 +87,11 @@ class Federation:
             name, update = self.train(device)
             if device in refused:
                 continue
-            row = (self.latest.version, device, "uid", update.sha256, update.examples, update.loss, update.data)
+            number = self.latest.version
+            row = (number, device, name, number, "uid", update.sha256, update.examples, update.loss, update.data)
             journal.append(JournalUpdate(*row))
             self.counted[device] = name
-        self.latest = fold(self.program, journal, self.latest)
+        self.latest = fold(self.program, journal, self.latest, lambda _: b"")
 
     def controls(self) -> dict[str, NDArray[np.float32]]:
         """C, by the names of the tensors."""
@@ -106,6 +109,10 @@ class Federation:
         for name, c in self.controls().items():
             np.testing.assert_allclose(c, np.mean([each[name] for each in own], axis=0), atol=atol)
             np.testing.assert_allclose(sum(c - each[name] for each in own), 0, atol=len(own) * atol)
+
+
+def first_task(program: Program) -> Task:
+    return make_task(program, make_version(1, program.weights, {}), "dev-a", attempt_turn(1, 1), Carry(RUN, None))
 
 
 CODECS = [None, ["fp16"], ["int8", "rans"], ["topk 0.2 ef", "fp16", "rice"], ["ef", "sign 8"]]
@@ -202,7 +209,7 @@ def test_a_device_that_lost_its_state_says_so_and_joins_again(tmp_path: Path) ->
 
 def test_a_codec_alone_is_no_place_to_keep_controls(tmp_path: Path) -> None:
     program = program_of(tmp_path)
-    task = make_task(program, make_version(1, program.weights, {}), "dev-a", 1, Carry(RUN, None))
+    task = first_task(program)
     plans = {file.sha256: read_plan(file.data) for file in program.stage(1).files}
     with pytest.raises(SlotsMissing, match="control variates"):
         run_task(task, plans, program.weights, SHARDS["dev-a"])
@@ -211,7 +218,7 @@ def test_a_codec_alone_is_no_place_to_keep_controls(tmp_path: Path) -> None:
 @pytest.mark.parametrize("joined", ["[", "{}", '["fc1.weight"]', '["control/none"]', "[1]", '[["control/fc1.weight"]]'])
 def test_a_false_word_about_controls_is_refused(tmp_path: Path, joined: str) -> None:
     program = program_of(tmp_path)
-    task = make_task(program, make_version(1, program.weights, {}), "dev-a", 1, Carry(RUN, None))
+    task = first_task(program)
     layout = program.stage(1).layout
     metadata = {key: str(getattr(task, key)) for key in ("task", "job", "round", "version", "device")}
     metadata |= {"examples": "5", "steps": "1", "loss": "1.0", "joined": joined}

@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("codec-crash.bin"))
     options = parser.parse_args(argv)
-    _limit_memory()
+    limit_memory()
     rng, ends_s = random.Random(options.seed), time.monotonic() + options.seconds  # noqa: S311 nothing secret
     rules: Counter[str] = Counter()
     seeds = [(stages, shapes, _update(stages, shapes, rng)) for stages in PIPELINES for shapes in MODELS]
@@ -98,7 +98,7 @@ def _update(stages: tuple[str, ...], shapes: dict[str, tuple[int, ...]], rng: ra
     return find_codec(stages).encode(tensors, {"task": "t", "round": "2"}, {})
 
 
-def _limit_memory() -> None:
+def limit_memory() -> None:
     """What tracemalloc does not see, the compiled core's, ends in a MemoryError."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     limit = pages * resource.getpagesize() + ADDRESS_SPACE_BYTES

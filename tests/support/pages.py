@@ -1,0 +1,86 @@
+"""The parts of docs that are made from the code; `python -m support.pages` writes them anew.
+
+A part stands between `<!-- NAME: from the code, by make docs -->` and `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from coordinator import rounds
+from coordinator.event_kinds import COMMON, EVENTS
+from coordinator.metrics import Metrics
+from coordinator.round_records import Phase
+from edge_runtime.client_events import CLIENT_COMMON, CLIENT_EVENTS
+from edge_runtime.client_log import LEVELS
+from edge_runtime.wire import intake, presence, work
+from support.data import REPOSITORY
+from support.state_tables import phase_table, state_table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+PAGES = tuple(REPOSITORY / "docs" / name for name in ("monitoring.md", "wire.md"))
+
+_PART = re.compile(r"(<!-- (?P<name>[a-z ]+): from the code, by make docs -->\n).*?(\n<!-- end -->)", re.DOTALL)
+
+
+def rewritten(text: str) -> str:
+    """A page with its parts as the code has them now."""
+    return _PART.sub(lambda found: f"{found[1]}\n{PARTS[found['name']]()}\n{found[3]}", text)
+
+
+def parts_of(page: Path) -> list[str]:
+    """The names of a page's parts."""
+    return [found["name"] for found in _PART.finditer(page.read_text(encoding="utf-8"))]
+
+
+def main() -> None:
+    """Write every page anew."""
+    for page in PAGES:
+        page.write_text(rewritten(page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def _fields(fields: Mapping[str, str], optional: frozenset[str] = frozenset()) -> str:
+    named = (f"`{key}`{'?' if key in optional else ''} {meaning}" for key, meaning in fields.items())
+    return "; ".join(named) or "none"
+
+
+def _coordinator_events() -> str:
+    rows = [f"| `{name}` | {k.level} | {k.meaning} | {_fields(k.fields, k.optional)} |" for name, k in EVENTS.items()]
+    return "\n".join(["| event | level | when | fields |", "| --- | --- | --- | --- |", *rows])
+
+
+def _client_events() -> str:
+    levels = {event.replace(" ", "_"): level for event, level in LEVELS.items()}
+    rows = [f"| `{name}` | {levels.get(name, 'info')} | {_fields(fields)} |" for name, fields in CLIENT_EVENTS.items()]
+    return "\n".join(["| event | level | fields |", "| --- | --- | --- |", *rows])
+
+
+def _metrics() -> str:
+    own = Metrics()
+    rows = []
+    for each in own.registry.collect():
+        if each.name.startswith("edge_"):
+            name = each.name + ("_total" if each.type == "counter" else "")
+            labels = ", ".join(f"`{label}`" for label in own.labels[each.name])
+            rows.append(f"| `{name}` | {each.type} | {labels or '-'} | {each.documentation} |")
+    return "\n".join(["| metric | type | labels | meaning |", "| --- | --- | --- | --- |", *rows])
+
+
+PARTS: Mapping[str, Callable[[], str]] = {
+    "common fields": lambda: _fields(COMMON),
+    "coordinator events": _coordinator_events,
+    "client fields": lambda: _fields(CLIENT_COMMON),
+    "client events": _client_events,
+    "metrics": _metrics,
+    "device presence": lambda: state_table(presence.Presence, presence._State),
+    "device work": lambda: state_table(work.Work, work._State),
+    "gateway uploads": lambda: state_table(intake.Intake, intake._Stage, {"drop": "ABSENT"}),
+    "job phases": lambda: phase_table(rounds, Phase),
+}
+
+if __name__ == "__main__":
+    main()
