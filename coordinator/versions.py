@@ -66,8 +66,8 @@ def roll_back(store: Store, write: Write, number: int, asked_by: str) -> int:
     )
     write("UPDATE tasks SET state = 'failed', reason = ?, data = x'' WHERE state = 'open'", (note,))
     write("UPDATE updates SET data = NULL, folded_in = 0 WHERE folded_in IS NULL")
-    write("UPDATE job SET run = lower(hex(randomblob(8)))")
     made = number_of_round + 1
+    write("UPDATE job SET run = lower(hex(randomblob(8))), run_from = ?", (made,))
     row = (made, old.sha256, len(old.weights), old.weights, old.state)
     write("INSERT INTO versions VALUES (?, ?, ?, ?, ?)", row)
     return made
