@@ -56,6 +56,10 @@ codec = ["dense"]        # or stages such as ["topk 0.01 ef", "fp16", "rice"]; d
 [download]               # optional
 codec = ["topk 0.05", "fp16", "rice"]  # how devices are sent what changed in the weights; docs/job-file.md
 
+[keep]                   # optional: which versions keep their weights on the gateway
+versions = 3             # the newest so many
+every = 10               # and every 10th; default: no other
+
 [evaluate]
 data = "held-out"        # directory with test.npz (x, y) or t10k-*-ubyte idx files
 ```
@@ -83,6 +87,7 @@ from coordinator.fields import (
     text,
     with_defaults,
 )
+from coordinator.keep import KEEP, Keep
 from coordinator.methods import METHODS
 from coordinator.round_records import SYNCHRONOUS, ScheduleRules
 from coordinator.schedule_keys import SCHEDULE, make_schedule
@@ -138,6 +143,7 @@ class Job:
     codec: tuple[str, ...] | None = None  # the stages of devices' uploads; None: as the method has it
     schedule: ScheduleRules = SYNCHRONOUS
     download: tuple[str, ...] | None = None  # the stages of what devices are sent; None: what changed, as it is
+    keep: Keep = KEEP
 
 
 @dataclass(frozen=True)
@@ -192,9 +198,13 @@ SCHEMA: Mapping[str, Mapping[str, Field]] = {
     "schedule": SCHEDULE,
     "upload": {"codec": Field(codec, required=False)},
     "download": {"codec": Field(download_codec)},
+    "keep": {
+        "versions": Field(integer(1, 100_000), required=False, default=3),
+        "every": Field(integer(1, 1_000_000), required=False),
+    },
     "evaluate": {"data": Field(_PATH)},
 }
-OPTIONAL = frozenset({"schedule", "upload", "download"})  # sections that may be left out
+OPTIONAL = frozenset({"schedule", "upload", "download", "keep"})  # sections that may be left out
 
 
 def load_job(path: Path) -> Job:
@@ -370,6 +380,7 @@ def _job(document: Mapping[str, Any], schema: Mapping[str, Mapping[str, Field]],
         codec=None if tables["upload"]["codec"] is None else tuple(tables["upload"]["codec"]),
         schedule=make_schedule(tables["schedule"]),
         download=None if tables["download"]["codec"] is None else tuple(tables["download"]["codec"]),
+        keep=Keep(**tables["keep"]),
     )
 
 

@@ -394,7 +394,7 @@ def make_task(program: Program, version: Version, device: str, turn: Turn, carry
 
 def _phase(training: Training, stage: StagePlans, phase: PhaseSpec) -> Phase:
     plans = stage.phases[phase.plan]
-    numbers = asdict(training) | {"lr": stage.lr}
+    numbers = vars(training) | {"lr": stage.lr}
     kept = plans.prefix is not None and training.cache != "off"
     return Phase(
         plan=plans.training.sha256,

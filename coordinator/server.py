@@ -42,6 +42,8 @@ from models.compiler import CompileError
 from models.zoo import ZooError
 
 EXIT_BAD_INPUT = 2
+# What one poll reads at most, and one transaction journals together.
+BUFFER_BYTES = 1 << 20
 IDLE_S = 1.0  # between two looks at a home that has nothing to do
 
 BAD_INPUT = (
@@ -142,6 +144,7 @@ def _prepare(place: Place, emit: Emit, stack: ExitStack) -> Parts:
     program, held_out = checked.program, checked.held_out
     store = stack.enter_context(closing(open_store(place.state)))
     store.begin(definition(program), make_version(1, program.weights, {}))
+    store.keep = checked.job.keep
     keep_model(place.state, program.model)
     # Folds and judges in a thread: the link must go on, however large the model is.
     worker = stack.enter_context(ThreadPoolExecutor(1, "versions"))
@@ -234,7 +237,7 @@ def _run(  # noqa: PLR0913, PLR0917 a job, and all that it runs on
 ) -> int:
     """Runs a job until it ends, gives way or is stopped."""
     try:
-        with closing(Link(broker[0], _client_id(site))) as link:
+        with closing(Link(broker[0], _client_id(site), buffer_bytes=BUFFER_BYTES)) as link:
             parts.emit({**_listening(parts, site, broker), **watched})
             seat = enter(parts, site, link, asked_to_stop, others_wait)
             return EXIT_DONE if asked_to_stop else EXIT_FAILED if seat is None else serve(seat, asked_to_stop)

@@ -1,8 +1,4 @@
-"""Versions after they were made: which ones keep their weights, and how a job goes back to one.
-
-`[keep]` in the job file: the newest `versions` keep weights and server state, and so does every `every`-th (0: no
-other). Digests and rounds stay for ever, some hundred bytes each.
-"""
+"""Versions after they were made: a list of them, one with its weights, and how a job goes back to one."""
 
 import hashlib
 from dataclasses import dataclass
@@ -77,8 +73,8 @@ def roll_back(store: Store, write: Write, number: int, asked_by: str) -> int:
     )
     write("UPDATE tasks SET state = 'failed', reason = ?, data = x'' WHERE state = 'open'", (note,))
     write("UPDATE updates SET data = NULL, folded_in = 0 WHERE folded_in IS NULL")
-    write("UPDATE job SET run = lower(hex(randomblob(8)))")
     made = number_of_round + 1
+    write("UPDATE job SET run = lower(hex(randomblob(8))), run_from = ?", (made,))
     row = (made, old.sha256, len(old.weights), old.weights, old.state)
     write("INSERT INTO versions VALUES (?, ?, ?, ?, ?)", row)
     return made

@@ -80,7 +80,7 @@ class Client:
         self._link = Link(config.broker, f"{config.device}-{boot}", self._session.will(), config.keepalive_s)
         place = Place(config.state / "features", config.feature_cache_mb << 20)
         slots = Slots(config.state / SLOTS_NAME)
-        self._trainer = Trainer(dataset, config.threads, limit, self._link.wake, place, slots, self._weights)
+        self._trainer = Trainer(dataset, config.threads, limit, self._link.wake, self._weights, place, slots)
 
     def stop(self, code: int = EXIT_OK) -> None:
         """End run() as soon as possible; safe in a signal handler."""

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from edge_runtime.errors import RemoteError
@@ -170,7 +170,13 @@ def format_task(task: Task) -> bytes:
         RemoteError: The task would be refused by parse_task.
     """
     payload = fields.write_object(
-        {**asdict(task), "phases": [_written(phase) for phase in task.phases], "deltas": asdict(task)["deltas"] or None}
+        {
+            **vars(task),
+            "phases": [_written(phase) for phase in task.phases],
+            "upload": vars(task.upload),
+            "carry": None if task.carry is None else vars(task.carry),
+            "deltas": [vars(delta) for delta in task.deltas] or None,
+        }
     )
     parse_task(payload)
     return payload
@@ -259,7 +265,8 @@ def _phase(item: object) -> Phase:
 
 def _written(phase: Phase) -> dict[str, Any]:
     """A phase without the fields that are None."""
-    return {key: value for key, value in asdict(phase).items() if value is not None}
+    cache = None if phase.cache is None else vars(phase.cache)
+    return {key: value for key, value in {**vars(phase), "cache": cache}.items() if value is not None}
 
 
 def _cache(message: dict[str, Any]) -> Cache:

@@ -32,6 +32,7 @@ class Outcome:
     """What came of a job.
 
     Attributes:
+        updates: How many were accepted.
         digests: SHA-256 of every version, the last one the final model.
         wrong: Where the journal and the devices' logs disagree.
         faults: How often each fault struck, the proxy's own on packets among them.
@@ -41,6 +42,7 @@ class Outcome:
 
     seed: int
     seconds: float
+    updates: int
     digests: tuple[str, ...]
     wrong: tuple[str, ...]
     faults: dict[str, int]
@@ -74,13 +76,15 @@ def disturbed(
         driver.prepare()
         done = driver.run(strikes)
         journal = root / "coordinator" / "journal.sqlite"
+        rows = accepted(journal)
         logs = {name: device_log(root / name / "client.log") for name in federation.names}
         wanted = [(number, name) for number in range(1, rounds + 1) for name in federation.names]
         return Outcome(
             seed=seed,
             seconds=round(time.monotonic() - began_s, 1),
             digests=tuple(version_digests(journal)),
-            wrong=tuple(differences(accepted(journal), logs, wanted)),
+            updates=len(rows),
+            wrong=tuple(differences(rows, logs, wanted)),
             faults=dict(sorted(Counter(each.fault for each in driver.proxy.faults).items())),
             ended=tuple(driver.ended),
             skipped=driver.skipped,
