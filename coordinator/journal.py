@@ -38,7 +38,7 @@ BUSY_S = 10.0  # for another process's transaction to end
 _SCHEMA = """
 CREATE TABLE job (
   id INTEGER PRIMARY KEY CHECK (id = 1), definition TEXT NOT NULL, epoch INTEGER NOT NULL, done TEXT,
-  run TEXT NOT NULL, paused INTEGER NOT NULL DEFAULT 0, failed TEXT
+  run TEXT NOT NULL, paused INTEGER NOT NULL DEFAULT 0, failed TEXT, run_from INTEGER NOT NULL DEFAULT 1
 );
 CREATE TABLE versions (
   version INTEGER PRIMARY KEY, sha256 TEXT NOT NULL, bytes INTEGER NOT NULL, weights BLOB, state BLOB
@@ -113,6 +113,7 @@ _UPGRADES = {
     2: """
 ALTER TABLE job ADD COLUMN paused INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE job ADD COLUMN failed TEXT;
+ALTER TABLE job ADD COLUMN run_from INTEGER NOT NULL DEFAULT 1;
 ALTER TABLE rounds ADD COLUMN note TEXT;
 ALTER TABLE rounds ADD COLUMN wanted INTEGER;
 """
