@@ -6,6 +6,7 @@ not associative. So terms are rounded to multiples of 2**-64 and added up as who
 folded the moment it arrives.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -13,27 +14,37 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_runtime.control import path_length
 from edge_runtime.kernels import Accumulator, CodedUpdate, Layout
+from edge_runtime.plan import CONTROL
 
 Tensors = Mapping[str, NDArray[np.float32]]
 Mean = Mapping[str, NDArray[np.float64]]
 
+JOINED = "joined/"
+
 
 @dataclass(frozen=True)
 class Contribution:
-    """One device's update as an aggregator sees it.
+    """One update as an aggregator sees it.
 
     Attributes:
-        device: Who; no other update of the fold has this name.
+        device: Whose it is; with `task` its name, which no other update of the fold has.
         examples: How many.
         tensors: float32 by name, or an update that was looked through already.
         steps: Done on the device.
+        joined: The control variates that the device begins with this update (edge_runtime/control.py).
+        task: Which it answers; a device may have several in one buffer.
+        scale: What staleness leaves of it: it counts as so many times its tensors, with its whole weight.
     """
 
     device: str
     examples: int
     tensors: Tensors | CodedUpdate
     steps: int = 1
+    joined: Collection[str] = ()
+    task: str = ""
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -52,32 +63,46 @@ class Fold:
     """A mean under way: `sum(value * tensor) / sum(count) * sum(count * length) / sum(count)`, tensor by tensor.
 
     A tensor is averaged over the updates that hold it, so that devices which train different parts of a model combine
-    rightly. Memory: 16 bytes a value of the tensors, once for every set of tensors that devices train.
+    rightly. Of control variates the sum is given, not the mean, and under `joined/` how many devices begin one. Memory:
+    16 bytes a value of the tensors, once for every set of tensors that devices train.
     """
 
-    def __init__(self, weigh: Weigh, plain: Collection[str]) -> None:
-        """Begin; `plain` names the running statistics, which are averaged by examples whatever the weights are."""
+    def __init__(self, weigh: Weigh, plain: Collection[str], over: int | None = None) -> None:
+        """Begin.
+
+        Args:
+            weigh: What an update weighs.
+            plain: Names the running statistics, which are averaged by examples whatever the weights are.
+            over: The divisor of every tensor, how many updates there are at most, in the place of what they count.
+        """
         self._weigh = weigh
+        self._over = over
         self._plain = plain
         self._parts: dict[tuple[str, ...], _Part] = {}
-        self.devices: set[str] = set()
+        self._joined: Counter[str] = Counter()
+        self.updates: set[tuple[str, str]] = set()
 
     def add(self, contribution: Contribution) -> None:
         """Take one more update; the order of calls does not matter.
 
         Raises:
-            ValueError: Its device is in already, it counts fewer than one example or step, its shapes are not those of
-                others, or a value is not finite or beyond what sums hold. Nothing was added.
+            ValueError: An update of its name is in already, it counts fewer than one example or step, its shapes are
+                not those of others, a value is not finite or beyond what sums hold, or it is one too many. Nothing was
+                added.
         """
-        device, examples = contribution.device, contribution.examples
-        if device in self.devices:
-            raise ValueError(f"the update of {device!r} is folded already")
+        key, examples = (contribution.device, contribution.task), contribution.examples
+        if self._over is not None and len(self.updates) >= self._over:
+            raise ValueError(f"the update of {contribution.device!r} is one more than the {self._over} there may be")
+        if key in self.updates:
+            raise ValueError(f"the update of {contribution.device!r} is folded already")
         if examples < 1 or contribution.steps < 1:
-            raise ValueError(f"the update of {device!r} counts {examples} examples and {contribution.steps} steps")
+            counted = f"{examples} examples and {contribution.steps} steps"
+            raise ValueError(f"the update of {contribution.device!r} counts {counted}")
         update = _coded(contribution.tensors)
         part = self._part(update.layout)
-        part.add(update, self._weigh(contribution), examples)
-        self.devices.add(device)
+        part.add(update, self._weigh(contribution), contribution)
+        self._joined.update(contribution.joined)
+        self.updates.add(key)
 
     def mean(self) -> Mean:
         """The mean of what was added, float64 by name.
@@ -85,16 +110,21 @@ class Fold:
         Raises:
             ValueError: Nothing was.
         """
-        if not self.devices:
+        if not self.updates:
             raise ValueError("there is no update to average")
         parts = [part for _, part in sorted(self._parts.items()) if part.sums.terms]
         names = sorted({name for part in parts for name in part.sums.layout.shapes})
-        return {name: self._mean(name, [part for part in parts if name in part.sums.layout.shapes]) for name in names}
+        means = {name: self._mean(name, [part for part in parts if name in part.sums.layout.shapes]) for name in names}
+        return means | {JOINED + name: np.array(float(count)) for name, count in sorted(self._joined.items())}
 
     def _mean(self, name: str, parts: list["_Part"]) -> NDArray[np.float64]:
         total = parts[0].sums.sum(name)
         for part in parts[1:]:
             total += part.sums.sum(name)
+        if name.startswith(CONTROL):
+            return total
+        if self._over is not None:
+            return total / float(self._over)
         if name in self._plain:
             return total / float(sum(part.examples for part in parts))
         count = sum(part.count for part in parts)
@@ -121,9 +151,9 @@ class _Part:
     count: int = 0
     lengths: Fraction = Fraction(0)
 
-    def add(self, update: CodedUpdate, weight: Weight, examples: int) -> None:
-        self.sums.add(update, np.where(self.plain, float(examples), weight.value))
-        self.examples += examples
+    def add(self, update: CodedUpdate, weight: Weight, of: Contribution) -> None:
+        self.sums.add(update, of.scale * np.where(self.plain, float(of.examples), weight.value))
+        self.examples += of.examples
         self.count += weight.count
         self.lengths += weight.count * Fraction(weight.length)
 
@@ -143,13 +173,14 @@ def _check_shapes(layout: Layout, others: Layout) -> None:
 
 @dataclass(frozen=True)
 class Aggregate:
-    """How many updates become one: by the weight of each."""
+    """How many updates become one: by the weight of each, and a fixed divisor if there is one."""
 
     weigh: Weigh
+    over: int | None = None
 
     def begin(self, plain: Collection[str]) -> Fold:
         """A fold that takes updates one by one; `plain` names the running statistics."""
-        return Fold(self.weigh, plain)
+        return Fold(self.weigh, plain if self.over is None else (), self.over)
 
     def __call__(self, contributions: Iterable[Contribution], plain: Collection[str] = ()) -> Mean:
         """All at once."""
@@ -159,8 +190,9 @@ class Aggregate:
         return fold.mean()
 
 
-# The mean of the updates, weighted by example counts.
+# The mean of the updates, weighted by example counts; and that in which all devices count alike.
 weighted_mean = Aggregate(lambda each: Weight(float(each.examples), each.examples))
+uniform_mean = Aggregate(lambda _: Weight(1.0, 1))
 
 
 def normalised_mean(momentum: float) -> Aggregate:
@@ -182,8 +214,9 @@ def normalised_mean(momentum: float) -> Aggregate:
     return Aggregate(weigh)
 
 
-def path_length(steps: int, momentum: float) -> float:
-    """The sum of the weights that so many steps of SGD with momentum give to their gradients, at least 1."""
-    if momentum == 0:
-        return float(steps)
-    return (steps - momentum * (1 - momentum**steps) / (1 - momentum)) / (1 - momentum)
+def share_of(members: int) -> Aggregate:
+    """The sum of the updates over a number of devices that stays, however many of them have sent one.
+
+    Every tensor, running statistics too: for updates that add to a mean which is kept (coordinator/methods/ef21.py).
+    """
+    return Aggregate(lambda _: Weight(1.0, 1), over=members)

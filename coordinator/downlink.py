@@ -36,7 +36,9 @@ def with_view(program: Program, old: Version, made: Version) -> Version:
     if _shapes(held) != _shapes(wanted):
         return replace(made, view=whole)
     codec, names = program.job.download or CHANGED, _coded(program, made.version, held, wanted)
-    step = _step(old.sent.sha256, held, wanted, names, codec)
+    # The base seeds the formats that draw, so that no two versions draw alike; the round is for rising energies.
+    metadata = {"task": old.sent.sha256, "round": str(old.version)}
+    step = _step(metadata, held, wanted, names, codec)
     if len(step.data) >= len(whole.data):
         return replace(made, view=whole)  # and devices have the weights themselves
     data = encode_tensors(apply_delta(held, step.data, step.codec)) if names else made.weights
@@ -44,13 +46,14 @@ def with_view(program: Program, old: Version, made: Version) -> Version:
     return replace(made, view=View(hashlib.sha256(data).hexdigest(), data, steps))
 
 
-def _step(base: str, held: Weights, wanted: Weights, names: list[str], codec: tuple[str, ...]) -> Step:
+def _step(
+    metadata: Mapping[str, str], held: Weights, wanted: Weights, names: list[str], codec: tuple[str, ...]
+) -> Step:
     exact = {name: array for name, array in wanted.items() if name not in names and not _same(held[name], array)}
     differences = {name: wanted[name] - held[name] for name in names}
-    # The base in the metadata seeds the formats that draw, so that no two versions draw alike.
-    coded = find_codec(codec).encode(differences, {"task": base}, {}) if names else b""
+    coded = find_codec(codec).encode(differences, metadata, {}) if names else b""
     data = write_delta(exact, names, coded)
-    return Step(base, hashlib.sha256(data).hexdigest(), data, codec if names else CHANGED)
+    return Step(metadata["task"], hashlib.sha256(data).hexdigest(), data, codec if names else CHANGED)
 
 
 def _coded(program: Program, number: int, held: Weights, wanted: Weights) -> list[str]:

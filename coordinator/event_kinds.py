@@ -54,7 +54,15 @@ EVENTS: Mapping[str, Kind] = MappingProxyType(
             },
             optional=frozenset({"metrics"}),
         ),
-        "idle": Kind("no job of the home is ready", {"home": "its directory", "url": "the broker, without password"}),
+        "idle": Kind(
+            "no job of the home is ready",
+            {
+                "home": "its directory",
+                "url": "the broker, without password",
+                "metrics": "URL of the metrics endpoint",
+            },
+            optional=frozenset({"metrics"}),
+        ),
         "device": Kind(
             "a device came or went",
             {
@@ -88,11 +96,17 @@ EVENTS: Mapping[str, Kind] = MappingProxyType(
         "round_started": Kind(
             "devices were asked", {"round": "number", "attempt": "from 1", "cohort": "number of devices asked"}
         ),
+        "asked": Kind(
+            "devices were asked, of an asynchronous schedule",
+            {"round": "the version they start from", "devices": "number"},
+        ),
         "update": Kind(
             "an update is in the journal and counts",
             {
                 "device": "id",
-                "round": "number",
+                "task": "which it answers",
+                "round": "in which it counts",
+                "staleness": "how many versions it is behind that round's",
                 "examples": "it was trained on",
                 "loss": "mean training loss",
                 "bytes": "of the update as sent",

@@ -4,7 +4,9 @@ The kinds and their fields are in coordinator/event_kinds.py; docs/monitoring.md
 TensorBoard are all made of these events and of nothing else.
 """
 
+import errno
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from itertools import count
@@ -15,9 +17,10 @@ from coordinator.event_kinds import EVENTS, INFO
 Emit = Callable[[Mapping[str, Any]], None]
 
 QUIET_S = 10.0
-MAX_QUIET = 1000
-# Kinds that a peer can bring about as often as it likes.
-_PROVOKED = frozenset({"warning", "refused", "task_failed"})
+MAX_QUIET = 1000  # devices and rules; warnings of more are left out until the next QUIET_S
+# Kinds that a device can bring about as often as it likes, and how many of one device are told in QUIET_S.
+_ONCE = frozenset({"warning", "refused", "task_failed"})
+_OFTEN = {"device": 20, "telemetry": 200}
 
 
 def utc_now() -> str:
@@ -51,6 +54,25 @@ def log_lines(stream: TextIO) -> Emit:
     return emit
 
 
+def enduring(emit: Emit) -> Emit:
+    """Passes events on, and goes on when the disk of the log takes none: the next that fits says how many were lost."""
+    lost = 0
+
+    def tolerant(event: Mapping[str, Any]) -> None:
+        nonlocal lost
+        try:
+            if lost:
+                emit({"event": "warning", "message": f"the log's disk did not take {lost} events", "rule": "LogFull"})
+                lost = 0
+            emit(event)
+        except OSError as error:
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EIO}:
+                raise
+            lost += 1
+
+    return tolerant
+
+
 def to_all(*emits: Emit) -> Emit:
     """Hands every event to each of them, in order."""
 
@@ -67,17 +89,31 @@ def of_job(emit: Emit, job: str) -> Emit:
 
 
 def seldom(emit: Emit, clock: Callable[[], float]) -> Emit:
-    """Passes events on, but what one device provokes by one rule once in QUIET_S: rubbish from a peer fills no disk."""
-    told: dict[tuple[str, str | None, str], float] = {}
+    """Passes events on, but only some of those that a device can bring about as often as it likes.
+
+    In every QUIET_S a device's warnings, refusals and failures come through once a rule, its comings and goings and its
+    telemetry so often as _OFTEN says: rubbish from a peer fills no disk.
+    """
+    once: set[tuple[str, str | None, str]] = set()
+    often: Counter[tuple[str, str]] = Counter()  # of devices that came, of which the wire session bounds the number
+    since_s = clock()
 
     def limited(event: Mapping[str, Any]) -> None:
-        if event["event"] in _PROVOKED and "rule" in event:
-            now_s, key = clock(), (event["event"], event.get("device"), event["rule"])
-            for old in [each for each, told_s in told.items() if now_s - told_s >= QUIET_S]:
-                del told[old]
-            if key in told or len(told) >= MAX_QUIET:
+        nonlocal since_s
+        if (now_s := clock()) - since_s >= QUIET_S:
+            since_s = now_s
+            once.clear()
+            often.clear()
+        kind = event["event"]
+        if kind in _ONCE and "rule" in event:
+            rubbish = (kind, event.get("device"), event["rule"])
+            if rubbish in once or len(once) >= MAX_QUIET:
                 return
-            told[key] = now_s
+            once.add(rubbish)
+        elif kind in _OFTEN:
+            often[kind, event["device"]] += 1
+            if often[kind, event["device"]] > _OFTEN[kind]:
+                return
         emit(event)
 
     return limited

@@ -110,7 +110,8 @@ def download_codec(value: Any) -> str | None:
         return fault
     carried = find_codec(value).carries
     if carried:
-        return f"carries {', '.join(carried)} over; a download does that by itself, so leave ef out, and use no dgc"
+        said = "a download does that by itself, so leave ef out, and use no dgc, powersgd or ef21"
+        return f"carries {', '.join(carried)} over; {said}"
     return None if tuple(value) != DENSE.stages else 'must not be ["dense"]; without [download] all is sent as it is'
 
 

@@ -7,8 +7,13 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
+from statistics import median
 
+from coordinator.table import put
 from edge_runtime.rng import derive_seed
+
+# How many of a device's last task times are remembered: enough for a median that one bad transfer does not move.
+TIMES_KEPT = 5
 
 
 class Presence(Enum):
@@ -29,6 +34,9 @@ class Device:
         examples: As its last birth announced; 0 takes no part.
         lost_since_s: When it was lost; None unless it is.
         unfit: Why it can take no further part in this job; None while it can.
+        asked: How many tasks it was sent in this job.
+        delivered: How many of them it answered with an update that was accepted.
+        times_s: Seconds from task to accepted update of the last of these, oldest first, at most TIMES_KEPT.
     """
 
     name: str
@@ -36,6 +44,9 @@ class Device:
     examples: int
     lost_since_s: float | None = None
     unfit: str | None = None
+    asked: int = 0
+    delivered: int = 0
+    times_s: tuple[float, ...] = ()
 
 
 Fleet = Mapping[str, Device]
@@ -43,18 +54,16 @@ Fleet = Mapping[str, Device]
 
 def arrived(fleet: Fleet, name: str, examples: int) -> Fleet:
     """The device is online, with so many examples."""
-    known = fleet.get(name)
-    unfit = known.unfit if known else None
-    return {**fleet, name: Device(name, Presence.ONLINE, examples, unfit=unfit)}
+    known = fleet.get(name, Device(name, Presence.STOPPED, examples))
+    return put(fleet, name, replace(known, presence=Presence.ONLINE, examples=examples, lost_since_s=None))
 
 
 def remembered(fleet: Fleet, name: str, examples: int, now_s: float) -> Fleet:
     """The broker says that the device is online; until it says so itself it counts as lost since now_s."""
-    known = fleet.get(name)
-    if known is not None and known.presence is Presence.ONLINE:
+    known = fleet.get(name, Device(name, Presence.STOPPED, examples))
+    if known.presence is Presence.ONLINE:
         return fleet
-    unfit = known.unfit if known else None
-    return {**fleet, name: Device(name, Presence.LOST, examples, lost_since_s=now_s, unfit=unfit)}
+    return put(fleet, name, replace(known, presence=Presence.LOST, examples=examples, lost_since_s=now_s))
 
 
 def lost(fleet: Fleet, name: str, now_s: float) -> Fleet:
@@ -62,7 +71,7 @@ def lost(fleet: Fleet, name: str, now_s: float) -> Fleet:
     known = fleet.get(name)
     if known is None or known.presence is not Presence.ONLINE:
         return fleet
-    return {**fleet, name: replace(known, presence=Presence.LOST, lost_since_s=now_s)}
+    return put(fleet, name, replace(known, presence=Presence.LOST, lost_since_s=now_s))
 
 
 def all_lost(fleet: Fleet, now_s: float) -> Fleet:
@@ -78,13 +87,30 @@ def stopped(fleet: Fleet, name: str) -> Fleet:
     known = fleet.get(name)
     if known is None:
         return fleet
-    return {**fleet, name: replace(known, presence=Presence.STOPPED, lost_since_s=None)}
+    return put(fleet, name, replace(known, presence=Presence.STOPPED, lost_since_s=None))
 
 
 def condemned(fleet: Fleet, name: str, reason: str) -> Fleet:
     """The device failed a task and takes no further part in this job."""
     known = fleet.get(name, Device(name, Presence.STOPPED, examples=0))
-    return {**fleet, name: replace(known, unfit=reason)}
+    return put(fleet, name, replace(known, unfit=reason))
+
+
+def was_asked(fleet: Fleet, names: Iterable[str]) -> Fleet:
+    """The devices were sent a task each."""
+    return {**fleet, **{name: replace(fleet[name], asked=fleet[name].asked + 1) for name in names}}
+
+
+def answered(fleet: Fleet, name: str, seconds: float | None) -> Fleet:
+    """The device's update was accepted, so many seconds after its task was sent, where that is known."""
+    known = fleet[name]
+    times_s = known.times_s if seconds is None else (*known.times_s, seconds)[-TIMES_KEPT:]
+    return put(fleet, name, replace(known, delivered=known.delivered + 1, times_s=times_s))
+
+
+def task_seconds(device: Device) -> float | None:
+    """The median of the device's last task times; None where none is known."""
+    return median(device.times_s) if device.times_s else None
 
 
 def takes_part(device: Device) -> bool:
@@ -114,6 +140,12 @@ def returning(fleet: Fleet, now_s: float, grace_s: float) -> bool:
     )
 
 
+def draw(names: Iterable[str], *, count: int, seed: int, number: int) -> tuple[str, ...]:
+    """At most so many of the devices, by a lot that only (seed, number, a device's id) decide, in ascending order."""
+    ranked = sorted(names, key=lambda name: (derive_seed("cohort", seed, number, name), name))
+    return tuple(sorted(ranked[:count]))
+
+
 def choose_cohort(
     names: Iterable[str], *, fraction: float, least: int, seed: int, round_number: int
 ) -> tuple[str, ...]:
@@ -129,7 +161,6 @@ def choose_cohort(
         seed: The job's.
         round_number: From 1.
     """
-    everyone = sorted(names)
+    everyone = tuple(names)
     count = min(len(everyone), max(least, math.ceil(fraction * len(everyone))))
-    ranked = sorted(everyone, key=lambda name: (derive_seed("cohort", seed, round_number, name), name))
-    return tuple(sorted(ranked[:count]))
+    return draw(everyone, count=count, seed=seed, number=round_number)

@@ -7,23 +7,24 @@ may take longer than the broker's patience with a silent client, so they are don
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from coordinator import round_records as records
-from coordinator import rounds
+from coordinator.blob_use import BlobUse
 from coordinator.evaluate import Evaluation, EvaluationError
 from coordinator.events import Emit
 from coordinator.fleet import Presence
 from coordinator.leftovers import clear_stage, clear_versions
-from coordinator.program import Program, make_task, rules_of
+from coordinator.program import Program, Turn, attempt_turn, make_task, rules_of, serial_turn
 from coordinator.results import export
-from coordinator.store import JournalTask, JournalUpdate, RoundFigures, Store, Version
-from coordinator.updates import check_update, max_update_bytes
-from edge_runtime.codecs import find_codec
+from coordinator.schedules import SCHEDULES
+from coordinator.store import EXPIRED, JournalTask, JournalUpdate, RoundFigures, Store, Version
+from coordinator.updates import FleetFull, check_update, max_update_bytes
 from edge_runtime.errors import RemoteError
 from edge_runtime.wire.events import (
     Command,
@@ -71,6 +72,12 @@ def superseded(event: GatewaySuperseded) -> dict[str, object]:
     return {"event": "error", "message": message, "rule": "GatewaySuperseded"}
 
 
+def refused(event: UpdateRefused) -> dict[str, object]:
+    """The event of an update that was not taken."""
+    retry = {} if event.retry_s is None else {"retry_s": event.retry_s}
+    return {"event": "refused", "device": event.device, "rule": event.rule, "message": event.message, **retry}
+
+
 class RunningJob:
     """Holds the wire session, the machine's state and the newest version; everything durable is in the store.
 
@@ -78,16 +85,18 @@ class RunningJob:
     """
 
     def __init__(self, parts: Parts, site: str, epoch: int, boot: str, now_s: float) -> None:
-        self._parts = parts
-        self.emit = parts.emit
+        self._tell = parts.emit
+        self._parts = replace(parts, emit=self.emit)
         cap = max_update_bytes(parts.program.trained)
         self.session = GatewaySession(site, epoch, boot, already_done=parts.store.accepted_digest, max_update_bytes=cap)
         self._version = parts.store.latest()
+        self._schedule = SCHEDULES[parts.program.job.schedule.name]
+        self._blobs = BlobUse()
+        self._sent_s: dict[str, float] = {}
+        self._starting: dict[str, tuple[Task, bytes]] = {}  # journalled, and sent by the commands that follow
         self._evicted = parts.store.evicted()
-        journalled = parts.store.journalled()
-        self._state = rounds.resumed(rules_of(parts.program.job), journalled, now_s)
         self._to_close: list[records.CloseRound] = []
-        self._closing = records.CloseRound(0, (), ())
+        self._closing = records.CloseRound(0)
         self._closed_s = now_s
         self.folding: Future[Version] | None = None
         self.judging: Future[Evaluation] | None = None
@@ -95,26 +104,27 @@ class RunningJob:
         self._beside_began_s = now_s
         self._beside_s = 0.0
         self._links = 0
+        self._met = False  # a device since the last tick
         self._superseded = False
         self.exit_code: int | None = None
-        self._take_up(journalled.accuracy, now_s)
+        self._state, wanted = self._schedule.resume(rules_of(parts.program.job), parts.store, now_s)
+        self._take_up()
+        self._do(wanted, now_s)
 
-    def _take_up(self, accuracy: float | None, now_s: float) -> None:
-        """Puts the journal's open tasks or its last round to work; the session publishes when it connects."""
-        number = self._state.round
-        if self._state.phase is records.Phase.JUDGING and accuracy is None:
-            self._to_close.append(records.CloseRound(number, (), ()))
-        elif self._state.phase is records.Phase.JUDGING and accuracy is not None:
-            self._step(records.Evaluated(number, accuracy), now_s)
-        elif self._state.phase is records.Phase.COLLECTING:
-            self._publish_blobs()
-            for task in self._parts.store.tasks(number):
-                self.session.send_task(task.device, parse_task(task.data))
+    def _take_up(self) -> None:
+        """Puts the journal's open tasks to work; the session publishes when it connects."""
+        if self._state.phase is records.Phase.COLLECTING:
+            self._publish_blobs(self._version)
+        for known in self._parts.store.open_tasks():
+            task = parse_task(known.data)
+            if task.version != self._version.version:
+                self._publish_blobs(self._parts.store.version(task.version))
+            self._send_task(task, known.data)
 
     @property
     def round(self) -> int:
         """The round that is gathered for, collected or judged."""
-        return self._state.round
+        return int(self._state.round)
 
     def sample(self) -> dict[str, int]:
         """How things stand, for the event of this name; the shell adds what it knows of link and disk."""
@@ -129,13 +139,30 @@ class RunningJob:
 
     # What the shell calls. Every method returns what is to be published.
 
+    def emit(self, event: Mapping[str, Any]) -> None:
+        """Tell an event; inside a batch at its end, so that nothing is told of what was not written after all."""
+        self._tell(event)
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """Make one transaction of what happens inside; what it tells is told at its end, what it returns sent after."""
+        told: list[Mapping[str, Any]] = []
+        emit, self._tell = self._tell, told.append
+        try:
+            with self._parts.store.batch():
+                yield
+        finally:
+            self._tell = emit
+        for event in told:
+            emit({**event, "commit_s": self._parts.store.last_commit_s} if "commit_s" in event else event)
+
     def connected(self, now_s: float) -> list[Command]:
         """The link is up: everything the devices need is published again, and what they need no more is cleared."""
         self._links += 1
         commands = [
             *self._commands(self.session.connected(now_s), now_s),
-            *clear_versions(self._parts.store, self.session.site, keep=self._version.sent.blobs),
-            *clear_stage(self._parts.program, self.session.site, self._version.version),
+            *clear_versions(self._parts.store, self.session.site, keep={*self._version.sent.blobs, *self._blobs.used}),
+            *clear_stage(self._parts.program, self.session.site, self._version.version, keep=self._blobs.used),
             *self._clear_old_tasks(),
         ]
         return commands if self._links == 1 else commands + self._step(records.FleetUnknown(), now_s)
@@ -150,8 +177,11 @@ class RunningJob:
 
     def tick(self, now_s: float) -> list[Command]:
         """Time has passed."""
-        commands = self._commands(self.session.tick(now_s), now_s)
-        return commands + self._step(records.Tick(), now_s)
+        commands = self._commands(self.session.tick(now_s), now_s) + self._step(records.Tick(), now_s)
+        if self._met:
+            self._met = False
+            self._tell_waiting()
+        return commands
 
     def pause(self, now_s: float, *, paused: bool) -> list[Command]:
         """An operator wants no further work to be handed out, or wants it again; the journal has it already."""
@@ -190,6 +220,10 @@ class RunningJob:
             if self._version.version == self._closing.round:
                 self.folding = self._parts.fold(self._version)
                 return commands
+        if self._version.version == self._closing.round + 1:
+            commands += self._step(records.VersionMade(self._version.version), now_s)
+        if not self._closing.judged:
+            return commands
         self._beside_began_s = now_s
         self.judging = self._parts.judge(self._version)
         return commands
@@ -216,8 +250,8 @@ class RunningJob:
 
     def _clear_old_tasks(self) -> list[Command]:
         """Takes the tasks of everybody who is asked nothing now off the broker, for clear_versions' reasons."""
-        idle = sorted(self._state.fleet.keys() - set(rounds.pending(self._state)))
-        return [command for device in idle for command in self.session.clear_task(device)]
+        idle = sorted(self._state.fleet.keys() - set(self._schedule.pending(self._state)))
+        return [command for device in idle for command in self._clear_task(device)]
 
     # What the wire session tells.
 
@@ -225,7 +259,7 @@ class RunningJob:
         if event.device in self._evicted:
             return self._take_evicted(event)
         if event.state == "online" and not event.live:
-            return self._step(records.DeviceRemembered(event.device, event.examples), now_s)
+            return self._note(records.DeviceRemembered(event.device, event.examples), now_s)
         self._parts.emit({"event": "device", "device": event.device, "state": event.state, "examples": event.examples})
         self._parts.store.see_device(event.device, Presence(event.state), event.examples)
         news: Mapping[str, records.Event] = {
@@ -233,9 +267,8 @@ class RunningJob:
             "lost": records.DeviceLost(event.device),
             "stopped": records.DeviceStopped(event.device),
         }
-        commands = self._step(news[event.state], now_s)
-        self._tell_waiting()
-        return commands
+        self._met = True
+        return self._note(news[event.state], now_s)
 
     def _take_evicted(self, event: DeviceStatus) -> list[Command]:
         """Somebody whom an operator took out is written down, and asked nothing."""
@@ -247,34 +280,34 @@ class RunningJob:
 
     def _tell_waiting(self) -> None:
         if self._state.phase is records.Phase.GATHERING:
-            there, needed = len(rounds.candidates(self._state)), rounds.needed(self._state)
+            there, needed = len(self._schedule.candidates(self._state)), self._schedule.needed(self._state)
             self._parts.emit({"event": "waiting", "round": self._state.round, "devices": there, "needed": needed})
 
     def _take_update(self, event: UpdateReceived, now_s: float) -> list[Command]:
-        number = self._state.round
         task = self._open_task(event.device, event.task)
         if task is None:
-            message = f"task {event.task} is not open for {event.device} any more"
-            self._take_refused(UpdateRefused(event.device, "StaleTask", message, None), now_s)
-            return self.session.refuse(event.device, event.uid, "StaleTask", message)
+            return self._refuse_unasked(event, now_s)
+        number = self._schedule.counts_in(self._state, task.version)
+        if isinstance(number, records.Refusal):
+            return self._refuse_late(event, task, number, now_s)
         try:
+            self._check_member(event.device)
             announced = self._state.fleet[event.device].examples
-            claims, _ = check_update(
-                event.data,
-                parse_task(task.data),
-                self._parts.program.stage(number).for_device(event.device).layout,
-                announced,
-            )
+            layout = self._parts.program.stage(task.version).for_device(event.device).layout
+            claims, _ = check_update(event.data, task, layout, announced)
         except RemoteError as error:
-            return self._refuse(event, error.rule, str(error), now_s)
-        self._parts.store.add_update(
-            JournalUpdate(number, event.device, event.uid, event.sha256, claims.examples, claims.loss, event.data)
-        )
+            return self._refuse(event, task, error.rule, str(error), now_s)
+        key = (number, event.device, task.task, task.version)
+        update = JournalUpdate(*key, event.uid, event.sha256, claims.examples, claims.loss, event.data)
+        seconds = self._seconds_since_sent(event.device, now_s)
+        self._parts.store.add_update(update, seconds)
         self._parts.emit(
             {
                 "event": "update",
                 "device": event.device,
+                "task": task.task,
                 "round": number,
+                "staleness": number - task.version,
                 "examples": claims.examples,
                 "loss": claims.loss,
                 "bytes": len(event.data),
@@ -282,37 +315,69 @@ class RunningJob:
             }
         )
         accepted = self.session.accept(event.device, event.uid)
-        return accepted + self._step(records.UpdateJournalled(event.device, number), now_s)
+        return accepted + self._note(records.UpdateJournalled(event.device, number, seconds), now_s)
 
-    def _open_task(self, device: str, name: str) -> JournalTask | None:
-        """The device's task of this name in the present round, unless it is done, failed or too late."""
-        if self._state.phase not in {records.Phase.GATHERING, records.Phase.COLLECTING}:
-            return None  # an update that is taken after its round was closed would be acknowledged and never count
-        return self._parts.store.open_task(self._state.round, device, name)
+    def _check_member(self, device: str) -> None:
+        members = self._parts.program.method.members
+        if members is not None and self._parts.store.is_outsider(device, members):
+            raise FleetFull(f"{members} other devices have taken part already, all that [method] devices allows")
 
-    def _refuse(self, event: UpdateReceived, rule: str, message: str, now_s: float) -> list[Command]:
+    def _seconds_since_sent(self, device: str, now_s: float) -> float | None:
+        """None for a task that an earlier process has sent."""
+        sent_s = self._sent_s.pop(device, None)
+        return None if sent_s is None else now_s - sent_s
+
+    def _open_task(self, device: str, name: str) -> Task | None:
+        """The device's task of this name, unless it is done or failed."""
+        found = self._parts.store.open_task(device, name)
+        if found is None:
+            return None
+        sent = self.session.task(device)
+        return sent if sent is not None and sent.task == name else parse_task(found.data)
+
+    def _refuse_unasked(self, event: UpdateReceived, now_s: float) -> list[Command]:
+        stale = self._parts.program.job.schedule.name != "sync" and self._parts.store.expired(event.device, event.task)
+        rule = "StaleUpdate" if stale else "StaleTask"
+        return self._say_no(event, rule, f"task {event.task} is not open for {event.device} any more", now_s)
+
+    def _refuse_late(self, event: UpdateReceived, task: Task, why: records.Refusal, now_s: float) -> list[Command]:
+        """It cannot count, and that is not the device's fault; where it never could, the task ends with it."""
+        refused = self._say_no(event, why.rule, why.message, now_s)
+        if why.rule != "StaleUpdate":
+            return refused
+        self._parts.store.fail_task(task.version, event.device, EXPIRED, unfit=False)
+        cleared = self._clear_task(event.device)
+        return refused + cleared + self._step(records.TaskExpired(event.device), now_s)
+
+    def _refuse(self, event: UpdateReceived, task: Task, rule: str, message: str, now_s: float) -> list[Command]:
+        refused = self._say_no(event, rule, message, now_s)
+        return refused + self._fail(task, f"its update was refused: {rule}: {message}", now_s, unfit=True)
+
+    def _say_no(self, event: UpdateReceived, rule: str, message: str, now_s: float) -> list[Command]:
         self._take_refused(UpdateRefused(event.device, rule, message, None), now_s)
-        refused = self.session.refuse(event.device, event.uid, rule, message)
-        return refused + self._fail(event.device, f"its update was refused: {rule}: {message}", now_s, unfit=True)
+        return self.session.refuse(event.device, event.uid, rule, message)
 
     def _take_failure(self, event: TaskFailed, now_s: float) -> list[Command]:
-        if self._open_task(event.device, event.task) is None:
+        task = self._open_task(event.device, event.task)
+        if task is None or self._is_closed(task):
             return []
         told = {"device": event.device, "round": self._state.round, "rule": event.rule, "message": event.message}
         self._parts.emit({"event": "task_failed", **told})
         reason = f"{event.rule}: {event.message}"
-        return self._fail(event.device, reason, now_s, unfit=event.rule not in PASSING_RULES)
+        return self._fail(task, reason, now_s, unfit=event.rule not in PASSING_RULES)
 
-    def _fail(self, device: str, reason: str, now_s: float, *, unfit: bool) -> list[Command]:
-        number = self._state.round
-        self._parts.store.fail_task(number, device, reason, unfit=unfit)
-        cleared = self.session.clear_task(device)
-        return cleared + self._step(records.TaskFailed(device, number, reason, unfit), now_s)
+    def _is_closed(self, task: Task) -> bool:
+        """Whether nothing that comes for this task can make a difference, however it ends."""
+        counts_in = self._schedule.counts_in(self._state, task.version)
+        return isinstance(counts_in, records.Refusal) and counts_in.rule == "StaleTask"
+
+    def _fail(self, task: Task, reason: str, now_s: float, *, unfit: bool) -> list[Command]:
+        self._parts.store.fail_task(task.version, task.device, reason, unfit=unfit)
+        cleared = self._clear_task(task.device)
+        return cleared + self._step(records.TaskFailed(task.device, task.version, reason, unfit), now_s)
 
     def _take_refused(self, event: UpdateRefused, _now_s: float) -> list[Command]:
-        told = {"device": event.device, "rule": event.rule, "message": event.message}
-        retry = {} if event.retry_s is None else {"retry_s": event.retry_s}
-        self._parts.emit({"event": "refused", **told, **retry})
+        self._parts.emit(refused(event))
         return []
 
     def _take_telemetry(self, event: Telemetry, _now_s: float) -> list[Command]:
@@ -335,18 +400,26 @@ class RunningJob:
 
     def _step(self, event: records.Event, now_s: float) -> list[Command]:
         """One event through the machine; what the event itself changed is journalled before."""
-        self._state, wanted = self._parts.program.method.schedule(self._state, event, now_s)
+        self._state, wanted = self._schedule.step(self._state, event, now_s)
+        return self._do(wanted, now_s)
+
+    def _note(self, event: records.Event, now_s: float) -> list[Command]:
+        """One of many events; a tick follows them."""
+        self._state, wanted = self._schedule.note(self._state, event, now_s)
+        return self._do(wanted, now_s)
+
+    def _do(self, wanted: Iterable[records.Command], now_s: float) -> list[Command]:
         commands: list[Command] = []
         for command in wanted:
             commands += _DO[type(command)](self, command, now_s)
         return commands
 
     def _do_start(self, command: records.StartRound, now_s: float) -> list[Command]:
-        store = self._parts.store
         # Not the whole cohort: who is still at it answers the task of an earlier attempt, by its name.
-        asked = [self._task(device, command.attempt) for device in command.asked]
-        tasks = tuple(JournalTask(task.device, task.task, format_task(task)) for task in asked)
-        store.start_round(command.round, command.attempt, tasks)
+        turn = attempt_turn(command.round, command.attempt)
+        self._starting = self._journal_tasks(
+            command.round, command.attempt, [self._task(device, turn) for device in command.asked]
+        )
         self._round_began_s = now_s if command.attempt == 1 else self._round_began_s
         self._parts.emit(
             {
@@ -356,17 +429,55 @@ class RunningJob:
                 "cohort": len(command.cohort),
             }
         )
-        return self._publish_blobs()
+        return self._publish_blobs(self._version)
 
-    def _do_send(self, command: records.SendTask, _now_s: float) -> list[Command]:
-        return self.session.send_task(command.device, self._task(command.device, command.attempt))
+    def _do_send(self, command: records.SendTask, now_s: float) -> list[Command]:
+        self._sent_s[command.device] = now_s
+        return self._send_task(*self._starting.pop(command.device))
 
-    def _task(self, device: str, attempt: int) -> Task:
-        """The same bytes whenever it is asked for: what counted in earlier rounds is settled."""
+    def _do_ask(self, command: records.AskDevices, now_s: float) -> list[Command]:
+        tasks = self._journal_tasks(
+            command.round, 1, [self._task(device, serial_turn(asked)) for device, asked in command.turns]
+        )
+        self._parts.emit({"event": "asked", "round": command.round, "devices": len(tasks)})
+        commands = self._publish_blobs(self._version)
+        for device, task in tasks.items():
+            self._sent_s[device] = now_s
+            commands += self._send_task(*task)
+        return commands
+
+    def _do_withdraw(self, command: records.WithdrawTask, _now_s: float) -> list[Command]:
+        self._sent_s.pop(command.device, None)
+        return self._clear_task(command.device)
+
+    def _journal_tasks(self, number: int, attempt: int, tasks: list[Task]) -> dict[str, tuple[Task, bytes]]:
+        """Write the tasks; each with its bytes, by device."""
+        written = [JournalTask(task.device, task.task, format_task(task)) for task in tasks]
+        self._parts.store.start_round(number, attempt, tuple(written))
+        return {task.device: (task, journalled.data) for task, journalled in zip(tasks, written, strict=True)}
+
+    def _task(self, device: str, turn: Turn) -> Task:
         program, store = self._parts.program, self._parts.store
-        carries = bool(find_codec(program.upload.codec).carries)
-        carry = Carry(store.run(), store.last_counted(device, self._version.version)) if carries else None
-        return make_task(program, self._version, device, attempt, carry)
+        carry = Carry(store.run(), store.last_counted(device)) if program.carries else None
+        return make_task(program, self._version, device, turn, carry)
+
+    def _send_task(self, task: Task, payload: bytes) -> list[Command]:
+        """Publishes a task whose blobs are published, and takes those of the device's last one off."""
+        sent = self.session.send_task(task.device, task, payload=payload)
+        return sent + self._drop_blobs(
+            self._blobs.take(task.device, {*task.blobs, *(step.blob for step in task.deltas)})
+        )
+
+    def _clear_task(self, device: str) -> list[Command]:
+        cleared = self.session.clear_task(device)
+        return cleared + self._drop_blobs(self._blobs.release(device))
+
+    def _drop_blobs(self, unused: set[str]) -> list[Command]:
+        """Takes blobs off the broker that no open task needs, but for what the next tasks will."""
+        if not unused:
+            return []
+        kept = {*self._version.sent.blobs, *self._plans(self._version.version), *self._blobs.used}
+        return [command for sha256 in sorted(unused - kept) for command in self.session.drop_blob(sha256)]
 
     def _do_close(self, command: records.CloseRound, _now_s: float) -> list[Command]:
         self._to_close.append(command)
@@ -420,34 +531,37 @@ class RunningJob:
     def _take_version(self, made: Version) -> list[Command]:
         """Writes the version that a round made, then takes the round off the broker."""
         old, command = self._version, self._closing
-        self._parts.store.fold_round(command.round, made, self._figures(command))
-        self._version = made
+        figures = self._figures(command.round)
+        most = self._parts.program.job.schedule.max_staleness
+        self._parts.store.fold_round(command.round, made, figures, most)
+        self._version, self._round_began_s = made, self._closed_s
         told = {"round": command.round, "version": made.version, "fold_s": self._beside_s}
         self._parts.emit({"event": "version", **told, "commit_s": self._parts.store.last_commit_s})
         commands: list[Command] = []
         for device in command.cohort:
-            commands += self.session.clear_task(device)
-        gone = {*old.sent.blobs, *self._plans(command.round)} - {*made.sent.blobs, *self._plans(made.version)}
-        return commands + [each for sha256 in sorted(gone) for each in self.session.drop_blob(sha256)]
+            commands += self._clear_task(device)
+        return commands + self._drop_blobs({*old.sent.blobs, *self._plans(command.round)})
 
-    def _figures(self, command: records.CloseRound) -> RoundFigures:
+    def _figures(self, number: int) -> RoundFigures:
         program, store = self._parts.program, self._parts.store
-        held = store.held(command.round)
-        down = sum(self._version.sent.bytes_from(held.get(device)) for device in command.cohort)
-        stage = program.stage(command.round)
-        plans = [sum(len(plan.data) for plan in stage.for_device(device).files) for device in command.cohort]
-        first = command.round - 1 in {stage.last_round for stage in program.stages}
+        asked, stage = store.asked(number), program.stage(number)
+        plans = [sum(len(plan.data) for plan in stage.for_device(device).files) for device in asked]
+        first = number - 1 in {stage.last_round for stage in program.stages}
+        # A stage's plans are new to everybody in its first round.
+        newcomers = len(plans) if first else store.newcomers(number)
+        held = store.held(number)
+        down = sum(self._version.sent.bytes_from(held.get(device)) for device in asked)
         return RoundFigures(
-            devices=len(command.accepted),
-            cohort=len(command.cohort),
-            bytes_up=store.bytes_up(command.round),
-            # A stage's plans are new to everybody in its first round.
-            bytes_down=down + (sum(plans) if first else store.newcomers(command.round) * sum(plans) // len(plans)),
+            devices=len(store.staleness(number)),
+            cohort=len(asked),
+            bytes_up=store.bytes_up(number),
+            bytes_down=down + newcomers * sum(plans) // max(1, len(plans)),
             seconds=self._closed_s - self._round_began_s,
         )
 
-    def _publish_blobs(self) -> list[Command]:
-        blobs = self._plans(self._version.version) | self._version.sent.blobs
+    def _publish_blobs(self, version: Version) -> list[Command]:
+        """Publishes what is sent of a version, and the plans that run on it."""
+        blobs = self._plans(version.version) | version.sent.blobs
         return [command for sha256, data in blobs.items() for command in self.session.publish_blob(sha256, data)]
 
     def _plans(self, number: int) -> dict[str, bytes]:
@@ -455,7 +569,8 @@ class RunningJob:
         return {plan.sha256: plan.data for plan in self._parts.program.stage(number).files}
 
     def _withdraw(self) -> list[Command]:
-        blobs = [*(plan.sha256 for plan in self._parts.program.plans.values()), *self._version.sent.blobs]
+        plans = (plan.sha256 for plan in self._parts.program.plans.values())
+        blobs = sorted({*plans, *self._version.sent.blobs, *self._blobs.used})
         return [
             *(command for device in sorted(self._state.fleet) for command in self.session.clear_task(device)),
             *(command for sha256 in blobs for command in self.session.drop_blob(sha256)),
@@ -478,6 +593,8 @@ _TAKE: Mapping[type[Event], Callable[[RunningJob, Any, float], list[Command]]] =
 _DO: Mapping[type[records.Command], Callable[[RunningJob, Any, float], list[Command]]] = {
     records.StartRound: RunningJob._do_start,  # noqa: SLF001
     records.SendTask: RunningJob._do_send,  # noqa: SLF001
+    records.AskDevices: RunningJob._do_ask,  # noqa: SLF001
+    records.WithdrawTask: RunningJob._do_withdraw,  # noqa: SLF001
     records.CloseRound: RunningJob._do_close,  # noqa: SLF001
     records.FinishJob: RunningJob._do_finish,  # noqa: SLF001
     records.FailJob: RunningJob._do_fail,  # noqa: SLF001

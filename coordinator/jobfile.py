@@ -46,11 +46,19 @@ deadline_s = 60.0        # (0, 604800] seconds
 grace_s = 10.0           # optional, [0, 86400]: a device lost for less still counts as coming back
 fraction = 1.0           # optional, (0, 1]: the share of the online devices that a round asks
 
+[schedule]               # optional; without it rounds are synchronous
+name = "fedbuff"         # "sync", "fedasync" or "fedbuff"; the other keys are in docs/job-file.md
+buffer = 4
+
 [upload]                 # optional
 codec = ["dense"]        # or stages such as ["topk 0.01 ef", "fp16", "rice"]; docs/job-file.md
 
 [download]               # optional
 codec = ["topk 0.05", "fp16", "rice"]  # how devices are sent what changed in the weights; docs/job-file.md
+
+[keep]                   # optional: which versions keep their weights on the gateway
+versions = 3             # the newest so many
+every = 10               # and every 10th; default: no other
 
 [evaluate]
 data = "held-out"        # directory with test.npz (x, y) or t10k-*-ubyte idx files
@@ -79,8 +87,13 @@ from coordinator.fields import (
     text,
     with_defaults,
 )
+from coordinator.keep import KEEP, Keep
 from coordinator.methods import METHODS
+from coordinator.round_records import SYNCHRONOUS, ScheduleRules
+from coordinator.schedule_keys import SCHEDULE, make_schedule
+from coordinator.schedule_keys import contradictions as schedule_contradictions
 from coordinator.training_keys import TRAINING, Training, contradictions, make_training
+from edge_runtime.codecs import find_codec
 from models.zoo import MODELS
 
 MAX_JOB_FILE_BYTES = 1 << 20
@@ -128,7 +141,9 @@ class Job:
     round: Round
     evaluate_data: Path
     codec: tuple[str, ...] | None = None  # the stages of devices' uploads; None: as the method has it
+    schedule: ScheduleRules = SYNCHRONOUS
     download: tuple[str, ...] | None = None  # the stages of what devices are sent; None: what changed, as it is
+    keep: Keep = KEEP
 
 
 @dataclass(frozen=True)
@@ -180,11 +195,16 @@ SCHEMA: Mapping[str, Mapping[str, Field]] = {
         "grace_s": Field(number(0, 86_400), required=False, default=10.0),
         "fraction": Field(number(0, 1, above_low=True), required=False, default=1.0),
     },
+    "schedule": SCHEDULE,
     "upload": {"codec": Field(codec, required=False)},
     "download": {"codec": Field(download_codec)},
+    "keep": {
+        "versions": Field(integer(1, 100_000), required=False, default=3),
+        "every": Field(integer(1, 1_000_000), required=False),
+    },
     "evaluate": {"data": Field(_PATH)},
 }
-OPTIONAL = frozenset({"upload", "download"})  # sections that may be left out
+OPTIONAL = frozenset({"schedule", "upload", "download", "keep"})  # sections that may be left out
 
 
 def load_job(path: Path) -> Job:
@@ -282,18 +302,45 @@ def _contradictions(document: Mapping[str, Any], home: Path) -> Iterator[tuple[s
     training = _table(document, "training")
     yield from contradictions(training, _table(document, "job").get("rounds"))
     name = _table(document, "method").get("name")
-    optimizers = METHODS[name].optimizers if isinstance(name, str) and name in METHODS else ()
-    if optimizers and training.get("optimizer", "sgd") not in optimizers:
-        yield (
-            "training.optimizer",
-            f"is {shown(training['optimizer'])}; {name} is told with {', '.join(optimizers)} alone",
-        )
+    if isinstance(name, str) and name in METHODS:
+        yield from _method_contradictions(name, training, _table(document, "schedule"))
+    yield from _memory_contradictions(document)
     least, devices = rounds.get("min_updates"), rounds.get("devices")
     if type(least) is int and type(devices) is int and least > devices:
         yield "round.min_updates", f"is {least}, more than round.devices = {devices}"
+    yield from schedule_contradictions(_table(document, "schedule"), rounds)
     data = evaluate.get("data")
     if isinstance(data, str) and data and not (home / data).is_dir():
         yield "evaluate.data", f"names no directory: {home / data}"
+
+
+def _method_contradictions(
+    name: str, training: Mapping[str, Any], schedule: Mapping[str, Any]
+) -> Iterator[tuple[str, str]]:
+    kind = METHODS[name]
+    if training.get("optimizer", "sgd") not in kind.optimizers:
+        shown_ones = ", ".join(kind.optimizers)
+        yield "training.optimizer", f"is {shown(training['optimizer'])}; {name} is told with {shown_ones} alone"
+    for key in kind.excludes:
+        if training.get(key):
+            yield f"training.{key}", f"cannot be used with method {name}"
+    if kind.synchronous and schedule.get("name", "sync") != "sync":
+        yield "schedule.name", f"is not for the method {name}, whose updates must not be older than a round"
+
+
+def _memory_contradictions(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """A codec that remembers and the method that does go together, and only where every update counts alike."""
+    remembers = _table(document, "method").get("name") == "ef21"
+    stages = _table(document, "upload").get("codec")
+    if stages is not None and codec(stages) is None and find_codec(stages).remembers != remembers:
+        yield "upload.codec", f"is {shown(stages)}; a stage ef21 and the method ef21 need each other"
+    members, waited = _table(document, "method").get("devices"), _table(document, "round").get("devices")
+    if remembers and type(members) is int and type(waited) is int and waited > members:
+        yield "round.devices", f"is {waited}, more than method.devices = {members}"
+    if remembers and _table(document, "schedule").get("name", "sync") != "sync":
+        yield "schedule.name", "is not for the method ef21, whose updates must count alike however old they are"
+    if remembers and "boards" in _table(document, "training"):
+        yield "training.boards", "are not for the method ef21: every device must train the same tensors"
 
 
 def _model_contradictions(model: Mapping[str, Any], home: Path) -> Iterator[tuple[str, str]]:
@@ -331,7 +378,9 @@ def _job(document: Mapping[str, Any], schema: Mapping[str, Mapping[str, Field]],
         round=_round(tables["round"]),
         evaluate_data=home / tables["evaluate"]["data"],
         codec=None if tables["upload"]["codec"] is None else tuple(tables["upload"]["codec"]),
+        schedule=make_schedule(tables["schedule"]),
         download=None if tables["download"]["codec"] is None else tuple(tables["download"]["codec"]),
+        keep=Keep(**tables["keep"]),
     )
 
 

@@ -3,19 +3,24 @@
 | table | a row is |
 | --- | --- |
 | job | the job (one row): its definition, its last coordinator's epoch, its run's digits, and how it stands |
-| versions | one version of the weights, and the server step's state; the blobs of some stay (coordinator.versions) |
+| versions | one version of the weights, and the server step's state; the blobs of some stay (coordinator.keep) |
 | downloads | what devices hold of a version (NULL: its weights), and the delta that made it of the one before |
 | devices | a device as last seen |
-| rounds | a round: "open", "folded" (its version is written) or "evaluated", and its metrics |
-| tasks | what one device was asked in one round: "open", "done" or "failed" with a reason; its bytes go with the fold |
-| updates | an accepted update; its bytes go when its round is folded, its digest stays |
+| rounds | round r makes version r + 1: "open", "folded" (its version is written) or "evaluated", and its metrics |
+| tasks | what a device was asked from a round's version: "open", "done" or "failed" with a reason, no bytes then |
+| updates | an accepted update, and the round it counts in; its bytes go when that is folded, its digest stays |
 | requests | what an operator asked of the job, by whom and when, and what came of it (coordinator.requests) |
 | evictions | a device that an operator took out of the job, and why |
 | lease | the coordinator that may write (one row; coordinator.lease) |
 
+An update's `folded_in` is the version that it went into, written together with that version, and 0 where a rollback
+made it void. Its round is that of its
+task, but for asynchronous schedules: the difference is its staleness.
+
 Notebooks read the view `rounds_v1` (docs/coordinator.md), whose columns stay when the tables change.
 """
 
+import errno
 import fcntl
 import os
 import sqlite3
@@ -33,7 +38,7 @@ BUSY_S = 10.0  # for another process's transaction to end
 _SCHEMA = """
 CREATE TABLE job (
   id INTEGER PRIMARY KEY CHECK (id = 1), definition TEXT NOT NULL, epoch INTEGER NOT NULL, done TEXT,
-  run TEXT NOT NULL, paused INTEGER NOT NULL DEFAULT 0, failed TEXT
+  run TEXT NOT NULL, paused INTEGER NOT NULL DEFAULT 0, failed TEXT, run_from INTEGER NOT NULL DEFAULT 1
 );
 CREATE TABLE versions (
   version INTEGER PRIMARY KEY, sha256 TEXT NOT NULL, bytes INTEGER NOT NULL, weights BLOB, state BLOB
@@ -45,17 +50,17 @@ CREATE TABLE rounds (
   round INTEGER PRIMARY KEY, version INTEGER NOT NULL REFERENCES versions, attempt INTEGER NOT NULL,
   state TEXT NOT NULL CHECK (state IN ('open', 'folded', 'evaluated')),
   devices INTEGER, cohort INTEGER, bytes_up INTEGER, bytes_down INTEGER, seconds REAL, accuracy REAL, loss REAL,
-  note TEXT
+  note TEXT, wanted INTEGER
 );
 CREATE TABLE tasks (
   round INTEGER NOT NULL REFERENCES rounds, device TEXT NOT NULL, task TEXT NOT NULL, data BLOB NOT NULL,
-  state TEXT NOT NULL CHECK (state IN ('open', 'done', 'failed')), reason TEXT,
-  PRIMARY KEY (round, device)
+  state TEXT NOT NULL CHECK (state IN ('open', 'done', 'failed')), reason TEXT, seconds REAL,
+  PRIMARY KEY (device, task)
 );
 CREATE TABLE updates (
-  round INTEGER NOT NULL, device TEXT NOT NULL, uid TEXT NOT NULL, sha256 TEXT NOT NULL, bytes INTEGER NOT NULL,
-  examples INTEGER NOT NULL, loss REAL NOT NULL, data BLOB,
-  PRIMARY KEY (round, device), FOREIGN KEY (round, device) REFERENCES tasks
+  round INTEGER NOT NULL, device TEXT NOT NULL, task TEXT NOT NULL, uid TEXT NOT NULL, sha256 TEXT NOT NULL,
+  bytes INTEGER NOT NULL, examples INTEGER NOT NULL, loss REAL NOT NULL, data BLOB, folded_in INTEGER,
+  PRIMARY KEY (device, task), FOREIGN KEY (device, task) REFERENCES tasks
 );
 """
 
@@ -76,30 +81,68 @@ CREATE TABLE downloads (
 );
 """
 
+# Tasks and updates got (device, task) for their key: an asynchronous job asks a device several times in one round.
+_KEYED = """
+CREATE TABLE keyed_tasks (
+  round INTEGER NOT NULL REFERENCES rounds, device TEXT NOT NULL, task TEXT NOT NULL, data BLOB NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('open', 'done', 'failed')), reason TEXT, seconds REAL,
+  PRIMARY KEY (device, task)
+);
+CREATE TABLE keyed_updates (
+  round INTEGER NOT NULL, device TEXT NOT NULL, task TEXT NOT NULL, uid TEXT NOT NULL, sha256 TEXT NOT NULL,
+  bytes INTEGER NOT NULL, examples INTEGER NOT NULL, loss REAL NOT NULL, data BLOB, folded_in INTEGER,
+  PRIMARY KEY (device, task), FOREIGN KEY (device, task) REFERENCES keyed_tasks
+);
+INSERT INTO keyed_tasks
+  SELECT round, device, task, data, CASE WHEN tasks.state = 'open' AND rounds.state != 'open' THEN 'failed'
+    ELSE tasks.state END, reason, NULL
+  FROM tasks JOIN rounds USING (round) ORDER BY round, device;
+INSERT INTO keyed_updates
+  SELECT round, device, task, uid, sha256, bytes, examples, updates.loss, updates.data,
+    CASE WHEN rounds.state = 'open' THEN NULL ELSE round + 1 END
+  FROM updates JOIN tasks USING (round, device) JOIN rounds USING (round) ORDER BY round, device;
+DROP TABLE updates;
+DROP TABLE tasks;
+ALTER TABLE keyed_tasks RENAME TO tasks;
+ALTER TABLE keyed_updates RENAME TO updates;
+"""
+
 # From a schema version to the next one, for journals that were begun before it.
 _UPGRADES = {
     1: "ALTER TABLE job ADD COLUMN run TEXT NOT NULL DEFAULT ''; UPDATE job SET run = lower(hex(randomblob(8)));",
     2: """
 ALTER TABLE job ADD COLUMN paused INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE job ADD COLUMN failed TEXT;
+ALTER TABLE job ADD COLUMN run_from INTEGER NOT NULL DEFAULT 1;
 ALTER TABLE rounds ADD COLUMN note TEXT;
+ALTER TABLE rounds ADD COLUMN wanted INTEGER;
 """
+    + _KEYED
     + _OPERATIONS
     + _DOWNLOADS,
 }
 
-# Made at every start: journals that were begun without it get it too. Every `begin` of an upload looks a task up so.
-_INDEXES = "CREATE INDEX IF NOT EXISTS tasks_of_device ON tasks (device, task)"
+# Made at every start: journals that were begun without them get them too.
+_INDEXES = """
+CREATE INDEX IF NOT EXISTS tasks_of_round ON tasks (round, device);
+CREATE INDEX IF NOT EXISTS open_tasks ON tasks (round) WHERE state = 'open';
+CREATE INDEX IF NOT EXISTS updates_of_round ON updates (round, device, task);
+CREATE INDEX IF NOT EXISTS waiting_updates ON updates (round) WHERE folded_in IS NULL;
+"""
 
-# For notebooks; made at every start as well. A view with other columns gets another number.
+# Made at every start as well. rounds_v1 is for notebooks: one with other columns gets another number. versions_in_use
+# has those that an open task, or an update which is still to be folded, started from.
 _VIEWS = """
 CREATE VIEW IF NOT EXISTS rounds_v1 AS SELECT
   round, version AS version_from, attempt AS attempts, state, devices AS devices_accepted, cohort AS devices_asked,
   bytes_up, bytes_down, seconds, accuracy, loss, note
-FROM rounds
+FROM rounds;
+CREATE VIEW IF NOT EXISTS versions_in_use AS
+  SELECT round AS version FROM tasks WHERE state = 'open' UNION
+  SELECT tasks.round FROM updates JOIN tasks USING (device, task) WHERE updates.folded_in IS NULL
 """
 
-# Free pages are given back to the disk in coordinator.versions; WAL and free pages beyond these are.
+# Free pages are given back to the disk in coordinator.keep; the log's file beyond so many bytes by every checkpoint.
 _PRAGMAS = (
     "auto_vacuum = INCREMENTAL",
     "journal_mode = WAL",
@@ -197,8 +240,8 @@ def connect(path: Path) -> sqlite3.Connection:
             )
         if older:
             connection.execute("VACUUM")  # journals of before did not give free pages back, and this makes them do so
-        connection.execute(_INDEXES)
-        connection.execute(_VIEWS)
+        connection.executescript(_INDEXES)
+        connection.executescript(_VIEWS)
     return connection
 
 
@@ -257,15 +300,31 @@ def _primary(error: sqlite3.DatabaseError) -> int:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF  # not set by errors of the module's own
 
 
+# The same of files: errors that more room, or a disk that is mounted again, may end.
+_PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
+
+
 def write_file(path: Path, data: bytes) -> None:
-    """Write a file so that it is there wholly or not at all, and stays after a power cut."""
+    """Write a file so that it is there wholly or not at all, and stays after a power cut.
+
+    Raises:
+        JournalUnwritable: The disk is full, read-only or fails.
+        OSError: Anything else.
+    """
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    sync_directory(path.parent)
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        sync_directory(path.parent)
+    except OSError as error:
+        if error.errno not in _PASSING:
+            raise
+        raise JournalUnwritable(
+            f"{path} cannot be written: {error.strerror}; make room or the disk writable"
+        ) from error
 
 
 def sync_directory(directory: Path) -> None:

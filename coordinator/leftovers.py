@@ -1,6 +1,6 @@
 """What a job may have left on the broker: retained tasks and chunks that nobody needs any more."""
 
-from collections.abc import Container
+from collections.abc import Collection
 
 from coordinator.program import Program
 from coordinator.store import Store
@@ -12,7 +12,7 @@ from edge_runtime.wire.events import Command, Publish
 OLD_CHUNKS = 256
 
 
-def clear_versions(store: Store, site: str, keep: Container[str] = ()) -> list[Command]:
+def clear_versions(store: Store, site: str, keep: Collection[str] = ()) -> list[Command]:
     """Takes versions off the broker, the newest first, but for the blobs in `keep`.
 
     A crash may have come between a version's fold and that; and a broker that was killed comes back with what it had
@@ -29,9 +29,9 @@ def clear_versions(store: Store, site: str, keep: Container[str] = ()) -> list[C
     return commands
 
 
-def clear_stage(program: Program, site: str, number: int) -> list[Command]:
-    """Takes the plans of the stage before a round's off the broker, but for those that the round uses as well."""
-    used = {plan.sha256 for plan in program.stage(number).files}
+def clear_stage(program: Program, site: str, number: int, keep: Collection[str] = ()) -> list[Command]:
+    """Takes the plans of the stage before a round's off the broker, but for those that the round uses or are kept."""
+    used = {plan.sha256 for plan in program.stage(number).files} | set(keep)
     before = [plan for plan in program.stage(number - 1).files if plan.sha256 not in used]
     return [command for plan in before for command in _clear_blob(site, plan.sha256, len(plan.data))]
 

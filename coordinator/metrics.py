@@ -95,8 +95,9 @@ class Metrics:
         return rule
 
     def _raise_to(self, counter: Counter, name: str, total: float) -> None:
-        """Bring a counter to a total that the process counts itself."""
-        counter.inc(max(0.0, total - self._seen.get(name, 0.0)))
+        """Bring a counter to a total that is counted elsewhere, and that begins anew with every link."""
+        seen = self._seen.get(name, 0.0)
+        counter.inc(total - seen if total >= seen else total)
         self._seen[name] = total
 
     # One method a kind of event.

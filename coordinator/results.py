@@ -1,17 +1,20 @@
 """What comes out: the version that a round makes, and the files that a job leaves behind."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from coordinator.aggregators import Contribution
+from coordinator.aggregators import Contribution, Tensors
 from coordinator.downlink import with_view
 from coordinator.journal import write_file
 from coordinator.program import Program, make_version
+from coordinator.staleness import against_present, as_models, update_weight
 from coordinator.store import JournalUpdate, Store, Version
-from coordinator.updates import read_update
+from coordinator.updates import joined_controls, read_update
 from edge_runtime.codecs import find_codec
-from edge_runtime.tensors import decode_tensors
+from edge_runtime.plan import CONTROL
+from edge_runtime.tensors import decode_tensors, encode_tensors
 from models.compiler import with_weights
 
 MODEL_NAME = "final.onnx"
@@ -23,22 +26,47 @@ class ModelMissing(Exception):
     """The state directory has no model to put weights into."""
 
 
-def fold(program: Program, updates: Iterable[JournalUpdate], old: Version) -> Version:
-    """Folds the journalled updates of the round that started from `old` into the next version.
+def fold(
+    program: Program, updates: Iterable[JournalUpdate], old: Version, trained_from: Callable[[int], bytes]
+) -> Version:
+    """Folds the journalled updates of a round into the version after `old`.
 
-    One at a time, in any order: it does not change the result.
+    Args:
+        program: The job's.
+        updates: One at a time, in any order: it does not change the result.
+        old: The version that the round has the number of.
+        trained_from: The tensor file that devices had of an older version.
     """
     method, plain = program.method, program.statistics
-    mean = method.aggregate(_contributions(program, updates, old.version), plain)
-    weights, state = method.server_step(decode_tensors(old.weights)[0], mean, decode_tensors(old.state)[0], plain)
+    present = decode_tensors(old.weights)[0]
+    mean = method.aggregate(_contributions(program, updates, present, trained_from), plain)
+    weights, state = method.server_step(present, mean, decode_tensors(old.state)[0], plain)
     return with_view(program, old, make_version(old.version + 1, weights, state))
 
 
-def _contributions(program: Program, updates: Iterable[JournalUpdate], number: int) -> Iterator[Contribution]:
-    codec, stage = find_codec(program.upload.codec), program.stage(number)
+def _contributions(
+    program: Program, updates: Iterable[JournalUpdate], present: Tensors, trained_from: Callable[[int], bytes]
+) -> Iterator[Contribution]:
+    """The updates one at a time, each with what its staleness leaves of it (coordinator.staleness)."""
+    codec, rules = find_codec(program.upload.codec), program.job.schedule
     for update in updates:
-        coded, metadata = read_update(update.data, codec, stage.for_device(update.device).layout)
-        yield Contribution(update.device, update.examples, coded, int(metadata["steps"]))
+        staleness = update.round - update.version
+        layout = program.stage(update.version).for_device(update.device).layout
+        coded, metadata = read_update(update.data, codec, layout)
+        each = Contribution(
+            device=update.device,
+            examples=update.examples,
+            tensors=coded,
+            steps=int(metadata["steps"]),
+            task=update.task,
+            scale=update_weight(rules, staleness),
+            joined=joined_controls(metadata, layout),
+        )
+        if staleness > 0 and (models := as_models(rules, layout.shapes, program.statistics)):
+            base = decode_tensors(trained_from(update.version))[0]
+            delta = codec.decode(update.data, layout.shapes)[0]
+            each = replace(each, tensors=against_present(delta, models, base, present))
+        yield each
 
 
 def keep_model(directory: Path, model: bytes) -> None:
@@ -88,8 +116,11 @@ def export_version(state: Path, version: Version, model: Path, weights: Path) ->
         graph = (state / GRAPH_NAME).read_bytes()
     except FileNotFoundError:
         raise ModelMissing(f"{state} has no {GRAPH_NAME}; start a coordinator on the job once, it writes it") from None
-    write_file(weights, version.weights)
-    write_file(model, with_weights(graph, decode_tensors(version.weights)[0]))
+    tensors = decode_tensors(version.weights)[0]
+    controls = {name for name in tensors if name.startswith(CONTROL)}
+    of_model = {name: array for name, array in tensors.items() if name not in controls}
+    write_file(weights, encode_tensors(of_model) if controls else version.weights)
+    write_file(model, with_weights(graph, of_model))
 
 
 def peak_rss_mb() -> float:

@@ -26,6 +26,36 @@ class Outcome(Enum):
 
 
 @dataclass(frozen=True)
+class ScheduleRules:
+    """The [schedule] section of a job file.
+
+    Attributes:
+        name: "sync", "fedasync" or "fedbuff".
+        alpha: FedAsync's mixing weight of an update that is not stale.
+        staleness: How the weight of an update falls with its staleness, a row of coordinator.staleness.
+        a: Of "polynomial" and "hinge".
+        b: Of "hinge": staleness up to it costs nothing.
+        buffer: How many updates make a version.
+        concurrency: How many devices are asked at one time; None for all.
+        max_staleness: An update that is more versions behind is refused.
+        evaluate_every: Every so many versions one is judged; the last one always.
+    """
+
+    name: str = "sync"
+    alpha: float = 1.0
+    staleness: str = "constant"
+    a: float = 0.5
+    b: float = 4.0
+    buffer: int = 1
+    concurrency: int | None = None
+    max_staleness: int = 0
+    evaluate_every: int = 1
+
+
+SYNCHRONOUS = ScheduleRules()
+
+
+@dataclass(frozen=True)
 class Rules:
     """The numbers of a job file that the machine needs, under their names there."""
 
@@ -37,6 +67,7 @@ class Rules:
     deadline_s: float
     grace_s: float
     fraction: float
+    schedule: ScheduleRules = SYNCHRONOUS
 
 
 @dataclass(frozen=True)
@@ -101,10 +132,11 @@ class FleetUnknown:
 
 @dataclass(frozen=True)
 class UpdateJournalled:
-    """The device's update for this round is on the disk."""
+    """The device's update for a task of this round is on the disk, so many seconds after the task was sent."""
 
     device: str
     round: int
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +147,13 @@ class TaskFailed:
     round: int
     reason: str
     unfit: bool
+
+
+@dataclass(frozen=True)
+class TaskExpired:
+    """The device's update came, too stale to count; its task is failed in the journal."""
+
+    device: str
 
 
 @dataclass(frozen=True)
@@ -137,6 +176,13 @@ class Evaluated:
     accuracy: float
 
 
+@dataclass(frozen=True)
+class VersionMade:
+    """The fold of a round that was closed is on the disk; round r makes version r + 1."""
+
+    version: int
+
+
 Event = (
     DeviceOnline
     | DeviceRemembered
@@ -145,9 +191,11 @@ Event = (
     | FleetUnknown
     | UpdateJournalled
     | TaskFailed
+    | TaskExpired
     | Tick
     | Paused
     | Evaluated
+    | VersionMade
 )
 
 
@@ -174,12 +222,38 @@ class SendTask:
 
 
 @dataclass(frozen=True)
-class CloseRound:
-    """Fold the accepted devices' updates into a new version, judge it, answer with Evaluated."""
+class AskDevices:
+    """Write tasks that start from this round's version into the journal and publish them.
+
+    Each turn is a device's name and how many tasks it had before, which keeps its tasks' names apart.
+    """
 
     round: int
-    cohort: tuple[str, ...]
-    accepted: tuple[str, ...]
+    turns: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class WithdrawTask:
+    """Take the device's task off the broker: an update for it could not count any more."""
+
+    device: str
+
+
+@dataclass(frozen=True)
+class CloseRound:
+    """Fold the round's updates into a new version and answer with VersionMade; judge it and answer with Evaluated.
+
+    Attributes:
+        round: Whose updates are folded.
+        cohort: Whose tasks end with the round.
+        accepted: Who of them has delivered.
+        judged: Whether the version is judged.
+    """
+
+    round: int
+    cohort: tuple[str, ...] = ()
+    accepted: tuple[str, ...] = ()
+    judged: bool = True
 
 
 @dataclass(frozen=True)
@@ -203,7 +277,7 @@ class Warn:
     message: str
 
 
-Command = StartRound | SendTask | CloseRound | FinishJob | FailJob | Warn
+Command = StartRound | SendTask | AskDevices | WithdrawTask | CloseRound | FinishJob | FailJob | Warn
 Move = tuple[State, tuple[Command, ...]]
 
 
@@ -218,6 +292,7 @@ class Journalled:
         cohort: As in State.
         fleet: Every known device, as last seen.
         accuracy: What the evaluation of this round said, if it was written: the machine is to be told once more.
+        wanted: With how many updates the round closes early, if it does.
         paused: Whether an operator wants no further round.
     """
 
@@ -227,4 +302,34 @@ class Journalled:
     cohort: Mapping[str, Outcome]
     fleet: Fleet
     accuracy: float | None = None
+    wanted: int | None = None
+    paused: bool = False
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why an update cannot count; the words for the device."""
+
+    rule: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What the journal says of an unfinished job with an asynchronous schedule.
+
+    Attributes:
+        newest: The newest version.
+        accuracy: What the evaluation of the newest version said, if it was written.
+        waiting: How many accepted updates every round has that is not folded yet.
+        pending: The round that each open task started from, by device.
+        fleet: Every known device, as last seen.
+        paused: Whether an operator wants nobody to be asked.
+    """
+
+    newest: int
+    accuracy: float | None
+    waiting: Mapping[int, int]
+    pending: Mapping[str, int]
+    fleet: Fleet
     paused: bool = False

@@ -14,9 +14,6 @@ it is online or was lost less than grace_s ago. What a member has delivered in o
 one, and who is still at it goes on: the weights and the tasks are the same. The job fails when too few devices are left
 that have not failed a task. While it is paused no round is started, the one that runs goes on to its version.
 
-A birth that the broker has kept may be of a device that died with the broker: it counts as lost since now until the
-device, which answers the coordinator's presence, has said so itself.
-
 Restart: the shell rebuilds the state from the journal with `resumed`; every device then counts as lost since now, so
 that a round neither starts nor closes before the births had grace_s seconds to arrive.
 """
@@ -26,6 +23,7 @@ from dataclasses import replace
 from typing import Any
 
 from coordinator import fleet as fleets
+from coordinator.presence import PresenceEvent, take_presence
 from coordinator.round_records import (
     CloseRound,
     DeviceLost,
@@ -42,6 +40,7 @@ from coordinator.round_records import (
     Outcome,
     Paused,
     Phase,
+    Refusal,
     Rules,
     SendTask,
     StartRound,
@@ -49,8 +48,10 @@ from coordinator.round_records import (
     TaskFailed,
     Tick,
     UpdateJournalled,
+    VersionMade,
     Warn,
 )
+from coordinator.table import put
 
 # A failure that may pass makes a device unfit all the same once its round has been tried so often.
 PATIENCE = 5
@@ -78,9 +79,17 @@ def resumed(rules: Rules, journalled: Journalled, now_s: float) -> State:
     )
 
 
+def note(state: State, event: Event, now_s: float) -> Move:
+    """One of very many events: what it changes by itself; what follows for the round waits for the next step.
+
+    A look at the whole round costs time for every member, so a thousand updates are noted and then looked at once.
+    """
+    return _TAKE[type(event)](state, event, now_s)
+
+
 def step(state: State, event: Event, now_s: float) -> Move:
     """One event: the next state, and the commands it calls for, in order."""
-    state, commands = _TAKE[type(event)](state, event, now_s)
+    state, commands = note(state, event, now_s)
     while True:
         following, more = _ADVANCE[state.phase](state, now_s)
         commands += more
@@ -104,6 +113,14 @@ def candidates(state: State) -> tuple[str, ...]:
     return tuple(sorted({*fleets.ready(state.fleet), *delivered(state)}))
 
 
+def counts_in(state: State, version: int) -> int | Refusal:
+    """The round in which an update for a task from this version counts, were it to come now."""
+    # An update that is taken after its round was closed would be acknowledged and never count.
+    if version == state.round and state.phase in {Phase.GATHERING, Phase.COLLECTING}:
+        return state.round
+    return Refusal("StaleTask", f"round {version} was closed without this update")
+
+
 def needed(state: State) -> int:
     """How many candidates the next start of this round waits for."""
     return state.rules.devices if state.round == 1 and state.attempt == 0 else state.rules.min_updates
@@ -116,32 +133,16 @@ def _members(state: State, outcome: Outcome) -> tuple[str, ...]:
 # What an event changes, before the phase looks at it.
 
 
-def _take_online(state: State, event: DeviceOnline, _now_s: float) -> Move:
-    known = state.fleet.get(event.device)
-    arrived = replace(state, fleet=fleets.arrived(state.fleet, event.device, event.examples))
-    if event.examples > 0 or (known and known.examples == 0):
-        return arrived, ()
-    return arrived, (Warn(f"device {event.device} has no examples and takes no part"),)
-
-
-def _take_remembered(state: State, event: DeviceRemembered, now_s: float) -> Move:
-    return replace(state, fleet=fleets.remembered(state.fleet, event.device, event.examples, now_s)), ()
-
-
-def _take_lost(state: State, event: DeviceLost, now_s: float) -> Move:
-    return replace(state, fleet=fleets.lost(state.fleet, event.device, now_s)), ()
-
-
-def _take_stopped(state: State, event: DeviceStopped, _now_s: float) -> Move:
-    return replace(state, fleet=fleets.stopped(state.fleet, event.device)), ()
-
-
-def _take_fleet_unknown(state: State, _event: FleetUnknown, now_s: float) -> Move:
-    return replace(state, fleet=fleets.all_lost(state.fleet, now_s)), ()
+def _take_presence(state: State, event: PresenceEvent, now_s: float) -> Move:
+    fleet, warnings = take_presence(state.fleet, event, now_s)
+    return replace(state, fleet=fleet), warnings
 
 
 def _take_update(state: State, event: UpdateJournalled, _now_s: float) -> Move:
-    return _settle(state, event.device, event.round, Outcome.DELIVERED), ()
+    settled = _settle(state, event.device, event.round, Outcome.DELIVERED)
+    if settled is state or event.device not in state.fleet:
+        return settled, ()
+    return replace(settled, fleet=fleets.answered(settled.fleet, event.device, event.seconds)), ()
 
 
 def _take_failure(state: State, event: TaskFailed, _now_s: float) -> Move:
@@ -160,10 +161,10 @@ def _settle(state: State, device: str, round_number: int, outcome: Outcome) -> S
     open_now = state.phase in {Phase.GATHERING, Phase.COLLECTING} and round_number == state.round
     if not open_now or state.cohort.get(device) is not Outcome.PENDING:
         return state
-    return replace(state, cohort={**state.cohort, device: outcome})
+    return replace(state, cohort=put(state.cohort, device, outcome))
 
 
-def _take_tick(state: State, _event: Tick, _now_s: float) -> Move:
+def _take_tick(state: State, _event: Tick | VersionMade, _now_s: float) -> Move:
     return state, ()
 
 
@@ -229,7 +230,8 @@ def _start(state: State, now_s: float) -> Move:
     if state.attempt == 0:
         asked = _share(state, asked)
     attempt = state.attempt + 1
-    begun = replace(state, attempt=attempt, cohort=kept | dict.fromkeys(asked, Outcome.PENDING))
+    fleet = fleets.was_asked(state.fleet, asked)
+    begun = replace(state, attempt=attempt, cohort=kept | dict.fromkeys(asked, Outcome.PENDING), fleet=fleet)
     tasks = tuple(SendTask(name, state.round, attempt) for name in asked)
     starting = StartRound(state.round, attempt, tuple(sorted(begun.cohort)), asked)
     return _phase(begun, Phase.COLLECTING, now_s), (starting, *tasks)
@@ -245,7 +247,8 @@ def _share(state: State, names: tuple[str, ...]) -> tuple[str, ...]:
 def _collect(state: State, now_s: float) -> Move:
     rules = state.rules
     late = now_s - state.since_s >= rules.deadline_s
-    if not late and any(_is_awaited(state, name, now_s) for name in pending(state)):
+    open_tasks = (name for name, each in state.cohort.items() if each is Outcome.PENDING)
+    if not late and any(_is_awaited(state, name, now_s) for name in open_tasks):
         return state, ()
     if len(delivered(state)) >= rules.min_updates:
         return _close(state, now_s)
@@ -272,14 +275,15 @@ def _stay(state: State, _now_s: float) -> Move:
 
 
 _TAKE: Mapping[type[Event], Callable[[State, Any, float], Move]] = {
-    DeviceOnline: _take_online,
-    DeviceRemembered: _take_remembered,
-    DeviceLost: _take_lost,
-    DeviceStopped: _take_stopped,
-    FleetUnknown: _take_fleet_unknown,
+    DeviceOnline: _take_presence,
+    DeviceRemembered: _take_presence,
+    DeviceLost: _take_presence,
+    DeviceStopped: _take_presence,
+    FleetUnknown: _take_presence,
     UpdateJournalled: _take_update,
     TaskFailed: _take_failure,
     Tick: _take_tick,
+    VersionMade: _take_tick,
     Paused: _take_paused,
     Evaluated: _take_evaluated,
 }

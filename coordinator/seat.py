@@ -9,13 +9,23 @@ from dataclasses import dataclass
 from coordinator import stall
 from coordinator.control import attend, is_idle
 from coordinator.events import Emit
-from coordinator.gateway import EXIT_DONE, EXIT_FAILED, Parts, RunningJob, superseded
+from coordinator.gateway import EXIT_DONE, EXIT_FAILED, Parts, RunningJob, refused, superseded
 from coordinator.journal import JournalUnwritable
+from coordinator.lease import BEAT_S
 from coordinator.requests import Inbox
 from coordinator.watch import every, stand
 from edge_runtime.link import Connected, Disconnected, Link, LinkEvent, Message, Refused, Subscribed
 from edge_runtime.wire.entry import EntryOutcome, SiteEntry
-from edge_runtime.wire.events import Command, GatewaySuperseded, Outcome, Publish, Subscribe, Unsubscribe, Warned
+from edge_runtime.wire.events import (
+    Command,
+    GatewaySuperseded,
+    Outcome,
+    Publish,
+    Subscribe,
+    Unsubscribe,
+    UpdateRefused,
+    Warned,
+)
 from edge_runtime.wire.gateway import GatewaySession
 
 POLL_S = 0.25
@@ -90,7 +100,9 @@ def serve(seat: Seat, asked_to_stop: list[int]) -> int:
     inbox = Inbox(seat.parts.store)
     job: RunningJob | None = None
     regularly = every(SAMPLE_S, lambda: _look_around(seat, job))
+    beat = every(BEAT_S, seat.parts.store.beat)
     while not asked_to_stop:
+        beat(time.monotonic())
         try:
             job = seat.job() if job is None else job
             regularly(time.monotonic())
@@ -111,6 +123,7 @@ def _look_around(seat: Seat, job: RunningJob | None) -> None:
     if job is None:
         return
     seat.parts.emit(stand(job, seat.link, seat.parts.directory))
+    seat.parts.store.give_back()
     if is_idle(job, seat.parts.store) and seat.others_wait():
         seat.parts.emit({"event": "warning", "message": "this job is paused and gives way to the next one"})
         job.exit_code = EXIT_DONE
@@ -137,6 +150,8 @@ def _turn(job: RunningJob, inbox: Inbox, seat: Seat) -> RunningJob:
 
 def _leave(job: RunningJob, seat: Seat) -> int:
     """The job has ended: its last messages go out, for which a link is waited for a while."""
+    with suppress(JournalUnwritable):  # a journal that is larger than it need be harms nobody
+        seat.parts.store.give_back()
     link, code, until_s = seat.link, job.exit_code, time.monotonic() + LEAVE_S
     while not link.connected and time.monotonic() < until_s:
         _exchange(job, link, seat.parts.emit, POLL_S)  # what a finished job leaves on the broker is worth a wait
@@ -158,12 +173,16 @@ def _wait_for_room(seat: Seat, error: JournalUnwritable, asked_to_stop: list[int
     while not asked_to_stop:
         for event in link.poll(POLL_S):
             outcomes = _stalled(session, link, event, emit)
+            for each in outcomes:
+                if isinstance(each, UpdateRefused):
+                    emit(refused(each))
             send(link, stall.answers(outcomes))
             if (older := stall.superseder(outcomes)) is not None:
                 emit(superseded(older))
                 return EXIT_FAILED
         if time.monotonic() - looked_s >= stall.PROBE_S:
             looked_s = time.monotonic()
+            store.beat()
             with suppress(JournalUnwritable):
                 if stall.has_room(store):
                     emit({"event": "writable", "round": store.present_round()})
@@ -188,9 +207,14 @@ def _stalled(session: GatewaySession, link: Link, event: LinkEvent, emit: Emit) 
 
 
 def _exchange(job: RunningJob, link: Link, emit: Emit, timeout_s: float) -> None:
-    for event in link.poll(timeout_s):
-        send(link, _take(job, link, event, emit))
-    send(link, job.tick(time.monotonic()))
+    """What one poll brought goes into the job as one batch: one fsync, and then all that follows from it."""
+    events = link.poll(timeout_s)
+    commands: list[Command] = []
+    with job.batch():
+        for event in events:
+            commands += _take(job, link, event, emit)
+        commands += job.tick(time.monotonic())
+    send(link, commands)
 
 
 def _take(job: RunningJob, link: Link, event: LinkEvent, emit: Emit) -> list[Command]:

@@ -20,7 +20,7 @@ from typing import Any
 from coordinator.broker import BrokerError, start_broker
 from coordinator.broker.probe import without_password
 from coordinator.evaluate import Evaluation, EvaluationError, evaluate
-from coordinator.events import Emit, json_lines, log_lines, of_job, seldom
+from coordinator.events import Emit, enduring, json_lines, log_lines, of_job, seldom
 from coordinator.gateway import EXIT_DONE, EXIT_FAILED, Parts
 from coordinator.home import JOB_FILE, HomeError, check_job, next_ready, remove_remains
 from coordinator.jobfile import JobFileError
@@ -30,7 +30,7 @@ from coordinator.program import Program, definition, judged_model, make_version
 from coordinator.results import export, fold, keep_model
 from coordinator.seat import LEAVE_S, enter, knock, send, serve
 from coordinator.speaker import GatewaySpeaker
-from coordinator.store import Version, open_store, updates_beside
+from coordinator.store import Version, open_store, updates_beside, weights_beside
 from coordinator.watch import MetricsError, watching
 from edge_runtime.broker_url import parse_url
 from edge_runtime.data import Dataset
@@ -70,7 +70,8 @@ class Place:
 def main(argv: list[str] | None = None) -> int:
     """Runs one job to its end, or those of a home until it is stopped; see the module's docstring."""
     options = _parse(argv)
-    emit = seldom(json_lines(sys.stdout) if options.events else log_lines(sys.stdout), time.monotonic)
+    told = enduring(json_lines(sys.stdout) if options.events else log_lines(sys.stdout))
+    emit = seldom(told, time.monotonic)
     with ExitStack() as stack:
         asked_to_stop = stack.enter_context(_stop_signals())
         try:
@@ -117,7 +118,7 @@ def _serve_home(options: argparse.Namespace, emit: Emit, watched: Mapping[str, A
             ready = next_ready(home, unusable)
             if ready is None:
                 if not idle:
-                    emit({"event": "idle", "home": str(home), "url": without_password(broker[0])})
+                    emit({"event": "idle", "home": str(home), "url": without_password(broker[0]), **watched})
                 idle = True
                 time.sleep(IDLE_S)
                 continue
@@ -142,6 +143,7 @@ def _prepare(place: Place, emit: Emit, stack: ExitStack) -> Parts:
     program, held_out = checked.program, checked.held_out
     store = stack.enter_context(closing(open_store(place.state)))
     store.begin(definition(program), make_version(1, program.weights, {}))
+    store.keep = checked.job.keep
     keep_model(place.state, program.model)
     # Folds and judges in a thread: the link must go on, however large the model is.
     worker = stack.enter_context(ThreadPoolExecutor(1, "versions"))
@@ -157,7 +159,7 @@ def _prepare(place: Place, emit: Emit, stack: ExitStack) -> Parts:
 
 def _fold(program: Program, directory: Path, old: Version) -> Version:
     with closing(updates_beside(directory, old.version)) as updates:
-        return fold(program, updates, old)
+        return fold(program, updates, old, lambda number: weights_beside(directory, number))
 
 
 def _judge(program: Program, held_out: Dataset, version: Version) -> Evaluation:

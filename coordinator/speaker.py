@@ -22,8 +22,8 @@ from edge_runtime.link_events import (
 
 __all__ = ["GatewaySpeaker"]
 
-# The most that one read takes.
-BUFFER_BYTES = 256 * 1024
+# The most that one read takes: what one poll brings is journalled together.
+BUFFER_BYTES = 1 << 20
 # Messages of QoS 1 that the broker has not confirmed; further ones wait here. Packet ids would allow 65,535.
 MAX_INFLIGHT = 1024
 # Sending goes on until the socket is full, but not for ever: the owner's clock must go on.

@@ -1,7 +1,8 @@
 """The journal of one job: SQLite in the state directory. What is not in it has not happened.
 
 Every method that writes is one transaction, committed with an fsync (WAL, synchronous=FULL) before it returns, so a
-process killed at any moment leaves the state before or after it and nothing between.
+process killed at any moment leaves the state before or after it and nothing between. Inside `batch` they are one
+transaction together, committed at its end.
 
 The tables are described in coordinator.journal. Version 1 is the first weights; round r starts from version r and makes
 version r + 1.
@@ -12,17 +13,20 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from coordinator.fleet import Device, Presence
+from coordinator.fleet import TIMES_KEPT, Device, Presence
 from coordinator.journal import JOURNAL_NAME, JobChanged, connect, connect_to_read, explained, open_lock
-from coordinator.round_records import Journalled, Outcome, Phase
-from coordinator.views import View, digests, held, insert_view, read_view
+from coordinator.keep import KEEP, drop_weights, give_back
+from coordinator.lease import Lease, beat, check_lease, end_lease, new_lease, take_lease, wait_for_silence
+from coordinator.round_records import Journalled, Outcome, Phase, Standing
+from coordinator.views import View, digests, drop_views, held, insert_view, read_view
 
-KEEP_VERSIONS = 3
+# Why a task is failed whose update would come too late to count.
+EXPIRED = "StaleUpdate: its version is too far behind"
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,24 @@ class JournalTask:
 
 @dataclass(frozen=True)
 class JournalUpdate:
-    """An accepted update as it came, and what its metadata said."""
+    """An accepted update as it came, and what its metadata said.
+
+    Attributes:
+        round: In which it counts.
+        device: Whose it is; with `task` the update's key.
+        task: What it answers.
+        version: The version that its device trained from; that of the round but for asynchronous schedules.
+        uid: Of the upload.
+        sha256: Of the bytes.
+        examples: As the device says.
+        loss: As the device says.
+        data: None once its round is folded.
+    """
 
     round: int
     device: str
+    task: str
+    version: int
     uid: str
     sha256: str
     examples: int
@@ -86,17 +104,30 @@ class Write(Protocol):
 class Store:
     """An open journal; holds the connection and the lock that keeps a second coordinator out."""
 
-    def __init__(self, connection: sqlite3.Connection, lock: IO[bytes] | None, path: Path) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, lock: IO[bytes] | None, path: Path, lease: Lease | None = None
+    ) -> None:
         self._connection = connection
         self._lock = lock
         self._path = path
-        self.last_commit_s = 0.0  # how long the last transaction that wrote took, its fsync included
+        self._lease = lease
+        self.keep = KEEP
+        self._batched = False
+        self.last_commit_s = 0.0  # how long the last commit took, its fsync included
 
     def close(self) -> None:
         """Close the journal and let another coordinator in."""
         self._connection.close()
+        if self._lease is not None:
+            end_lease(self.directory, self._lease)
         if self._lock is not None:
             self._lock.close()
+
+    def beat(self) -> None:
+        """Show other machines that the holder lives; call it every coordinator.lease.BEAT_S."""
+        if self._lease is not None:
+            with suppress(OSError):  # on a disk that takes nothing nobody else can take over either
+                beat(self.directory, self._lease)
 
     @property
     def directory(self) -> Path:
@@ -163,6 +194,11 @@ class Store:
         with self._writing() as write:
             write("UPDATE job SET done = ?", (reason,))
 
+    def give_back(self) -> int:
+        """Give pages that nobody needs back to the disk, all of them once the job is done; returns the bytes."""
+        with explained(self._path):
+            return give_back(self._connection, all_of_it=self.done() is not None)
+
     def failed(self) -> str | None:
         """Why the job failed when it last ran, or None."""
         found = self._one("SELECT failed FROM job")
@@ -194,56 +230,80 @@ class Store:
 
     # Rounds.
 
-    def start_round(self, number: int, attempt: int, tasks: tuple[JournalTask, ...]) -> None:
-        """Write that a round starts (again), with the tasks of those who are asked now; other open tasks stay."""
+    def start_round(self, number: int, attempt: int, tasks: tuple[JournalTask, ...], wanted: int | None = None) -> None:
+        """Write that a round starts (again), with the tasks of those who are asked now; other open tasks stay.
+
+        Args:
+            number: The round, and the version that the tasks start from.
+            attempt: How often it was started with this.
+            tasks: Each with a name that its device had no task of before.
+            wanted: With how many updates the round closes early, if it does.
+        """
         with self._writing() as write:
-            write(
-                "INSERT OR IGNORE INTO rounds (round, version, attempt, state) VALUES (?, ?, 0, 'open')",
-                (number, number),
-            )
-            write("UPDATE rounds SET attempt = ? WHERE round = ?", (attempt, number))
+            _open_round(write, number)
+            write("UPDATE rounds SET attempt = ?, wanted = ? WHERE round = ?", (attempt, wanted, number))
             for task in tasks:
                 row = (number, task.device, task.task, task.data)
-                write("INSERT OR REPLACE INTO tasks VALUES (?, ?, ?, ?, 'open', NULL)", row)
+                write("INSERT INTO tasks VALUES (?, ?, ?, ?, 'open', NULL, NULL)", row)
 
-    def add_update(self, update: JournalUpdate) -> bool:
-        """Write an update; it counts from here on. False, and nothing written, when its task is not open."""
-        key = (update.round, update.device)
-        row = (*key, update.uid, update.sha256, len(update.data), update.examples, update.loss, update.data)
+    def add_update(self, update: JournalUpdate, seconds: float | None = None) -> bool:
+        """Write an update; it counts from here on, in `update.round`.
+
+        Args:
+            update: With its bytes.
+            seconds: From the task's publication to now, if this process published it.
+
+        Returns:
+            False, with nothing written, when its task is not open.
+        """
+        key = (update.device, update.task)
+        claims = (update.uid, update.sha256, len(update.data), update.examples, update.loss, update.data)
         with self._writing() as write:
             changed: int = write(
-                "UPDATE tasks SET state = 'done' WHERE round = ? AND device = ? AND state = 'open'", key
+                "UPDATE tasks SET state = 'done', data = x'', seconds = ? "
+                "WHERE device = ? AND task = ? AND state = 'open'",
+                (seconds, *key),
             )
             if changed == 1:
-                write("INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+                row = (update.round, *key, *claims)
+                write("INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)", row)
         return changed == 1
 
     def fail_task(self, number: int, device: str, reason: str, *, unfit: bool) -> None:
         """Write that the device failed its task of this round, and whether it takes no further part."""
         with self._writing() as write:
             write(
-                "UPDATE tasks SET state = 'failed', reason = ? WHERE round = ? AND device = ? AND state = 'open'",
+                "UPDATE tasks SET state = 'failed', reason = ?, data = x'' "
+                "WHERE round = ? AND device = ? AND state = 'open'",
                 (reason, number, device),
             )
             if unfit:
                 write("UPDATE devices SET unfit = ? WHERE device = ?", (reason, device))
 
     def updates(self, number: int) -> Iterator[JournalUpdate]:
-        """The accepted updates of a round that is not folded yet, in ascending order of device ids, one at a time."""
+        """The accepted updates of a round, in ascending order of (device, task), one at a time."""
         return _updates(self._connection, self._path, number)
 
     def accepted_digest(self, device: str, task: str) -> str | None:
         """The SHA-256 of the update that was accepted for this task of this device, folded or not."""
-        found = self._one(
-            "SELECT sha256 FROM updates JOIN tasks USING (round, device) WHERE device = ? AND task = ?", (device, task)
-        )
+        found = self._one("SELECT sha256 FROM updates WHERE device = ? AND task = ?", (device, task))
         return None if found is None else str(found[0])
 
-    def last_counted(self, device: str, before: int) -> str | None:
-        """The device's task in the rounds before this one whose update was the last to be accepted."""
-        query = "SELECT task FROM tasks WHERE device = ? AND round < ? AND state = 'done' ORDER BY round DESC LIMIT 1"
-        found = self._one(query, (device, before))
+    def last_counted(self, device: str) -> str | None:
+        """The device's task of this run whose update was the last to be accepted."""
+        # Rows are numbered in the order in which they were written.
+        query = (
+            "SELECT task FROM updates WHERE device = ? AND round >= (SELECT run_from FROM job) "
+            "ORDER BY rowid DESC LIMIT 1"
+        )
+        found = self._one(query, (device,))
         return None if found is None else str(found[0])
+
+    def is_outsider(self, device: str, members: int) -> bool:
+        """Whether so many devices have had an update accepted, in any round, and this is none of them."""
+        query = "SELECT count(DISTINCT device), coalesce(max(device = ?), 0) FROM updates"
+        counted, among_them = self._one(query, (device,))
+        return counted >= members and not among_them
 
     def bytes_up(self, number: int) -> int:
         """Bytes of the updates accepted in a round."""
@@ -252,26 +312,44 @@ class Store:
     def newcomers(self, number: int) -> int:
         """How many of a round's devices were not asked in any round before."""
         query = (
-            "SELECT count(*) FROM tasks AS now WHERE round = ? AND NOT EXISTS "
+            "SELECT count(DISTINCT device) FROM tasks AS now WHERE round = ? AND NOT EXISTS "
             "(SELECT 1 FROM tasks WHERE device = now.device AND round < now.round)"
         )
         return int(self._one(query, (number,))[0])
 
-    def fold_round(self, number: int, made: Version, figures: RoundFigures) -> None:
-        """Write the version that a round made, and drop the bytes of its tasks and updates, in one transaction."""
+    def asked(self, number: int) -> tuple[str, ...]:
+        """The devices of all tasks that start from this round's version, in ascending order, one for each task."""
+        return tuple(row[0] for row in self._all("SELECT device FROM tasks WHERE round = ? ORDER BY device", (number,)))
+
+    def staleness(self, number: int) -> tuple[int, ...]:
+        """How many versions each update of a round is behind the one it goes into."""
+        query = (
+            "SELECT updates.round - tasks.round FROM updates JOIN tasks USING (device, task) WHERE updates.round = ?"
+        )
+        return tuple(row[0] for row in self._all(query, (number,)))
+
+    def fold_round(self, number: int, made: Version, figures: RoundFigures, max_staleness: int = 0) -> None:
+        """Write the version that a round made, with what it means for updates, tasks and older versions.
+
+        Its updates' bytes are dropped. Tasks that are now more than `max_staleness` versions behind are failed: an
+        update for them could not count any more. Versions lose their weights as coordinator.keep says.
+        """
         row = (figures.devices, figures.cohort, figures.bytes_up, figures.bytes_down, figures.seconds, number)
         with self._writing() as write:
             _insert_version(write, made)
+            _open_round(write, number)
             write(
                 "UPDATE rounds SET state = 'folded', devices = ?, cohort = ?, bytes_up = ?, bytes_down = ?, "
                 "seconds = ? WHERE round = ? AND state = 'open'",
                 row,
             )
-            write("UPDATE updates SET data = NULL WHERE round = ?", (number,))
-            write("UPDATE tasks SET data = x'' WHERE round = ?", (number,))
+            write("UPDATE updates SET data = NULL, folded_in = ? WHERE round = ?", (made.version, number))
             write(
-                "UPDATE versions SET weights = NULL, state = NULL WHERE version <= ?", (made.version - KEEP_VERSIONS,)
+                "UPDATE tasks SET state = 'failed', reason = ?, data = x'' WHERE state = 'open' AND round < ?",
+                (EXPIRED, made.version - max_staleness),
             )
+            drop_weights(write, made.version, self.keep)
+            drop_views(write, made.version)
 
     def judge_round(self, number: int, accuracy: float, loss: float) -> None:
         """Write what the evaluation of a round's version said."""
@@ -295,9 +373,7 @@ class Store:
 
     def latest(self) -> Version:
         """The newest version."""
-        query = "SELECT version, sha256, weights, state FROM versions ORDER BY version DESC LIMIT 1"
-        number, sha256, weights, state = self._one(query)
-        return Version(number, sha256, weights, state, read_view(self._all, number, weights))
+        return self.version(int(self._one("SELECT max(version) FROM versions")[0]))
 
     def digests(self, newest: int) -> tuple[tuple[str, int], ...]:
         """SHA-256 and size of what was sent of the newest versions, newest first."""
@@ -308,20 +384,28 @@ class Store:
         """The SHA-256 of the weights that devices hold when a round starts, as far as their updates tell."""
         return held(self._all, number)
 
-    def tasks(self, number: int) -> tuple[JournalTask, ...]:
-        """The tasks of a round that are still open, in ascending order of device ids."""
-        rows = self._all(
-            "SELECT device, task, data FROM tasks WHERE round = ? AND state = 'open' ORDER BY device", (number,)
-        )
+    def open_tasks(self) -> tuple[JournalTask, ...]:
+        """The tasks that are still open, in ascending order of device ids."""
+        rows = self._all("SELECT device, task, data FROM tasks WHERE state = 'open' ORDER BY device")
         return tuple(JournalTask(*row) for row in rows)
 
-    def open_task(self, number: int, device: str, task: str) -> JournalTask | None:
-        """The device's task of this name in this round, unless it is done or failed."""
+    def version(self, number: int) -> Version:
+        """A version whose weights are kept, as those of open tasks are."""
+        query = "SELECT sha256, weights, state FROM versions WHERE version = ?"
+        sha256, weights, state = self._one(query, (number,))
+        return Version(number, sha256, weights, state, read_view(self._all, number, weights))
+
+    def open_task(self, device: str, task: str) -> JournalTask | None:
+        """The device's task of this name, unless it is done or failed."""
         row = self._one(
-            "SELECT device, task, data FROM tasks WHERE round = ? AND device = ? AND task = ? AND state = 'open'",
-            (number, device, task),
+            "SELECT device, task, data FROM tasks WHERE device = ? AND task = ? AND state = 'open'", (device, task)
         )
         return None if row is None else JournalTask(*row)
+
+    def expired(self, device: str, task: str) -> bool:
+        """Whether the device's task of this name was failed because its version is too far behind."""
+        row = self._one("SELECT 1 FROM tasks WHERE device = ? AND task = ? AND reason = ?", (device, task, EXPIRED))
+        return row is not None
 
     def present_round(self) -> int:
         """The round that is open, or else the next one; from 1."""
@@ -329,20 +413,51 @@ class Store:
 
     def journalled(self) -> Journalled:
         """Where the job stands, for coordinator.rounds."""
-        evicted = self.evicted()
-        fleet = {
-            name: Device(name, Presence.STOPPED if name in evicted else Presence(presence), examples, unfit=unfit)
-            for name, presence, examples, unfit in self._all("SELECT * FROM devices")
-        }
-        found = self._one("SELECT round, attempt, state, accuracy FROM rounds ORDER BY round DESC LIMIT 1")
+        fleet = self._fleet()
+        found = self._one("SELECT round, attempt, state, accuracy, wanted FROM rounds ORDER BY round DESC LIMIT 1")
         if found is None:
             return Journalled(Phase.GATHERING, 1, 0, {}, fleet, paused=self.paused())
-        number, attempt, state, accuracy = found
+        number, attempt, state, accuracy, wanted = found
         outcomes = {"open": Outcome.PENDING, "done": Outcome.DELIVERED, "failed": Outcome.FAILED}
-        rows = self._all("SELECT device, state FROM tasks WHERE round = ?", (number,))
+        # A device that was asked again counts with its last task.
+        rows = self._all("SELECT device, state FROM tasks WHERE round = ? ORDER BY rowid", (number,))
         cohort = {device: outcomes[outcome] for device, outcome in rows}
         phase = Phase.COLLECTING if state == "open" else Phase.JUDGING
-        return Journalled(phase, number, attempt, cohort, fleet, accuracy, self.paused())
+        return Journalled(phase, number, attempt, cohort, fleet, accuracy, wanted, self.paused())
+
+    def standing(self) -> Standing:
+        """Where the job stands, for coordinator.buffered."""
+        newest = int(self._one("SELECT max(version) FROM versions")[0])
+        judged = self._one("SELECT accuracy FROM rounds WHERE round = ?", (newest - 1,))
+        waiting = "SELECT round, count(*) FROM updates WHERE folded_in IS NULL GROUP BY round ORDER BY round"
+        return Standing(
+            newest=newest,
+            accuracy=None if judged is None else judged[0],
+            waiting=dict(self._all(waiting)),
+            pending=dict(self._all("SELECT device, round FROM tasks WHERE state = 'open' ORDER BY device")),
+            fleet=self._fleet(),
+            paused=self.paused(),
+        )
+
+    def _fleet(self) -> dict[str, Device]:
+        """Every device as last seen, with what its tasks came to."""
+        counts = "SELECT device, count(*), sum(state = 'done') FROM tasks GROUP BY device"
+        asked = {name: (int(count), int(done)) for name, count, done in self._all(counts)}
+        last = (
+            "SELECT device, seconds FROM (SELECT device, seconds, tasks.rowid AS turn, row_number() OVER "
+            "(PARTITION BY device ORDER BY tasks.rowid DESC) AS back FROM tasks WHERE seconds IS NOT NULL) "
+            "WHERE back <= ? ORDER BY turn"
+        )
+        times: dict[str, tuple[float, ...]] = {}
+        for name, seconds in self._all(last, (TIMES_KEPT,)):
+            times[name] = (*times.get(name, ()), float(seconds))
+        evicted = self.evicted()
+        fleet = {}
+        for name, last_seen, examples, unfit in self._all("SELECT * FROM devices"):
+            presence = Presence.STOPPED if name in evicted else Presence(last_seen)
+            history = (*asked.get(name, (0, 0)), times.get(name, ()))
+            fleet[name] = Device(name, presence, examples, None, unfit, *history)
+        return fleet
 
     # For coordinator.requests and coordinator.versions, which change several things at once.
 
@@ -369,19 +484,44 @@ class Store:
             return self._connection.execute(query, values).fetchall()
 
     @contextmanager
-    def _writing(self) -> Iterator[Write]:
-        """One transaction."""
+    def batch(self) -> Iterator[None]:
+        """Make one transaction of all that is written inside, with one fsync at its end; reads inside see it already.
+
+        Nothing that follows from what is written may leave this process before the end. When the batch fails, all of
+        it is undone, whatever has been made of it in memory.
+        """
         with explained(self._path):
-            began_s = time.perf_counter()
-            self._connection.execute("BEGIN IMMEDIATE")
+            self._batched = True
             try:
+                yield
+                if self._connection.in_transaction:
+                    self._commit()
+            finally:
+                self._batched = False
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+
+    @contextmanager
+    def _writing(self) -> Iterator[Write]:
+        """One transaction, or a part of the batch's."""
+        with explained(self._path):
+            if not self._connection.in_transaction:
+                self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                if self._lease is not None:
+                    check_lease(self._connection, self.directory, self._lease)
                 yield lambda statement, values=(): self._connection.execute(statement, values).rowcount
-                self._connection.execute("COMMIT")
-                self.last_commit_s = time.perf_counter() - began_s
+                if not self._batched:
+                    self._commit()
             except BaseException:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
+
+    def _commit(self) -> None:
+        began_s = time.perf_counter()
+        self._connection.execute("COMMIT")
+        self.last_commit_s = time.perf_counter() - began_s
 
 
 def open_store(directory: Path) -> Store:
@@ -391,13 +531,19 @@ def open_store(directory: Path) -> Store:
         JournalInUse: Another coordinator holds the directory.
         JournalError: It cannot be opened, or is of another version of this program.
     """
-    path = directory / JOURNAL_NAME
+    path, lease = directory / JOURNAL_NAME, new_lease()
     lock = open_lock(directory)
     try:
-        return Store(connect(path), lock, path)
+        wait_for_silence(directory, lease)
+        connection = connect(path)
+        with explained(path):
+            take_lease(connection, lease)
+        store = Store(connection, lock, path, lease)
     except BaseException:
         lock.close()
         raise
+    store.beat()
+    return store
 
 
 def open_reader(directory: Path) -> Store:
@@ -422,12 +568,32 @@ def updates_beside(directory: Path, number: int) -> Generator[JournalUpdate, Non
 
 
 def _updates(connection: sqlite3.Connection, path: Path, number: int) -> Iterator[JournalUpdate]:
-    columns = "round, device, uid, sha256, examples, loss, data"
+    columns = "updates.round, device, task, tasks.round, uid, sha256, examples, loss, updates.data"
     with explained(path):
-        names = connection.execute("SELECT device FROM updates WHERE round = ? ORDER BY device", (number,)).fetchall()
-        for (device,) in names:
-            query = f"SELECT {columns} FROM updates WHERE round = ? AND device = ?"  # noqa: S608  columns is a constant
-            yield JournalUpdate(*connection.execute(query, (number, device)).fetchone())
+        names = "SELECT device, task FROM updates WHERE round = ? ORDER BY device, task"
+        for key in connection.execute(names, (number,)).fetchall():
+            query = f"SELECT {columns} FROM updates JOIN tasks USING (device, task) WHERE device = ? AND task = ?"  # noqa: S608  columns is a constant
+            yield JournalUpdate(*connection.execute(query, key).fetchone())
+
+
+def weights_beside(directory: Path, number: int) -> bytes:
+    """What devices trained from that have a task of this version, for another thread than the store's.
+
+    Raises:
+        JournalError: The journal cannot be read.
+    """
+    path = directory / JOURNAL_NAME
+    with explained(path), closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        query = (
+            "SELECT coalesce(downloads.data, weights) FROM versions LEFT JOIN downloads USING (version) "
+            "WHERE version = ?"
+        )
+        found = connection.execute(query, (number,)).fetchone()
+    return bytes(found[0])
+
+
+def _open_round(write: Any, number: int) -> None:
+    write("INSERT OR IGNORE INTO rounds (round, version, attempt, state) VALUES (?, ?, 0, 'open')", (number, number))
 
 
 def _insert_version(write: Any, made: Version) -> None:

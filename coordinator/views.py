@@ -54,14 +54,26 @@ def worth_sending(steps: tuple[Step, ...], whole_bytes: int) -> tuple[Step, ...]
 
 
 def insert_view(write: Write, version: int, weights_sha256: str, view: View) -> None:
-    """Write a version's view and its last step, and drop the bytes of those that no device can use any more."""
+    """Write a version's view and its last step."""
     step = view.steps[0] if view.steps else None
     own = None if view.sha256 == weights_sha256 else view.data
     row = (version, view.sha256, len(view.data), own)
     last = (None,) * 5 if step is None else (step.base, step.sha256, len(step.data), " | ".join(step.codec), step.data)
     write("INSERT INTO downloads VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row, *last))
-    write("UPDATE downloads SET data = NULL WHERE version <= ?", (version - KEEP_VIEWS,))
-    write("UPDATE downloads SET delta = NULL WHERE version <= ?", (version - MAX_STEPS,))
+
+
+def drop_views(write: Write, newest: int) -> None:
+    """Drop the bytes of views and steps that no task needs any more, nor the next ones."""
+    write(
+        "UPDATE downloads SET data = NULL WHERE version <= ? AND data IS NOT NULL "
+        "AND version NOT IN (SELECT version FROM versions_in_use)",
+        (newest - KEEP_VIEWS,),
+    )
+    write(
+        "UPDATE downloads SET delta = NULL WHERE delta IS NOT NULL "
+        "AND version <= (SELECT min(version) FROM (SELECT version FROM versions_in_use UNION SELECT ?)) - ?",
+        (newest, MAX_STEPS),
+    )
 
 
 def read_view(rows: Rows, version: int, weights: bytes) -> View | None:

@@ -64,7 +64,7 @@ class Client:
         self._tasks = 0
         self._train_s = 0.0
         self._import_s = 0.0
-        self._weights = WeightsCache(config.state / "weights")
+        self._weights = WeightsCache(config.state / "weights", self._disk_trouble)
         self._session = DeviceSession(
             config.site,
             config.device,
@@ -73,13 +73,14 @@ class Client:
             examples=len(dataset),
             info=describe_board() | _describe_data(dataset),
             cached=lambda sha256: sha256 in self._blobs or self._weights.has(sha256) or state.has_plan(sha256),
+            open_sink=self._weights.open_sink,
             outbox=state.outbox(len(dataset)),
             max_blob_bytes=MAX_BLOB_BYTES if limit is None else min(limit, MAX_BLOB_BYTES),
         )
         self._link = Link(config.broker, f"{config.device}-{boot}", self._session.will(), config.keepalive_s)
         place = Place(config.state / "features", config.feature_cache_mb << 20)
         slots = Slots(config.state / SLOTS_NAME)
-        self._trainer = Trainer(dataset, config.threads, limit, self._link.wake, place, slots, self._weights)
+        self._trainer = Trainer(dataset, config.threads, limit, self._link.wake, self._weights, place, slots)
 
     def stop(self, code: int = EXIT_OK) -> None:
         """End run() as soon as possible; safe in a signal handler."""
@@ -111,7 +112,7 @@ class Client:
         try:
             self._state.keep_summary(self._measured() | {"tasks": self._tasks, "train_s": self._train_s})
         except OSError as error:
-            self._log("warning", source="disk", rule="StateUnusable", message=str(error))
+            self._disk_trouble(str(error))
         self._log("stopped", code=code, tasks=self._tasks)
         if not stopped:
             # A daemon thread inside the engine cannot be unwound when the interpreter goes down; nothing is lost, for
@@ -157,7 +158,7 @@ class Client:
         now = time.monotonic()
         self._train_s += result.train_s
         for message in result.warnings:
-            self._log("warning", source="disk", rule="StateUnusable", message=message)
+            self._disk_trouble(message)
         match result.outcome:
             case Failure(rule, message, trace):
                 self._log("task failed", task=result.task, rule=rule, message=message)
@@ -223,20 +224,25 @@ class Client:
                 case KeepGen(gen):
                     self._state.keep_gen(gen)
                 case StoreUpdate(key, task, data):
-                    self._state.keep_update(key, task, data, self._examples)
-                case StoreBlob(sha256, data, is_plan):
+                    self._session.stored(key, self._state.keep_update(key, task, data, self._examples))
+                case StoreBlob(sha256, data, is_plan) if data is not None:
                     self._blobs[sha256] = data
                     if is_plan:
                         self._state.keep_plan(sha256, data)
         except OSError as error:
-            self._log("warning", source="disk", rule="StateUnusable", message=str(error))
+            self._disk_trouble(str(error))
 
     def _run_task(self, command: RunTask) -> None:
         needed = [*command.task.blobs, *(delta.blob for delta in command.deltas)]
         blobs = {sha256: self._blobs.get(sha256) or self._state.plan(sha256) for sha256 in needed}
         self._blobs.clear()
         present = {sha256: data for sha256, data in blobs.items() if data is not None}
-        self._trainer.start(Job(command.key, command.task, present, command.deltas))
+        deltas = command.deltas
+        self._weights.retain({command.task.weights, *(each.base for each in deltas), *(each.blob for each in deltas)})
+        self._trainer.start(Job(command.key, command.task, present, deltas))
+
+    def _disk_trouble(self, message: str) -> None:
+        self._log("warning", source="disk", rule="StateUnusable", message=message)
 
     def _settle(self, task: str, outcome: str, rule: str, message: str) -> None:
         if outcome == "done":
@@ -246,7 +252,7 @@ class Client:
         try:
             self._state.drop_update()
         except OSError as error:
-            self._log("warning", source="disk", rule="StateUnusable", message=str(error))
+            self._disk_trouble(str(error))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edge_runtime.errors import LocalError
+from edge_runtime.file_slice import FileSlice, FileUnreadable
 from edge_runtime.strict_json import dump_object, load_object
 from edge_runtime.wire import Outbox
+from edge_runtime.wire.chunks import digest_of
 
 __all__ = ["StateDirectory", "StateInUse", "StateUnusable", "kept_plans"]
 
@@ -109,23 +111,32 @@ class StateDirectory:
             examples: Of the present data: an update that was trained on more or fewer is not theirs, and the gateway
                 would refuse it.
         """
+        path = self._directory / "outbox"
         try:
-            header, _, data = (self._directory / "outbox").read_bytes().partition(b"\n")
-            fields = load_object(header[:_MAX_HEADER_BYTES])
-            whole = fields["sha256"] == hashlib.sha256(data).hexdigest()
+            with path.open("rb") as file:
+                header = file.readline(_MAX_HEADER_BYTES)
+            fields = load_object(header.rstrip(b"\n"))
+            data = FileSlice(path, len(header))
+            whole = fields["sha256"] == digest_of(data)
             return (
                 Outbox(str(fields["key"]), str(fields["task"]), data)
                 if whole and fields["examples"] == examples
                 else None
             )
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, FileUnreadable):
             return None
 
-    def keep_update(self, key: str, task: str, data: bytes, examples: int) -> None:
-        """Keep an update and the number of examples it was trained on, in place of the one before it."""
+    def keep_update(self, key: str, task: str, data: bytes, examples: int) -> FileSlice:
+        """Keep an update and the number of examples it was trained on, in place of the one before it.
+
+        Returns:
+            The update, to be read from the disk.
+        """
         digest = hashlib.sha256(data).hexdigest()
         header = dump_object({"key": key, "task": task, "sha256": digest, "examples": examples})
-        write_atomically(self._directory / "outbox", header, b"\n", data)
+        path = self._directory / "outbox"
+        write_atomically(path, header, b"\n", data)
+        return FileSlice(path, len(header) + 1)
 
     def drop_update(self) -> None:
         """Forget the update."""

@@ -24,7 +24,6 @@ Deviations from the paper:
 from collections.abc import Mapping
 from typing import Any
 
-from coordinator import rounds
 from coordinator.aggregators import weighted_mean
 from coordinator.fields import Field, number
 from coordinator.methods.method import Method, MethodKind, PhaseSpec, Upload
@@ -38,7 +37,6 @@ def fedavg(server_lr: float = 1.0) -> Method:
         name="fedavg",
         phases=(PhaseSpec(plan="train", objective="softmax_cross_entropy", scalars={"lr": "lr"}),),
         upload=Upload(form="delta", codec=("dense",)),
-        schedule=rounds.step,
         aggregate=weighted_mean,
         server_step=add_mean(server_lr),
     )

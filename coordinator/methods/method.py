@@ -6,11 +6,8 @@ from typing import Any
 
 from coordinator.aggregators import Aggregate
 from coordinator.fields import Field
-from coordinator.round_records import Event, Move, State
 from coordinator.server_steps import ServerStep
 from coordinator.training_keys import Training
-
-Schedule = Callable[[State, Event, float], Move]
 
 
 @dataclass(frozen=True)
@@ -44,19 +41,21 @@ class Method:
         name: As in the job file.
         phases: What a device runs in one task, in order.
         upload: What it sends back.
-        schedule: The state machine that runs the rounds, (state, event, now_s) -> (state, commands).
         aggregate: The fold from many updates to one.
         server_step: The fold's result applied to the weights.
+        members: How many devices may ever take part; None where that does not matter.
         proximal: Weight of the distance from what was received, beside the job file's.
+        control: Whether gradients are corrected by control variates (edge_runtime/control.py).
     """
 
     name: str
     phases: tuple[PhaseSpec, ...]
     upload: Upload
-    schedule: Schedule
     aggregate: Aggregate
     server_step: ServerStep
     proximal: float = 0.0
+    control: bool = False
+    members: int | None = None
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,12 @@ class MethodKind:
         options: The keys that its [method] section takes.
         build: Makes a Method of them and of the [training] section.
         optimizers: Those of [training] that it can be told with.
+        excludes: Keys of [training] that must not be set, but to what turns them off.
+        synchronous: Whether it works in rounds alone, `schedule.name = "sync"`.
     """
 
     options: Mapping[str, Field]
     build: Callable[[Mapping[str, Any], Training], Method]
     optimizers: tuple[str, ...] = ("sgd", "adamw")
+    excludes: tuple[str, ...] = ()
+    synchronous: bool = False

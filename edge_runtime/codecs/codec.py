@@ -18,7 +18,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 # {slot: {tensor: (...) float32}}, carried over to the next encoding; empty for a codec that carries nothing.
 State = dict[str, dict[str, NDArray[Any]]]
 
-RESIDUAL = "residual"  # the slot of what is still to be sent; a codec that carries anything has it
+RESIDUAL = "residual"  # the slot of what is still to be sent
 
 
 class BadCodec(RemoteError):
@@ -40,7 +40,9 @@ class Codec:
             anything. Equal arguments give equal bytes; the bytes carry the metadata.
         decode: (bytes, shapes) -> (tensors, metadata), with the names and shapes that the encoder had. Raises a
             RemoteError for bytes that no encode wrote.
-        carries: The slots of its state.
+        carries: The slots of its state; the first holds an array of its own shape for each tensor.
+        remembers: The first slot is the sum of what the updates said, which the gateway holds as well, and no residual:
+            an update that did not count comes out of it again, and it must not begin anew while the gateway's goes on.
         pieces: (bytes, layout) -> (pieces, metadata): what decode gives, as a fold takes it; None where decode is as
             good.
     """
@@ -49,4 +51,5 @@ class Codec:
     encode: Callable[[dict[str, NDArray[Any]], Mapping[str, str], State], bytes]
     decode: Callable[[bytes, Shapes], tuple[dict[str, NDArray[Any]], dict[str, str]]]
     carries: tuple[str, ...] = ()
+    remembers: bool = False
     pieces: "Callable[[bytes, Layout], tuple[list[Piece], dict[str, str]]] | None" = None

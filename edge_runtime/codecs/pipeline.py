@@ -50,6 +50,7 @@ def build_pipeline(texts: Sequence[str]) -> Codec:
         _encode(reduction, values),
         _decode(reduction, values),
         reduction.carries,
+        reduction.remembers,
         _pieces(reduction, values),
     )
 

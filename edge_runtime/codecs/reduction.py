@@ -86,13 +86,15 @@ class Reduction:
         reduce: (tensors, metadata, state) -> what stands for them; tensors and state are changed.
         layout: (entries, shapes) -> where the parts belong. BadUpdate where `reduce` cannot have written these entries.
         side: The names of its own entries.
-        carries: The slots of its state; the first has the tensors' shapes.
+        carries: As in Codec.
+        remembers: As in Codec.
     """
 
     reduce: Callable[[Arrays, Metadata, State], Reduced]
     layout: Callable[[Entries, Shapes], Layout]
     side: tuple[str, ...] = ()
     carries: tuple[str, ...] = ()
+    remembers: bool = False
 
 
 def _reshape(shapes: Shapes) -> Layout:

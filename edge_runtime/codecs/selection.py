@@ -1,4 +1,4 @@
-"""Codecs that send the values of largest magnitude: topk, threshold, dgc.
+"""Codecs that send the values of largest magnitude: topk, threshold, dgc, ef21.
 
 Entries: "place", which values were sent, counted through all tensors in the order of their names, ascending: int32, or
 the coded gaps of edge_runtime/kernels/coders.py after `rice`. One part: the values.
@@ -31,7 +31,7 @@ from edge_runtime.codecs.values import entry
 
 __all__ = ["SELECTORS", "Selector", "selecting"]
 
-PLACE, MOMENTUM = "place", "momentum"
+PLACE, MOMENTUM, MEMORY = "place", "momentum", "memory"
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Selector:
     Attributes:
         select: (parts, metadata, slots: parts of each) -> a selection a part; parts and slots are changed in place.
         most: Of so many values, how many at most.
-        carries: The slots.
+        carries: The slots: RESIDUAL gains what the value format loses, MEMORY what the update says.
     """
 
     select: Callable[[Parts, Metadata, Mapping[str, Parts]], list[kernels.Selection]]
@@ -113,7 +113,33 @@ def _dgc(texts: Sequence[str]) -> Selector:
     return Selector(select, most, (RESIDUAL, MOMENTUM))
 
 
-SELECTORS: Mapping[str, Callable[[Sequence[str]], Selector]] = {"topk": _topk, "threshold": _threshold, "dgc": _dgc}
+def _ef21(texts: Sequence[str]) -> Selector:
+    """The largest differences to a memory of what was sent, which the gateway holds as well, summed over devices.
+
+    c = C(x - g), g <- g + c on the device; sum g <- sum g + sum c on the gateway (coordinator/methods/ef21.py).
+
+    Source: Richtarik, Sokolov, Fatkhullin: EF21: A New, Simpler, Theoretically Better, and Practically Faster Error
+    Feedback, NeurIPS 2021, algorithm 2. Differs: g begins at zero, so the first update is the paper's g^0.
+    """
+    numbers = parse_arguments(texts).numbers
+    share = numbers[0] if len(numbers) == 1 else 0
+    if not 0 < share <= 1:
+        raise BadCodec("takes the share of values to send, in (0, 1]")
+
+    def select(parts: Parts, _metadata: Metadata, slots: Mapping[str, Parts]) -> list[kernels.Selection]:
+        for part, memory in zip(parts, slots[MEMORY], strict=True):
+            np.subtract(part, memory, out=part)
+        return kernels.top_k_tree(parts, count_of(share, _size(parts)))
+
+    return Selector(select, lambda total: count_of(share, total), (MEMORY,))
+
+
+SELECTORS: Mapping[str, Callable[[Sequence[str]], Selector]] = {
+    "topk": _topk,
+    "threshold": _threshold,
+    "dgc": _dgc,
+    "ef21": _ef21,
+}
 
 
 def count_of(share: float, total: int) -> int:
@@ -150,7 +176,9 @@ def selecting(selector: Selector, *, coded: bool) -> Reduction:
 
         def settle(said: Parts) -> None:
             if RESIDUAL in slots:
-                _keep_rounding(slots[RESIDUAL], found, selected - said[0])
+                _add(slots[RESIDUAL], found, selected - said[0])  # what the value format rounded away is merely late
+            if MEMORY in slots:
+                _add(slots[MEMORY], found, said[0])
 
         return Reduced([selected], {PLACE: side}, _scatter(places, shapes), settle)
 
@@ -158,7 +186,7 @@ def selecting(selector: Selector, *, coded: bool) -> Reduction:
         total = total_of(prod(shape) for shape in shapes.values())
         return _scatter(read_places(entries, PLACE, total, selector.most(total), coded=coded), shapes)
 
-    return Reduction(reduce, layout, (PLACE,), selector.carries)
+    return Reduction(reduce, layout, (PLACE,), selector.carries, MEMORY in selector.carries)
 
 
 def _flat(arrays: Arrays) -> Parts:
@@ -166,11 +194,11 @@ def _flat(arrays: Arrays) -> Parts:
     return [array.reshape(-1) for array in arrays.values()]
 
 
-def _keep_rounding(kept: Parts, found: Sequence[kernels.Selection], lost: NDArray[np.float32]) -> None:
-    """Put what the value format rounded away back into the residuals, so that nothing is lost but merely late."""
+def _add(slot: Parts, found: Sequence[kernels.Selection], values: NDArray[np.float32]) -> None:
+    """Add values to a slot at the places that were selected."""
     begin = 0
-    for residual, each in zip(kept, found, strict=True):
-        residual[each.indices] += lost[begin : begin + each.indices.size]
+    for part, each in zip(slot, found, strict=True):
+        part[each.indices] += values[begin : begin + each.indices.size]
         begin += each.indices.size
 
 

@@ -30,7 +30,7 @@ class UploadCost:
     Attributes:
         stages: The codec's.
         values: In an update.
-        nbytes: Of the last update, without metadata.
+        nbytes: Of the last update, with the round as its only metadata.
         dense_bytes: Of the same in float32.
         median_s: Of an encoding.
         decode_s: Of a decoding, median.
@@ -60,12 +60,13 @@ def measure_upload(plan: Plan, stages: Sequence[str]) -> UploadCost:
     encode_s, decode_s, data = [], [], b""
     profiler = cProfile.Profile()
     for number in range(ROUNDS):
+        metadata = {"round": str(number + 1)}
         update = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
         begun = time.perf_counter()
         data = (
-            profiler.runcall(codec.encode, update, {}, state)
+            profiler.runcall(codec.encode, update, metadata, state)
             if number == ROUNDS - 1
-            else codec.encode(update, {}, state)
+            else codec.encode(update, metadata, state)
         )
         encoded = time.perf_counter()
         codec.decode(data, shapes)

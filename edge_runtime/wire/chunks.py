@@ -2,6 +2,7 @@
 
 import hashlib
 import zlib
+from typing import Protocol
 
 from edge_runtime.errors import RemoteError
 
@@ -12,8 +13,11 @@ __all__ = [
     "BadChunk",
     "BadChunkIndex",
     "BlobTooLarge",
+    "Readable",
+    "Sink",
     "chunk_count",
     "cut_chunk",
+    "digest_of",
     "missing_chunks",
     "parse_bitmap",
 ]
@@ -43,7 +47,25 @@ def chunk_count(size_bytes: int) -> int:
     return -(-size_bytes // CHUNK_BYTES)
 
 
-def cut_chunk(data: bytes, index: int) -> bytes:
+class Readable(Protocol):
+    """Bytes in memory, or in a file of the shell's."""
+
+    def __len__(self) -> int:
+        """How many."""
+
+    def __getitem__(self, where: slice, /) -> bytes:
+        """Some of them; RemoteError where they cannot be read."""
+
+
+def digest_of(data: Readable) -> str:
+    """SHA-256, read in chunks."""
+    digest = hashlib.sha256()
+    for first in range(0, len(data), CHUNK_BYTES):
+        digest.update(data[first : first + CHUNK_BYTES])
+    return digest.hexdigest()
+
+
+def cut_chunk(data: Readable, index: int) -> bytes:
     """Give chunk `index` as it travels: CRC-32 of the piece, little-endian, then the piece."""
     piece = data[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
     return zlib.crc32(piece).to_bytes(_CRC_BYTES, "little") + piece
@@ -75,14 +97,58 @@ def missing_chunks(have: bytes | bytearray, chunks: int, limit: int) -> list[int
     return found
 
 
+class Sink(Protocol):
+    """Where the chunks of one thing go: memory, or a file of the shell's."""
+
+    def begin(self) -> bytes:
+        """The bitmap of the chunks that an earlier process has left here."""
+
+    def write(self, index: int, piece: memoryview, crc: bytes) -> None:
+        """Put a chunk in its place; its CRC-32, as it travelled, is right."""
+
+    def digest(self) -> str:
+        """SHA-256 of the whole."""
+
+    def clear(self) -> None:
+        """Forget every chunk."""
+
+    def take(self) -> bytes | None:
+        """Hand over the bytes; None when they stay where they are. The sink is of no further use."""
+
+
+class _Memory:
+    """A sink that keeps the bytes."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._data = bytearray(size_bytes)
+
+    def begin(self) -> bytes:
+        return bytes(-(-chunk_count(len(self._data)) // 8))
+
+    def write(self, index: int, piece: memoryview, crc: bytes) -> None:  # noqa: ARG002 of use to a sink that may be torn
+        first = index * CHUNK_BYTES
+        self._data[first : first + len(piece)] = piece
+
+    def digest(self) -> str:
+        return hashlib.sha256(self._data).hexdigest()
+
+    def clear(self) -> None:
+        """Chunks that come again are written over those that are here."""
+
+    def take(self) -> bytes:
+        data, self._data = bytes(self._data), bytearray()
+        return data
+
+
 class Assembler:
     """Collects the chunks of one thing whose size and SHA-256 are known.
 
-    Its memory, size_bytes and a bit a chunk, is taken once, after the size has passed the cap.
+    Its memory, size_bytes and a bit a chunk, is taken once, after the size has passed the cap; with a sink of another
+    kind only the bits.
     """
 
-    def __init__(self, sha256: str, size_bytes: int, cap_bytes: int) -> None:
-        """Take the memory.
+    def __init__(self, sha256: str, size_bytes: int, cap_bytes: int, sink: Sink | None = None) -> None:
+        """Take the memory, or take up what is in the sink.
 
         Raises:
             BlobTooLarge: size_bytes is over cap_bytes; nothing was allocated.
@@ -92,9 +158,9 @@ class Assembler:
         self.sha256 = sha256
         self.size_bytes = size_bytes
         self.chunks = chunk_count(size_bytes)
-        self._data = bytearray(size_bytes)
-        self._have = bytearray(-(-self.chunks // 8))
-        self._left = self.chunks
+        self._sink: Sink = _Memory(size_bytes) if sink is None else sink
+        self._have = bytearray(self._sink.begin())
+        self._left = self.chunks - sum(bits.bit_count() for bits in self._have)
 
     @property
     def complete(self) -> bool:
@@ -122,7 +188,7 @@ class Assembler:
             raise BadChunk(f"chunk {index} does not have the CRC-32 it came with")
         if self._have[index // 8] >> (index % 8) & 1:
             return False
-        self._data[first : first + wanted] = piece
+        self._sink.write(index, piece, payload[:_CRC_BYTES])
         self._have[index // 8] |= 1 << (index % 8)
         self._left -= 1
         return True
@@ -140,10 +206,17 @@ class Assembler:
 
         Only for a complete assembler. After a success it is empty and of no further use.
         """
-        if hashlib.sha256(self._data).hexdigest() != self.sha256:
-            self._have = bytearray(len(self._have))
-            self._left = self.chunks
-            return None
-        data = bytes(self._data)
-        self._data = bytearray()
-        return data
+        return self.release() if self.whole() else None
+
+    def release(self) -> bytes | None:
+        """Hand over the whole, which is known to be right; None when it stays in a sink of another kind."""
+        return self._sink.take()
+
+    def whole(self) -> bool:
+        """Whether the SHA-256 is right; if not, every chunk is forgotten. Only for a complete assembler."""
+        if self._sink.digest() == self.sha256:
+            return True
+        self._sink.clear()
+        self._have = bytearray(len(self._have))
+        self._left = self.chunks
+        return False

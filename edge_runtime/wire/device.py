@@ -10,11 +10,13 @@ from typing import Any
 from edge_runtime.errors import RemoteError
 from edge_runtime.strict_json import load_object
 from edge_runtime.wire import messages, topics
+from edge_runtime.wire.chunks import Readable, Sink
 from edge_runtime.wire.events import DeviceCommand, Publish, Subscribe, Unsubscribe, Warned
+from edge_runtime.wire.fetch import in_memory
 from edge_runtime.wire.fields import MAX_MESSAGE_BYTES, BadMessage, FutureVersion, text
 from edge_runtime.wire.presence import Presence, PresenceInput
 from edge_runtime.wire.tasks import MAX_BLOB_BYTES, MAX_TASK_NAME
-from edge_runtime.wire.work import NotMyTask, Outbox, Work, WorkInput
+from edge_runtime.wire.work import NotMyTask, Outbox, Shelf, Work, WorkInput
 
 __all__ = ["DeviceSession"]
 
@@ -34,6 +36,7 @@ class DeviceSession:
         examples: int = 0,
         info: Mapping[str, Any] | None = None,
         cached: Callable[[str], bool] = lambda _: False,
+        open_sink: Callable[[str, int], Sink | None] = in_memory,
         outbox: Outbox | None = None,
         max_blob_bytes: int = MAX_BLOB_BYTES,
     ) -> None:
@@ -47,6 +50,7 @@ class DeviceSession:
             examples: Size of the local data set.
             info: What the birth message tells about the machine.
             cached: Whether a blob (by SHA-256) is already in the shell's hands.
+            open_sink: Where the chunks of a blob (SHA-256, bytes) that is no plan go; None for memory.
             outbox: An update of an earlier process.
             max_blob_bytes: Cap on one blob.
 
@@ -56,7 +60,7 @@ class DeviceSession:
         self.site = topics.check_id(site, "site")
         self.device = topics.check_id(device, "device")
         self._presence = Presence(site, device, boot, stored_gen + 1, examples, info or {})
-        self._work = Work(site, device, cached, max_blob_bytes, outbox)
+        self._work = Work(site, device, Shelf(cached, open_sink), max_blob_bytes, outbox)
         self._gateway: messages.GatewayState | None = None
         self._damaged: set[str] = set()
         self._ask_at = 0.0
@@ -142,6 +146,10 @@ class DeviceSession:
         if key != self._work.key:
             return []
         return self._sayable(self._work.step(now, WorkInput.FINISHED, data))
+
+    def stored(self, key: str, data: Readable) -> None:
+        """Say where the update of a StoreUpdate is to be read from, so that it need not be in memory."""
+        self._work.stored(key, data)
 
     def failed(self, now: float, key: str, rule: str, message: str) -> list[DeviceCommand]:
         """Say that a RunTask cannot be done here; the failure of an abandoned one is ignored."""

@@ -67,10 +67,13 @@ class RenewWill:
 
 @dataclass(frozen=True)
 class StoreBlob:
-    """A blob has come and its SHA-256 is right: keep it for the RunTask that follows; cache it if it is a plan."""
+    """A blob has come and its SHA-256 is right: keep it for the RunTask that follows; cache it if it is a plan.
+
+    `data` is None for one that is in a sink of the shell's.
+    """
 
     sha256: str
-    data: bytes
+    data: bytes | None
     is_plan: bool
 
 

@@ -1,10 +1,11 @@
 """Download of a task's blobs: retained chunks, a window of subscriptions at a time."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from edge_runtime.errors import RemoteError
 from edge_runtime.wire import topics
-from edge_runtime.wire.chunks import Assembler, BadChunk
+from edge_runtime.wire.chunks import Assembler, BadChunk, Sink
 from edge_runtime.wire.events import DeviceCommand, StoreBlob, Subscribe, Unsubscribe
 
 __all__ = ["BlobCorrupt", "BlobMissing", "Fetch"]
@@ -24,11 +25,16 @@ class BlobCorrupt(RemoteError):
     """The chunks of a blob do not give the SHA-256 it is named by."""
 
 
+def in_memory(sha256: str, size_bytes: int) -> None:
+    """No sink for any blob."""
+
+
 @dataclass
 class Fetch:
     """The blobs one task still lacks, one after the other.
 
-    wanted: bytes by SHA-256, in the order they are fetched; the first one is under way. _window holds the chunks that
+    wanted: bytes by SHA-256, in the order they are fetched; the first one is under way. open_sink: (SHA-256, bytes) of
+    a blob that is no plan -> where its chunks go, None for memory. _window holds the chunks that
     are subscribed to and have not come. _patience_s doubles with every silence: a subscription that is renewed has the
     broker send the same chunks again, which a slow link would never get through.
     """
@@ -37,6 +43,7 @@ class Fetch:
     wanted: dict[str, int]
     plans: frozenset[str]
     cap_bytes: int
+    open_sink: Callable[[str, int], Sink | None] = in_memory
     _assembler: Assembler | None = None
     _asked: tuple[int, ...] = ()
     _window: set[int] = field(default_factory=set)
@@ -57,8 +64,11 @@ class Fetch:
             return []
         sha256, size_bytes = next(iter(self.wanted.items()))
         if self._assembler is None or self._assembler.sha256 != sha256:
-            self._assembler = Assembler(sha256, size_bytes, self.cap_bytes)
+            sink = None if sha256 in self.plans else self.open_sink(sha256, size_bytes)
+            self._assembler = Assembler(sha256, size_bytes, self.cap_bytes, sink)
             self._attempts = 1
+        if self._assembler.complete:  # by what an earlier process has left
+            return [*self._finish(sha256), *self.start(now)]
         self._asked = tuple(self._assembler.missing(WINDOW))
         self._window = set(self._asked)
         self._asked_at = now
@@ -122,13 +132,12 @@ class Fetch:
 
     def _finish(self, sha256: str) -> list[DeviceCommand]:
         assert self._assembler is not None, "only a blob under way can end"
-        data = self._assembler.take()
-        if data is None:
+        if not self._assembler.whole():
             if self._attempts == MAX_ATTEMPTS:
                 raise BlobCorrupt(f"{MAX_ATTEMPTS} downloads of blob {sha256} gave other bytes; publish it again")
             self._attempts += 1
             return []
-        self._assembler = None
+        data, self._assembler = self._assembler.release(), None
         del self.wanted[sha256]
         return [StoreBlob(sha256, data, sha256 in self.plans)]
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from edge_runtime.wire import messages, topics
-from edge_runtime.wire.chunks import chunk_count, cut_chunk, missing_chunks, parse_bitmap
+from edge_runtime.wire.chunks import Readable, chunk_count, cut_chunk, missing_chunks, parse_bitmap
 from edge_runtime.wire.events import DeviceCommand, Publish
 
 __all__ = ["Offer"]
@@ -25,7 +25,7 @@ class Offer:
     device: str
     task: str
     sha256: str
-    data: bytes
+    data: Readable
     _patience_s: float = RETRY_S
     _asked_at: float = 0.0
     _asked_since_sending: bool = True
@@ -54,6 +54,7 @@ class Offer:
 
         Raises:
             BadBitmap: The answer's bitmap does not fit this update.
+            RemoteError: The update cannot be read any more.
         """
         chunks = chunk_count(len(self.data))
         bitmap = parse_bitmap(answer.have, chunks)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from edge_runtime.errors import RemoteError
 from edge_runtime.wire import messages, topics
+from edge_runtime.wire.chunks import BadBitmap, Readable, Sink, digest_of
 from edge_runtime.wire.events import (
     AbandonTask,
     DeviceCommand,
@@ -26,7 +27,7 @@ from edge_runtime.wire.fetch import BlobCorrupt, Fetch
 from edge_runtime.wire.offer import Offer
 from edge_runtime.wire.tasks import Delta, Task, parse_task, steps_from
 
-__all__ = ["NotMyTask", "Outbox", "Work", "WorkInput"]
+__all__ = ["NotMyTask", "Outbox", "Shelf", "Work", "WorkInput"]
 
 
 class NotMyTask(RemoteError):
@@ -61,7 +62,15 @@ class Outbox:
 
     key: str
     task: str
-    data: bytes
+    data: Readable
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Where blobs are kept: whether one (by SHA-256) is at hand, and where one (by SHA-256 and size) is put."""
+
+    cached: Callable[[str], bool]
+    open_sink: Callable[[str, int], Sink | None]
 
 
 @dataclass(frozen=True)
@@ -80,12 +89,11 @@ class Work:
     changed under the same name has not.
     """
 
-    def __init__(
-        self, site: str, device: str, cached: Callable[[str], bool], cap_bytes: int, outbox: Outbox | None
-    ) -> None:
+    def __init__(self, site: str, device: str, shelf: Shelf, cap_bytes: int, outbox: Outbox | None) -> None:
         """Start idle; see DeviceSession for the arguments."""
         self._site, self._device = site, device
-        self._cached = cached
+        self._cached = shelf.cached
+        self._open_sink = shelf.open_sink
         self._cap_bytes = cap_bytes
         self._state = _State.IDLE
         self._key = ""
@@ -154,7 +162,7 @@ class Work:
         distrusted = task.weights if self._whole else ""
         wanted = {key: sizes[key] for key in sorted(sizes) if key == distrusted or not self._cached(key)}
         plans = frozenset(plan for phase in task.phases for plan in phase.plans)
-        self._fetch = Fetch(self._site, wanted, plans, self._cap_bytes)
+        self._fetch = Fetch(self._site, wanted, plans, self._cap_bytes, self._open_sink)
         self._state = _State.FETCHING
         return self._run_when_complete(self._fetch.start(now))
 
@@ -255,11 +263,27 @@ class Work:
             return []
         if isinstance(answer, messages.Have):
             self._state = _State.OFFERING
-            return self._offer.have(now, answer)
+            return self._send_missing(now, answer, self._offer)
         if isinstance(answer, messages.Refuse) and answer.retry_s is not None:
             self._state, self._rest_until = _State.RESTING, now + answer.retry_s
             return [Warned("gateway", answer.rule, answer.message)]
         return self._settle(answer, self._offer)
+
+    def _send_missing(self, now: float, answer: messages.Have, offer: Offer) -> list[DeviceCommand]:
+        try:
+            return offer.have(now, answer)
+        except BadBitmap:
+            raise
+        except RemoteError as error:  # the disk does not give the update back: it must be asked for again
+            key, message = self._key, f"the update cannot be read back: {error}"
+            self._abandon()
+            self._settled = _Settled(key, fail=messages.Fail(offer.task, "CacheDamaged", message))
+            return [Warned("outbox", error.rule, str(error)), self.fail(offer.task, "CacheDamaged", message)]
+
+    def stored(self, key: str, data: Readable) -> None:
+        """Read the update of this task from here on from where the shell has put it."""
+        if self._offer is not None and key == self._key:
+            self._offer.data = data
 
     def _settle(self, answer: messages.Done | messages.Refuse, offer: Offer) -> list[DeviceCommand]:
         key, done = self._key, isinstance(answer, messages.Done)
@@ -276,8 +300,8 @@ class Work:
         self._state = _State.OFFERING
         return self._offer_now(now, None)
 
-    def _new_offer(self, task: str, data: bytes) -> Offer:
-        return Offer(self._site, self._device, task, hashlib.sha256(data).hexdigest(), data)
+    def _new_offer(self, task: str, data: Readable) -> Offer:
+        return Offer(self._site, self._device, task, digest_of(data), data)
 
     # A pair that is not here changes nothing: a late chunk, an answer to an upload that is settled, a task withdrawn
     # while its update is under way (the gateway's answer decides about that).

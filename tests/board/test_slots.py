@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 from numpy.typing import NDArray
 
 from edge_runtime.codecs import RESIDUAL, Codec, find_codec
-from edge_runtime.slots import Slots, encode_carried, kept_answer
+from edge_runtime.slots import Kept, MemoryLost, Slots, encode_carried, kept_answer
 from edge_runtime.wire.tasks import Carry, Phase, Task, Upload
 
 STAGES = ("topk 0.2 ef", "int8 8", "rice")
@@ -24,9 +24,12 @@ EVERY = [
     ("svd 0.7 ef", "int8", "rans"),
     ("powersgd 1", "fp16"),
     ("ef", "sign 8"),
+    ("ef21 0.2", "int8 8", "rice"),
 ]
 SHAPES = {"w": (6, 5), "b": (5,)}
 RUN = "0123456789abcdef"
+Tree = dict[str, NDArray[np.float64]]
+
 PLAN, WEIGHTS = "a" * 64, "b" * 64
 
 
@@ -70,17 +73,22 @@ class Exchange:
             self.counted[name] += tensor
         self.last = task.task
 
-    def carried(self) -> dict[str, NDArray[np.float64]]:
-        """What is still to come: the slots, and the last update if it did not count."""
+    def kept(self) -> tuple[Kept, Tree]:
+        """The slots and what their update says, zeros if that counted."""
         kept = self.slots.kept(RUN)
         assert kept is not None
         sent = self.codec.decode(kept.update, SHAPES)[0]
-        lost = kept.task != self.last
-        return {name: kept.state[RESIDUAL][name] + np.float64(lost) * sent[name] for name in SHAPES}
+        return kept, {name: np.float64(kept.task != self.last) * sent[name] for name in SHAPES}
 
     def check(self) -> None:
-        for name, carried in self.carried().items():
-            assert np.abs(self.counted[name] + carried - self.trained[name]).max() <= 1e-4
+        """What is still to come is in the slots; what is remembered of those that counted is what counted."""
+        kept, lost = self.kept()
+        for name in SHAPES:
+            if self.codec.remembers:
+                assert np.abs(kept.state["memory"][name] - lost[name] - self.counted[name]).max() <= 1e-4
+            else:
+                carried = kept.state[RESIDUAL][name] + lost[name]
+                assert np.abs(self.counted[name] + carried - self.trained[name]).max() <= 1e-4
 
 
 class AnyFate(RuleBasedStateMachine):
@@ -168,3 +176,21 @@ def test_a_tensor_that_was_not_trained_this_time_keeps_what_it_carries(tmp_path:
     later = slots.kept(RUN)
     assert later is not None
     assert np.array_equal(later.state[RESIDUAL]["b"], carried)
+
+
+def test_a_memory_that_is_not_what_counted_is_refused_and_a_new_run_begins_with_none(tmp_path: Path) -> None:
+    codec, path = find_codec(("ef21 0.2",)), tmp_path / "slots"
+
+    def encode(number: int, counted: str | None, run: str = RUN) -> None:
+        encode_carried(Slots(path), codec, task_of(number, counted, run), delta_of(number), {})
+
+    encode(1, None)
+    encode(2, "job.1.dev")
+    encode(3, "job.1.dev")  # the second was lost
+    encode(4, "job.3.dev")
+    with pytest.raises(MemoryLost, match=r"that of job\.1\.dev, but the slots end with job\.4\.dev"):
+        encode(5, "job.1.dev")
+    path.unlink()
+    with pytest.raises(MemoryLost, match="the slots end with nothing"):
+        encode(5, "job.4.dev")
+    encode(5, None, run="f" * 16)

@@ -4,10 +4,12 @@ import errno
 import hashlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from edge_runtime.file_slice import FileUnreadable
 from edge_runtime.state_directory import StateDirectory, StateInUse, StateUnusable
 from edge_runtime.wire import Outbox
 
@@ -73,12 +75,29 @@ def test_a_plan_larger_than_the_cache_is_kept_while_it_is_the_newest(state: Stat
 
 def test_an_update_outlives_the_process_and_a_damaged_one_does_not(state: StateDirectory, tmp_path: Path) -> None:
     assert state.outbox(5) is None
-    state.keep_update("k", "t", b"line\nline\n", 5)
-    assert state.outbox(5) == Outbox("k", "t", b"line\nline\n")
+    kept = state.keep_update("k", "t", b"line\nline\n", 5)
+    found = state.outbox(5)
+    assert found is not None
+    assert replace(found, data=found.data[0:100]) == Outbox("k", "t", b"line\nline\n")
+    assert (len(kept), kept[0:10], kept[5:9], kept[9:99]) == (10, b"line\nline\n", b"line", b"\n")
     path = tmp_path / "s" / "outbox"
     for damage in (path.read_bytes()[:-1], b"{}", b"", b"\xff\n", b'{"sha256":"' + name(b"").encode() + b'"}\n'):
         path.write_bytes(damage)
         assert state.outbox(5) is None
+
+
+def test_an_update_that_is_being_sent_stays_when_the_next_one_is_kept(state: StateDirectory) -> None:
+    first = state.keep_update("k", "t", b"first", 5)
+    state.keep_update("l", "u", b"second one", 5)
+    state.drop_update()
+    assert first[0:9] == b"first"
+
+
+def test_an_update_that_the_disk_does_not_give_back_is_an_error_by_name(state: StateDirectory, tmp_path: Path) -> None:
+    data = state.keep_update("k", "t", b"update", 5)
+    os.truncate(tmp_path / "s" / "outbox", 10)
+    with pytest.raises(FileUnreadable, match="not there any more"):
+        data[0:6]
 
 
 def test_an_update_that_was_trained_on_other_data_is_not_offered(state: StateDirectory) -> None:

@@ -130,3 +130,21 @@ def test_without_feedback_topk_diverges_where_with_it_it_converges() -> None:
 
     assert run(("topk 0.3333",), 100) == pytest.approx((1 + 11 * 0.01 / 6) ** 100, rel=1e-4)
     assert run(("topk 0.3333 ef",), 3000) < 1e-3
+
+
+def test_ef21_follows_the_path_worked_out_by_hand() -> None:
+    """Two nodes with optima (4, 0) and (0, 3), top-1, step 0.1 from the origin; x after five steps."""
+    codec, states = find_codec(("ef21 0.5",)), [State(), State()]
+    optima = [np.array([4.0, 0.0], np.float32), np.array([0.0, 3.0], np.float32)]
+    x, g, path = np.zeros(2), np.zeros(2), []
+    for _ in range(6):
+        for optimum, state in zip(optima, states, strict=True):
+            data = codec.encode({"x": x.astype(np.float32) - optimum}, {}, state)
+            g += codec.decode(data, {"x": (2,)})[0]["x"].astype(np.float64) / 2
+        x = x - 0.1 * g
+        path.append(x.tolist())
+    wanted = [(0.2, 0.15), (0.38, 0.3), (0.56, 0.42), (0.704, 0.54), (0.848, 0.636)]
+    assert np.abs(np.array(path[:5]) - wanted).max() <= 1e-6
+    # And what is remembered of the gradients there.
+    assert np.abs(states[0]["memory"]["x"] - (-3.152, 0.54)).max() <= 1e-6
+    assert np.abs(states[1]["memory"]["x"] - (0.848, -2.46)).max() <= 1e-6

@@ -23,6 +23,8 @@ from edge_runtime.codecs import BadCodec, find_codec
         (("threshold",), "takes the magnitude, above 0"),
         (("threshold 0",), "takes the magnitude, above 0"),
         (("threshold inf",), "where a number must stand"),
+        (("ef21 2",), "takes the share of values to send, in .0, 1.$"),
+        (("ef21 0.1 ef",), "has 'ef' where a number must stand"),
         (("svd",), "takes the energy to keep"),
         (("svd 1.1",), "takes the energy to keep"),
         (("svd 0.9 0.95",), "takes the energy to keep"),

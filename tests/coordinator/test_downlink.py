@@ -13,7 +13,7 @@ import pytest
 from coordinator.downlink import with_view
 from coordinator.fields import download_codec
 from coordinator.jobfile import load_job
-from coordinator.program import Program, build_program, make_task, make_version
+from coordinator.program import Program, attempt_turn, build_program, make_task, make_version
 from coordinator.store import RoundFigures, open_store
 from coordinator.views import MAX_STEPS
 from edge_runtime.codecs import find_codec
@@ -161,7 +161,7 @@ def test_the_journal_gives_the_same_view_and_steps_back(tmp_path: Path) -> None:
 def test_a_task_names_the_view_and_the_steps_to_it(tmp_path: Path) -> None:
     program = make_program(tmp_path, LOSSY)
     last = versions(program, 4)[-1]
-    task = make_task(program, last, "dev-a", 1)
+    task = make_task(program, last, "dev-a", attempt_turn(1, 1))
     assert (task.weights, task.blobs[task.weights]) == (last.sent.sha256, len(last.sent.data))
     found = [(delta.base, delta.blob, delta.bytes, list(delta.codec)) for delta in task.deltas]
     assert found == [(step.base, step.sha256, len(step.data), LOSSY) for step in last.sent.steps]

@@ -11,14 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator.aggregators import Contribution, normalised_mean, path_length, weighted_mean
+from coordinator.aggregators import Contribution, normalised_mean, weighted_mean
 from coordinator.methods import METHODS
+from coordinator.methods.ef21 import ef21
 from coordinator.methods.fedavg import fedavg
 from coordinator.methods.fedavgm import fedavgm
 from coordinator.methods.fednova import fednova
 from coordinator.methods.fedopt import fedopt
 from coordinator.methods.fedprox import fedprox
+from coordinator.methods.scaffold import scaffold
 from coordinator.server_steps import SECOND_MOMENTS, adaptive
+from edge_runtime.control import path_length
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,6 +60,8 @@ class Row:
 
 
 ROWS = {
+    # g = the sum over 4 = (1, 0), then twice that; w + 0.7 g.
+    "ef21": Row(ef21(4, 0.7), (1.7, -2.0), (3.1, -2.0)),
     # w + 0.7 d, twice.
     "fedavg": Row(fedavg(0.7), (2.75, -2.7), (4.5, -3.4)),
     "fedprox": Row(fedprox(0.3, 0.7), (2.75, -2.7), (4.5, -3.4)),
@@ -96,6 +101,8 @@ ROWS = {
         (1 + 1.4 * 4.25 * 0.575, -2 - 1.4 * 4.25 * 0.05),
         steps=(2, 5),
     ),
+    # Devices count alike: d = (2, 0); w + 0.7 d, twice.
+    "scaffold": Row(scaffold(0.7), (2.4, -2.0), (3.8, -2.0)),
 }
 
 
@@ -111,7 +118,7 @@ def test_two_rounds_give_the_numbers_worked_by_hand(name: str) -> None:
     np.testing.assert_allclose(second, row.second, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", sorted(ROWS.keys() - {"ef21"}))
 def test_running_statistics_are_the_average_of_the_devices_own(name: str) -> None:
     row = ROWS[name]
     mean = row.method.aggregate(contributions(row.steps), PLAIN)
@@ -127,7 +134,8 @@ def test_a_tensor_nobody_trained_keeps_its_value_and_its_state(name: str) -> Non
     weights, state = row.method.server_step(WEIGHTS, mean, {}, PLAIN)
     later, kept = row.method.server_step(weights, {"bn.var": mean["bn.var"]}, state, PLAIN)
     assert later["w"].tobytes() == weights["w"].tobytes()
-    assert {key: value.tobytes() for key, value in kept.items()} == {k: v.tobytes() for k, v in state.items()}
+    for key in state.keys() - {"g/bn.var"}:  # which ef21 remembers, and which was trained
+        assert kept[key].tobytes() == state[key].tobytes()
 
 
 def test_fedadam_without_memory_and_with_a_large_tau_is_fedavg() -> None:

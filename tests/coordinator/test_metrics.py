@@ -41,7 +41,17 @@ SAMPLE = {
     "disk_free_bytes": 10**9,
     "rss_peak_kb": 2048,
 }
-UPDATE = {"event": "update", "job": "j", "device": "a", "round": 1, "examples": 5, "loss": 0.5, "bytes": 300}
+UPDATE = {
+    "event": "update",
+    "job": "j",
+    "device": "a",
+    "task": "j.1.a",
+    "round": 1,
+    "staleness": 0,
+    "examples": 5,
+    "loss": 0.5,
+    "bytes": 300,
+}
 ROUND = {
     "event": "round_done",
     "job": "j",
@@ -119,7 +129,9 @@ def test_a_sample_sets_gauges_and_raises_counters_to_the_totals_of_the_process()
     assert value(metrics, "received_bytes_total") == 6000
     assert value(metrics, "sent_bytes_total") == 700
     assert value(metrics, "broker_connects_total") == 3
-    assert value(metrics, "open_uploads") == 0
+    metrics.take({**SAMPLE, "bytes_in": 100, "connects": 1})  # the next job of a home has a link of its own
+    assert value(metrics, "received_bytes_total") == 6100
+    assert value(metrics, "broker_connects_total") == 4
     assert value(metrics, "memory_peak_bytes") == 2 << 20
 
 

@@ -356,3 +356,13 @@ def test_a_warning_that_repeats_is_told_once_in_ten_seconds() -> None:
     for index in range(5000):
         emit({**bad, "device": f"d{index}"})
     assert len(told) < 1100
+
+
+def test_a_device_that_comes_and_goes_all_the_time_is_told_of_some_of_the_times_and_others_all() -> None:
+    told: list[Any] = []
+    emit = seldom(told.append, lambda: 0.0)
+    for _ in range(1000):
+        emit({"event": "device", "device": "a", "state": "lost", "examples": 1})
+        emit({"event": "telemetry", "device": "a"})
+    emit({"event": "device", "device": "b", "state": "online", "examples": 1})
+    assert [sum(each["event"] == kind for each in told) for kind in ("device", "telemetry")] == [21, 200]

@@ -2,18 +2,19 @@
 
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from coordinator import keep as keeping
 from coordinator.fleet import Presence
 from coordinator.journal import JOURNAL_NAME, JobChanged, JournalError, JournalInUse, write_file
+from coordinator.keep import Keep
 from coordinator.round_records import Outcome, Phase
 from coordinator.store import (
-    KEEP_VERSIONS,
     JournalTask,
     JournalUpdate,
     RoundFigures,
@@ -36,7 +37,8 @@ def task(device: str, attempt: int = 1) -> JournalTask:
 
 
 def update(device: str, number: int = 1) -> JournalUpdate:
-    return JournalUpdate(number, device, "0" * 16, device * 64, 7, 0.5, b"data of " + device.encode())
+    name = f"digits.{number}.{device}.1"
+    return JournalUpdate(number, device, name, number, "0" * 16, device * 64, 7, 0.5, b"data of " + device.encode())
 
 
 @pytest.fixture
@@ -69,7 +71,7 @@ def test_an_open_round_is_found_again_with_every_outcome(store: Store, tmp_path:
     assert (found.phase, found.round, found.attempt) == (Phase.COLLECTING, 1, 1)
     assert found.cohort == {"a": Outcome.PENDING, "b": Outcome.DELIVERED, "c": Outcome.FAILED}
     assert found.fleet["c"].unfit == "OverMemoryLimit"
-    assert again.tasks(1) == (task("a"),)
+    assert again.open_tasks() == (task("a"),)
     again.close()
 
 
@@ -110,7 +112,7 @@ def test_a_second_attempt_keeps_what_was_delivered_and_who_is_still_at_it(store:
     found = store.journalled()
     assert found.attempt == 2
     assert found.cohort == {"a": Outcome.DELIVERED, "b": Outcome.PENDING, "c": Outcome.PENDING}
-    assert store.tasks(1) == (task("b"), task("c", 2))
+    assert store.open_tasks() == (task("b"), task("c", 2))
 
 
 def test_folding_writes_the_version_and_drops_the_updates_but_not_their_digests(store: Store) -> None:
@@ -142,9 +144,64 @@ def test_only_the_last_versions_keep_their_weights(store: Store) -> None:
         store.judge_round(number, 0.5, 1.0)
     rows = store._all("SELECT version FROM versions WHERE weights IS NOT NULL ORDER BY version")
     assert [row[0] for row in rows] == [4, 5, 6]
-    assert len(rows) == KEEP_VERSIONS
+    assert len(rows) == Keep().versions
     assert len(store.digests(100)) == 6
     assert store.digests(2) == store.digests(100)[:2]
+
+
+def run_rounds(store: Store, last: int, data: bytes = b"") -> None:
+    for number in range(1, last + 1):
+        asked = task("a").task + f".{number}"
+        store.start_round(number, 1, (JournalTask("a", asked, b"task"),))
+        store.add_update(replace(update("a", number), task=asked, data=data))
+        store.fold_round(number, version(number + 1), FIGURES)
+        store.judge_round(number, 0.5, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("keep", "kept"),
+    [
+        (Keep(versions=1), [13]),
+        (Keep(versions=2, every=5), [5, 10, 12, 13]),
+        (Keep(versions=4, every=4), [4, 8, 10, 11, 12, 13]),
+        (Keep(versions=100), list(range(1, 14))),
+        (Keep(versions=1, every=1), list(range(1, 14))),
+    ],
+)
+def test_the_policy_says_which_versions_keep_their_weights(store: Store, keep: Keep, kept: list[int]) -> None:
+    store.keep = keep
+    run_rounds(store, 12)
+    assert [row[0] for row in store.rows("SELECT version FROM versions WHERE weights IS NOT NULL")] == kept
+    assert store.rows("SELECT count(*) FROM versions") == [(13,)]
+
+
+def test_the_file_stays_as_large_as_one_round_and_shrinks_when_the_job_is_done(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping, "FREE_BYTES", 8 << 20)
+
+    def size() -> int:
+        return (tmp_path / "state" / JOURNAL_NAME).stat().st_size
+
+    run_rounds(store, 8, bytes(4 << 20))
+    store._one("PRAGMA wal_checkpoint(TRUNCATE)")
+    assert (4 << 20) < size() < (9 << 20)
+    assert store.give_back() == 0
+    store.finish("as the test wants it")
+    assert store.give_back() > 3 << 20
+    store._one("PRAGMA wal_checkpoint(TRUNCATE)")
+    assert size() < 1 << 20
+
+
+def test_pages_far_beyond_a_round_are_given_back_piece_by_piece(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeping, "FREE_BYTES", 1 << 20)
+    monkeypatch.setattr(keeping, "PIECE_BYTES", 1 << 20)
+    run_rounds(store, 1, bytes(8 << 20))
+    given = []
+    while not given or given[-1] > 0:
+        given.append(store.give_back())
+    assert given[0] == 1 << 20
+    assert 3 << 20 < sum(given) < 8 << 20
 
 
 def test_newcomers_are_the_devices_asked_for_the_first_time(store: Store) -> None:
@@ -152,7 +209,7 @@ def test_newcomers_are_the_devices_asked_for_the_first_time(store: Store) -> Non
     assert store.newcomers(1) == 2
     store.fold_round(1, version(2), FIGURES)
     store.judge_round(1, 0.5, 1.0)
-    store.start_round(2, 1, (task("b"), task("c")))
+    store.start_round(2, 1, (replace(task("b"), task="digits.2.b"), task("c")))
     assert store.newcomers(2) == 1
 
 
@@ -246,7 +303,7 @@ def test_an_older_journal_is_taken_up_where_it_was(tmp_path: Path, schema_versio
         {"a": Outcome.DELIVERED, "b": Outcome.PENDING},
     )
     assert [each.data for each in upgraded.updates(2)] == [b"data"]
-    assert upgraded.last_counted("a", 2) == "digits.1.a"
+    assert upgraded.last_counted("a") == "digits.2.a"
     assert upgraded._one("PRAGMA auto_vacuum")[0] == 2
     upgraded.close()
     again = open_store(tmp_path)
@@ -269,14 +326,17 @@ def test_an_upgraded_journal_has_the_tables_of_a_new_one(tmp_path: Path) -> None
     assert shape(tmp_path / "old") == shape(tmp_path / "new")
 
 
-def test_the_last_update_that_counted_is_of_an_earlier_round_and_accepted(store: Store) -> None:
-    assert store.last_counted("a", 2) is None
+def test_the_last_update_that_counted_is_the_last_that_was_accepted(store: Store) -> None:
+    assert store.last_counted("a") is None
     store.start_round(1, 1, (task("a"), task("b")))
+    assert store.last_counted("a") is None
     store.add_update(update("a"))
     store.fail_task(1, "b", "it broke", unfit=False)
-    assert store.last_counted("a", 1) is None
-    assert store.last_counted("a", 2) == "digits.1.a.1"
-    assert store.last_counted("b", 2) is None
+    assert store.last_counted("a") == "digits.1.a.1"
+    assert store.last_counted("b") is None
+    store.start_round(1, 1, (replace(task("a"), task="digits.1.a.0"),))
+    store.add_update(replace(update("a"), task="digits.1.a.0"))
+    assert store.last_counted("a") == "digits.1.a.0"
 
 
 def test_a_journal_of_another_schema_version_is_refused(tmp_path: Path) -> None:
@@ -316,3 +376,33 @@ def test_a_file_is_written_wholly_or_not_at_all(tmp_path: Path) -> None:
     write_file(tmp_path / "final", b"two")
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
     assert (tmp_path / "final").read_bytes() == b"two"
+
+
+def test_a_batch_is_one_transaction_that_others_see_at_its_end(store: Store, tmp_path: Path) -> None:
+    store.start_round(1, 1, (task("a"), task("b")))
+    beside = sqlite3.connect(tmp_path / "state" / JOURNAL_NAME)
+    with store.batch():
+        assert store.add_update(update("a"))
+        assert store.add_update(update("b"))
+        assert store.accepted_digest("b", task("b").task) == update("b").sha256
+        assert beside.execute("SELECT count(*) FROM updates").fetchone() == (0,)
+    assert beside.execute("SELECT count(*) FROM updates").fetchone() == (2,)
+    beside.close()
+
+
+def test_a_batch_that_fails_leaves_nothing_and_the_journal_goes_on(store: Store) -> None:
+    store.start_round(1, 1, (task("a"), task("b")))
+
+    def together(last: Callable[[], object]) -> None:
+        with store.batch():
+            assert store.add_update(update("a"))
+            last()
+
+    with pytest.raises(ZeroDivisionError):
+        together(lambda: 1 // 0)
+    assert list(store.updates(1)) == []
+    with pytest.raises(JournalError):
+        together(lambda: store.fold_round(1, version(1), FIGURES))  # there is a version 1 already
+    assert list(store.updates(1)) == []
+    together(lambda: store.add_update(update("b")))
+    assert [each.device for each in store.updates(1)] == ["a", "b"]

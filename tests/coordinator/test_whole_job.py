@@ -18,6 +18,7 @@ from edge_runtime.task import run_task
 from edge_runtime.tensors import decode_tensors, encode_tensors
 from edge_runtime.wire import Publish, UpdateSettled
 from edge_runtime.wire.messages import GatewayState, Status, format_gateway, format_status
+from support.dying_store import DyingStore, Killed
 from support.memory import MemorySite, finished, start_all
 from support.tiny_job import EXAMPLES, JOB, make_site
 
@@ -109,7 +110,12 @@ def test_a_task_left_by_a_crash_is_taken_off_the_broker_at_the_next_start(tmp_pa
 
 def test_while_it_waits_the_job_says_for_how_many(tmp_path: Path) -> None:
     site = make_site(tmp_path)
-    start_all(site)
+    site.start()
+    for device in site.devices.values():
+        device.start(site.now_s)
+        assert device.session is not None
+        site.run(lambda session=device.session: session.online)  # type: ignore[misc]
+        site.turn()
     finished(site)
     first = site.seen("waiting")
     assert [(event["round"], event["devices"], event["needed"]) for event in first] == [(1, 1, 3), (1, 2, 3)]
@@ -135,39 +141,6 @@ def test_blobs_of_earlier_rounds_are_taken_off_the_broker(tmp_path: Path) -> Non
     blobs = {topic.split("/")[4] for topic in site.broker.retained if "/b/" in topic}
     site.kill()
     assert len(blobs) == 2  # the plan and the present weights
-
-
-class Killed(Exception):
-    """The process is gone."""
-
-
-class DyingStore:
-    """A journal whose process dies just before or just after its n-th write."""
-
-    WRITES = frozenset(
-        {"begin", "keep_epoch", "see_device", "start_round", "add_update", "fold_round", "judge_round", "finish"}
-    )
-
-    def __init__(self, store: Store, at: int, *, after: bool) -> None:
-        self._store, self._left, self._after = store, at, after
-        self.written: list[str] = []
-
-    def __getattr__(self, name: str) -> Any:
-        real = getattr(self._store, name)
-        if name not in self.WRITES:
-            return real
-
-        def write(*args: Any) -> Any:
-            self.written.append(name)
-            dies = len(self.written) == self._left
-            if dies and not self._after:
-                raise Killed
-            result = real(*args)
-            if dies:
-                raise Killed
-            return result
-
-        return write
 
 
 def writes_of_an_undisturbed_job(tmp_path: Path) -> list[str]:
@@ -420,7 +393,7 @@ def test_versions_that_a_killed_broker_brings_back_are_taken_off_again(tmp_path:
 
 def test_looking_up_what_a_device_delivered_reads_no_other_devices_rounds(tmp_path: Path) -> None:
     store = open_store(tmp_path)
-    query = "SELECT sha256 FROM updates JOIN tasks USING (round, device) WHERE device = ? AND task = ?"
+    query = "SELECT sha256 FROM updates WHERE device = ? AND task = ?"
     plan = [row[3] for row in store._all(f"EXPLAIN QUERY PLAN {query}", ("a", "t"))]
     store.close()
     assert not [step for step in plan if step.startswith("SCAN")], plan

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chaos.surroundings import Disk, why_no_disks
 
 from coordinator.demo import fleet
 from support.fleet import SITE, Federation, digits_federation, write_job
@@ -192,3 +193,31 @@ def test_a_backup_taken_while_the_job_runs_is_restored_and_goes_on(federation: F
     again = [e["round"] for e in federation.seen[before:] if e["event"] == "round_done"]
     assert again[0] in {3, 4}
     assert again[-1] == done["rounds"] == 6
+
+
+@pytest.mark.skipif(why_no_disks() != "", reason=why_no_disks())
+def test_a_full_disk_stalls_the_job_and_room_lets_it_go_on_to_the_same_model(tmp_path: Path) -> None:
+    rules = {"rounds": 4, "epochs": EPOCHS, "grace_s": 5.0}
+    calm = digits_federation(tmp_path / "calm", kind="mosquitto", **rules)
+    full = digits_federation(tmp_path / "full", kind="mosquitto", **rules)
+    disk = Disk(full.root / "coordinator")
+    disk.mount()
+    try:
+        calm.start()
+        wanted = calm.until_done()["model_sha256"]
+        full.start()
+        of_round(full, "round_started", 2)
+        disk.fill()
+        stalled = full.until(lambda e: e["event"] == "stalled", "stall")
+        assert stalled["rule"] == "JournalUnwritable"
+        time.sleep(4.0)  # devices offer their updates, and are told to come back
+        assert full.coordinator is not None
+        assert full.coordinator.poll() is None
+        disk.clear()
+        full.until(lambda e: e["event"] == "writable", "room")
+        assert full.until_done()["model_sha256"] == wanted
+        assert sum(e["event"] == "stalled" for e in full.seen) == 1
+    finally:
+        calm.stop()
+        full.stop()
+        disk.unmount()

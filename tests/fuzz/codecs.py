@@ -18,8 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_runtime.codecs import DENSE, find_codec
+from coordinator.updates import read_update
+from edge_runtime.codecs import DENSE, Codec, find_codec
 from edge_runtime.errors import RemoteError
+from edge_runtime.kernels import Accumulator, Layout
 from support.codecs import PIPELINES, SHAPES, Tree
 from support.mutate import mutated
 
@@ -27,6 +29,7 @@ MODELS = (SHAPES, {"emb": (300, 16), "w": (24, 40)})
 ADDRESS_SPACE_BYTES = 1 << 30  # beyond what the process has when it begins
 BYTES_A_VALUE, BYTES_MORE = 64, 1 << 20
 CPU_S = 2.0
+LARGEST = 2.0**50  # far below what sums of a fold hold
 
 
 class Broken(Exception):
@@ -40,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("codec-crash.bin"))
     options = parser.parse_args(argv)
-    _limit_memory()
+    limit_memory()
     rng, ends_s = random.Random(options.seed), time.monotonic() + options.seconds  # noqa: S311 nothing secret
     rules: Counter[str] = Counter()
     seeds = [(stages, shapes, _update(stages, shapes, rng)) for stages in PIPELINES for shapes in MODELS]
@@ -72,12 +75,15 @@ def check_one(stages: tuple[str, ...], shapes: dict[str, tuple[int, ...]], data:
     before, _ = tracemalloc.get_traced_memory()
     begun_s = time.process_time()
     try:
-        tensors, _ = find_codec(stages).decode(data, shapes)
+        codec = find_codec(stages)
+        tensors, _ = codec.decode(data, shapes)
         outcome = "decoded"
         if stages != DENSE.stages and {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()} != {
             name: (shape, np.dtype(np.float32)) for name, shape in shapes.items()
         }:
             raise Broken("other tensors than were asked for")
+        if stages != DENSE.stages and all((np.abs(each) < LARGEST).all() for each in tensors.values()):
+            _check_fold(codec, data, tensors)
     except RemoteError as error:
         outcome = error.rule
     took_s = time.process_time() - begun_s
@@ -90,6 +96,18 @@ def check_one(stages: tuple[str, ...], shapes: dict[str, tuple[int, ...]], data:
     return outcome
 
 
+def _check_fold(codec: Codec, data: bytes, tensors: Tree) -> None:
+    """What is decoded is what a fold takes."""
+    layout = Layout({name: tensor.shape for name, tensor in tensors.items()})
+    update, _ = read_update(data, codec, layout)
+    sums = Accumulator(layout)
+    sums.add(update, np.ones(len(layout.shapes)))
+    for name, tensor in tensors.items():
+        # Sums are multiples of 2**-64.
+        if np.abs(sums.sum(name) - tensor.astype(np.float64)).max(initial=0) > 2.0**-63:
+            raise Broken(f"a fold takes something else of {name}")
+
+
 def _update(stages: tuple[str, ...], shapes: dict[str, tuple[int, ...]], rng: random.Random) -> bytes:
     numbers = np.random.default_rng(rng.randrange(2**32))
     tensors: Tree = {name: np.asarray(numbers.standard_normal(shape), np.float32) for name, shape in shapes.items()}
@@ -98,7 +116,7 @@ def _update(stages: tuple[str, ...], shapes: dict[str, tuple[int, ...]], rng: ra
     return find_codec(stages).encode(tensors, {"task": "t", "round": "2"}, {})
 
 
-def _limit_memory() -> None:
+def limit_memory() -> None:
     """What tracemalloc does not see, the compiled core's, ends in a MemoryError."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     limit = pages * resource.getpagesize() + ADDRESS_SPACE_BYTES

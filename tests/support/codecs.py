@@ -38,6 +38,8 @@ PIPELINES: list[tuple[str, ...]] = [
     ("threshold 1e30 ef", "int8", "rice", "rans"),
     ("dgc 0.3 0", "fp16", "rice"),
     ("dgc 0.3 0 warmup 2", "rice"),
+    ("ef21 0.2",),
+    ("ef21 0.2", "fp16", "rice"),
     ("svd 0.9",),
     ("svd 0.5 0.9 2", "fp16"),
     ("svd 0.8 ef", "int8 16", "rans"),
@@ -46,7 +48,6 @@ PIPELINES: list[tuple[str, ...]] = [
     ("rows",),
     ("rows", "int8", "rans"),
 ]
-SELECTING = ("topk", "threshold", "dgc")
 
 Tree = dict[str, NDArray[np.float32]]
 SHAPES = {"conv.w": (4, 3, 2), "a": (1,), "fc.w": (5, 11), "fc.b": (11,), "scale": (), "one": (1, 3)}

@@ -16,7 +16,7 @@ from coordinator.gateway import Parts, RunningJob
 from coordinator.jobfile import load_job
 from coordinator.program import build_program, definition, judged_model, make_version
 from coordinator.results import fold, keep_model
-from coordinator.store import Store, Version, open_store, updates_beside
+from coordinator.store import Store, Version, open_store, updates_beside, weights_beside
 from edge_runtime.data import load_dataset
 from edge_runtime.deltas import apply_delta
 from edge_runtime.errors import EdgeError
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edge_runtime.data import Dataset
+    from edge_runtime.slots import Slots
 
 SITE = "test"
 STEP_S = 0.1
@@ -125,6 +126,7 @@ class MemoryDevice:
         self.settled: list[Any] = []
         self.spoil: Callable[[bytes], bytes] = lambda data: data
         self.rule: str | None = None
+        self.slots: Slots | None = None  # for codecs that carry something over
         self.session: DeviceSession | None = None
 
     def start(self, now_s: float) -> None:
@@ -194,7 +196,7 @@ class MemoryDevice:
         self.tasks.append(task)
         plans = {name: read_plan(self.blobs[name]) for phase in task.phases for name in phase.plans}
         try:
-            update = run_task(task, plans, self.weights(command), self.dataset)
+            update = run_task(task, plans, self.weights(command), self.dataset, slots=self.slots)
         except EdgeError as error:
             return self.session.failed(now_s, command.key, error.rule, str(error))
         return self.session.finished(now_s, command.key, self.spoil(update.data))
@@ -218,7 +220,7 @@ class MemorySite:
 
     def start(self, wrap: Callable[[Store], Any] = lambda store: store) -> bool:
         """Start the coordinator with the same command every time; False when its job is done already."""
-        store: Store = wrap(self._stack.enter_context(closing(open_store(self.state))))
+        store: Store = wrap(self._opened())
         store.begin(definition(self.program), make_version(1, self.program.weights, {}))
         keep_model(self.state, self.program.model)
         if store.done() is not None:
@@ -235,10 +237,18 @@ class MemorySite:
         assert problems_of(event) == [], "coordinator/event_kinds.py has a row for every event"
         self.events.append(dict(event))
 
+    def _opened(self) -> Store:
+        store = self._stack.enter_context(closing(open_store(self.state)))
+        store.keep = self.program.job.keep
+        return store
+
     def _fold(self, old: Version) -> Future[Version]:
         made: Future[Version] = Future()
-        made.set_result(fold(self.program, updates_beside(self.state, old.version), old))
+        made.set_result(fold(self.program, updates_beside(self.state, old.version), old, self._weights_of))
         return made
+
+    def _weights_of(self, number: int) -> bytes:
+        return weights_beside(self.state, number)
 
     def _judge(self, version: Version) -> Future[Evaluation]:
         judged: Future[Evaluation] = Future()
@@ -291,10 +301,13 @@ class MemorySite:
             return
         due = self.job.has_work
         inbox = self.broker.clients["gateway"].inbox
-        while inbox:
-            topic, payload, retain = inbox.popleft()
-            self.send(self.job.received(topic, payload, self.now_s, retain=retain))
-        self.send(self.job.tick(self.now_s))
+        commands: list[Any] = []
+        with self.job.batch():
+            while inbox:
+                topic, payload, retain = inbox.popleft()
+                commands += self.job.received(topic, payload, self.now_s, retain=retain)
+            commands += self.job.tick(self.now_s)
+        self.send(commands)
         if due:
             self.send(self.job.work(self.now_s))
 
