@@ -25,7 +25,6 @@ from coordinator.results import export
 from coordinator.schedules import SCHEDULES
 from coordinator.store import EXPIRED, JournalTask, JournalUpdate, RoundFigures, Store, Version
 from coordinator.updates import FleetFull, check_update, max_update_bytes
-from edge_runtime.codecs import find_codec
 from edge_runtime.errors import RemoteError
 from edge_runtime.wire.events import (
     Command,
@@ -459,8 +458,7 @@ class RunningJob:
 
     def _task(self, device: str, turn: Turn) -> Task:
         program, store = self._parts.program, self._parts.store
-        carries = bool(find_codec(program.upload.codec).carries)
-        carry = Carry(store.run(), store.last_counted(device)) if carries else None
+        carry = Carry(store.run(), store.last_counted(device)) if program.carries else None
         return make_task(program, self._version, device, turn, carry)
 
     def _send_task(self, task: Task, payload: bytes) -> list[Command]:
