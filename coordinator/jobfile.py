@@ -302,12 +302,8 @@ def _contradictions(document: Mapping[str, Any], home: Path) -> Iterator[tuple[s
     training = _table(document, "training")
     yield from contradictions(training, _table(document, "job").get("rounds"))
     name = _table(document, "method").get("name")
-    optimizers = METHODS[name].optimizers if isinstance(name, str) and name in METHODS else ()
-    if optimizers and training.get("optimizer", "sgd") not in optimizers:
-        yield (
-            "training.optimizer",
-            f"is {shown(training['optimizer'])}; {name} is told with {', '.join(optimizers)} alone",
-        )
+    if isinstance(name, str) and name in METHODS:
+        yield from _method_contradictions(name, training, _table(document, "schedule"))
     yield from _memory_contradictions(document)
     least, devices = rounds.get("min_updates"), rounds.get("devices")
     if type(least) is int and type(devices) is int and least > devices:
@@ -316,6 +312,20 @@ def _contradictions(document: Mapping[str, Any], home: Path) -> Iterator[tuple[s
     data = evaluate.get("data")
     if isinstance(data, str) and data and not (home / data).is_dir():
         yield "evaluate.data", f"names no directory: {home / data}"
+
+
+def _method_contradictions(
+    name: str, training: Mapping[str, Any], schedule: Mapping[str, Any]
+) -> Iterator[tuple[str, str]]:
+    kind = METHODS[name]
+    if training.get("optimizer", "sgd") not in kind.optimizers:
+        shown_ones = ", ".join(kind.optimizers)
+        yield "training.optimizer", f"is {shown(training['optimizer'])}; {name} is told with {shown_ones} alone"
+    for key in kind.excludes:
+        if training.get(key):
+            yield f"training.{key}", f"cannot be used with method {name}"
+    if kind.synchronous and schedule.get("name", "sync") != "sync":
+        yield "schedule.name", f"is not for the method {name}, whose updates must not be older than a round"
 
 
 def _memory_contradictions(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

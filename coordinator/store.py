@@ -290,9 +290,13 @@ class Store:
         return None if found is None else str(found[0])
 
     def last_counted(self, device: str) -> str | None:
-        """The device's task whose update was the last to be accepted."""
+        """The device's task of this run whose update was the last to be accepted."""
         # Rows are numbered in the order in which they were written.
-        found = self._one("SELECT task FROM updates WHERE device = ? ORDER BY rowid DESC LIMIT 1", (device,))
+        query = (
+            "SELECT task FROM updates WHERE device = ? AND round >= (SELECT run_from FROM job) "
+            "ORDER BY rowid DESC LIMIT 1"
+        )
+        found = self._one(query, (device,))
         return None if found is None else str(found[0])
 
     def is_outsider(self, device: str, members: int) -> bool:
