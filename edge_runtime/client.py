@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from edge_runtime import light_imports  # noqa: F401 before anything that imports hashlib
+from edge_runtime import light_imports  # noqa: F401 before anything that imports paho or hashlib
 from edge_runtime.board import describe_board, memory_peak_kb
 from edge_runtime.client_config import ClientConfig, read_config
 from edge_runtime.client_log import Log, make_log

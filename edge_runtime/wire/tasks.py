@@ -175,6 +175,7 @@ def format_task(task: Task) -> bytes:
             "phases": [_written(phase) for phase in task.phases],
             "upload": vars(task.upload),
             "carry": None if task.carry is None else vars(task.carry),
+            "control": None if task.control is None else vars(task.control),
             "deltas": [vars(delta) for delta in task.deltas] or None,
         }
     )

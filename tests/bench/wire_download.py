@@ -14,8 +14,8 @@ import time
 from typing import TYPE_CHECKING
 
 from bench.wire_transfer import PAHO_S, paho_client
+from coordinator import mqtt
 from coordinator.broker import start_broker
-from edge_runtime import mqtt
 from edge_runtime.link import Connected, Link, Message, Subscribed
 from edge_runtime.wire import DeviceSession, Publish, RunTask, Subscribe, Unsubscribe
 from edge_runtime.wire.chunks import chunk_count

@@ -117,7 +117,7 @@ def _counted_twice(rows: Sequence[Accepted]) -> list[str]:
 
 
 def every_round(rounds: int, devices: Sequence[str]) -> Wanted:
-    """Of a synchronous job in which all take part: an update a round and device, folded into the next version."""
+    """Of a synchronous job of all devices: one update a round and device, folded into the next version."""
 
     def check(rows: Sequence[Accepted]) -> list[str]:
         wanted = [(number, name, number + 1) for number in range(1, rounds + 1) for name in sorted(devices)]
