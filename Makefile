@@ -10,7 +10,7 @@ FUZZ_S ?= 600
 CORE_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') CMakeLists.txt pyproject.toml
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo compiled check test test-core cuda docs fuzz fuzz-wire fuzz-codecs bench bench-peers clean format
+.PHONY: help demo compiled check test test-core cuda fuzz chaos fuzz-codecs bench bench-peers clean format docs fuzz-wire
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -69,6 +69,12 @@ fuzz: $(STAMPS)/test ## break plans and coded streams for FUZZ_S seconds (600) e
 	  -rss_limit_mb=4096 -print_final_stats=1 -artifact_prefix=$(FUZZED)/
 	for name in gaps rans; do mkdir -p $(FUZZED)/corpus-$$name && $(FUZZED)/tests/csrc/fuzz_$$name $(FUZZED)/corpus-$$name \
 	  -max_total_time=$(FUZZ_S) -max_len=4096 -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 -artifact_prefix=$(FUZZED)/ || exit 1; done
+
+SEEDS ?= 20
+SECONDS ?= 600
+SLOTS ?= 2
+chaos: $(STAMPS)/test compiled ## SEEDS jobs (20), SLOTS (2) at a time, on real processes, each disturbed for SECONDS (600)
+	PYTHONPATH=tests $(BIN)/python -m chaos --seeds $(SEEDS) --seconds $(SECONDS) --slots $(SLOTS) --save $(ARGS)
 
 bench: $(STAMPS)/test ## ratios against what a user would pick instead; writes tests/bench/results/
 	$(BIN)/edge-runtime bench client $(ARGS)

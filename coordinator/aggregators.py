@@ -6,6 +6,7 @@ not associative. So terms are rounded to multiples of 2**-64 and added up as who
 folded the moment it arrives.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -13,10 +14,14 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_runtime.control import path_length
 from edge_runtime.kernels import Accumulator, CodedUpdate, Layout
+from edge_runtime.plan import CONTROL
 
 Tensors = Mapping[str, NDArray[np.float32]]
 Mean = Mapping[str, NDArray[np.float64]]
+
+JOINED = "joined/"
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,7 @@ class Contribution:
         examples: How many.
         tensors: float32 by name, or an update that was looked through already.
         steps: Done on the device.
+        joined: The control variates that the device begins with this update (edge_runtime/control.py).
         task: Which it answers; a device may have several in one buffer.
         scale: What staleness leaves of it: it counts as so many times its tensors, with its whole weight.
     """
@@ -36,6 +42,7 @@ class Contribution:
     examples: int
     tensors: Tensors | CodedUpdate
     steps: int = 1
+    joined: Collection[str] = ()
     task: str = ""
     scale: float = 1.0
 
@@ -56,7 +63,8 @@ class Fold:
     """A mean under way: `sum(value * tensor) / sum(count) * sum(count * length) / sum(count)`, tensor by tensor.
 
     A tensor is averaged over the updates that hold it, so that devices which train different parts of a model combine
-    rightly. Memory: 16 bytes a value of the tensors, once for every set of tensors that devices train.
+    rightly. Of control variates the sum is given, not the mean, and under `joined/` how many devices begin one. Memory:
+    16 bytes a value of the tensors, once for every set of tensors that devices train.
     """
 
     def __init__(self, weigh: Weigh, plain: Collection[str], over: int | None = None) -> None:
@@ -71,6 +79,7 @@ class Fold:
         self._over = over
         self._plain = plain
         self._parts: dict[tuple[str, ...], _Part] = {}
+        self._joined: Counter[str] = Counter()
         self.updates: set[tuple[str, str]] = set()
 
     def add(self, contribution: Contribution) -> None:
@@ -92,6 +101,7 @@ class Fold:
         update = _coded(contribution.tensors)
         part = self._part(update.layout)
         part.add(update, self._weigh(contribution), contribution)
+        self._joined.update(contribution.joined)
         self.updates.add(key)
 
     def mean(self) -> Mean:
@@ -104,12 +114,15 @@ class Fold:
             raise ValueError("there is no update to average")
         parts = [part for _, part in sorted(self._parts.items()) if part.sums.terms]
         names = sorted({name for part in parts for name in part.sums.layout.shapes})
-        return {name: self._mean(name, [part for part in parts if name in part.sums.layout.shapes]) for name in names}
+        means = {name: self._mean(name, [part for part in parts if name in part.sums.layout.shapes]) for name in names}
+        return means | {JOINED + name: np.array(float(count)) for name, count in sorted(self._joined.items())}
 
     def _mean(self, name: str, parts: list["_Part"]) -> NDArray[np.float64]:
         total = parts[0].sums.sum(name)
         for part in parts[1:]:
             total += part.sums.sum(name)
+        if name.startswith(CONTROL):
+            return total
         if self._over is not None:
             return total / float(self._over)
         if name in self._plain:
@@ -177,8 +190,9 @@ class Aggregate:
         return fold.mean()
 
 
-# The mean of the updates, weighted by example counts.
+# The mean of the updates, weighted by example counts; and that in which all devices count alike.
 weighted_mean = Aggregate(lambda each: Weight(float(each.examples), each.examples))
+uniform_mean = Aggregate(lambda _: Weight(1.0, 1))
 
 
 def normalised_mean(momentum: float) -> Aggregate:
@@ -206,10 +220,3 @@ def share_of(members: int) -> Aggregate:
     Every tensor, running statistics too: for updates that add to a mean which is kept (coordinator/methods/ef21.py).
     """
     return Aggregate(lambda _: Weight(1.0, 1), over=members)
-
-
-def path_length(steps: int, momentum: float) -> float:
-    """The sum of the weights that so many steps of SGD with momentum give to their gradients, at least 1."""
-    if momentum == 0:
-        return float(steps)
-    return (steps - momentum * (1 - momentum**steps) / (1 - momentum)) / (1 - momentum)

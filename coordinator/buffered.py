@@ -54,6 +54,7 @@ from coordinator.round_records import (
     Warn,
     WithdrawTask,
 )
+from coordinator.table import put, without
 
 # A failure that may pass makes a device unfit all the same when it comes so often in a row.
 PATIENCE = 5
@@ -186,8 +187,8 @@ def _take_update(state: State, event: UpdateJournalled, _now_s: float) -> Move:
         _idle(state, event.device),
         filled=filled,
         fleet=fleets.answered(state.fleet, event.device, event.seconds),
-        waits={**state.waits, event.device: last_closed + 1},
-        failures={**state.failures, event.device: 0},
+        waits=put(state.waits, event.device, last_closed + 1),
+        failures=put(state.failures, event.device, 0),
     ), ()
 
 
@@ -195,7 +196,7 @@ def _take_failure(state: State, event: TaskFailed, _now_s: float) -> Move:
     if event.device not in state.pending:
         return state, ()
     failures = state.failures.get(event.device, 0) + 1
-    failed = replace(_idle(state, event.device), failures={**state.failures, event.device: failures})
+    failed = replace(_idle(state, event.device), failures=put(state.failures, event.device, failures))
     if not event.unfit and failures < PATIENCE:
         return failed, (Warn(f"device {event.device} failed its task from version {event.round}: {event.reason}"),)
     warning = Warn(f"device {event.device} takes no further part in this job: {event.reason}")
@@ -239,7 +240,7 @@ def _take_paused(state: State, event: Paused, _now_s: float) -> Move:
 
 
 def _idle(state: State, device: str) -> State:
-    return replace(state, pending={name: task for name, task in state.pending.items() if name != device})
+    return replace(state, pending=without(state.pending, device))
 
 
 # What follows from any event.

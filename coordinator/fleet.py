@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from statistics import median
 
+from coordinator.table import put
 from edge_runtime.rng import derive_seed
 
 # How many of a device's last task times are remembered: enough for a median that one bad transfer does not move.
@@ -54,7 +55,7 @@ Fleet = Mapping[str, Device]
 def arrived(fleet: Fleet, name: str, examples: int) -> Fleet:
     """The device is online, with so many examples."""
     known = fleet.get(name, Device(name, Presence.STOPPED, examples))
-    return {**fleet, name: replace(known, presence=Presence.ONLINE, examples=examples, lost_since_s=None)}
+    return put(fleet, name, replace(known, presence=Presence.ONLINE, examples=examples, lost_since_s=None))
 
 
 def remembered(fleet: Fleet, name: str, examples: int, now_s: float) -> Fleet:
@@ -62,7 +63,7 @@ def remembered(fleet: Fleet, name: str, examples: int, now_s: float) -> Fleet:
     known = fleet.get(name, Device(name, Presence.STOPPED, examples))
     if known.presence is Presence.ONLINE:
         return fleet
-    return {**fleet, name: replace(known, presence=Presence.LOST, examples=examples, lost_since_s=now_s)}
+    return put(fleet, name, replace(known, presence=Presence.LOST, examples=examples, lost_since_s=now_s))
 
 
 def lost(fleet: Fleet, name: str, now_s: float) -> Fleet:
@@ -70,7 +71,7 @@ def lost(fleet: Fleet, name: str, now_s: float) -> Fleet:
     known = fleet.get(name)
     if known is None or known.presence is not Presence.ONLINE:
         return fleet
-    return {**fleet, name: replace(known, presence=Presence.LOST, lost_since_s=now_s)}
+    return put(fleet, name, replace(known, presence=Presence.LOST, lost_since_s=now_s))
 
 
 def all_lost(fleet: Fleet, now_s: float) -> Fleet:
@@ -86,13 +87,13 @@ def stopped(fleet: Fleet, name: str) -> Fleet:
     known = fleet.get(name)
     if known is None:
         return fleet
-    return {**fleet, name: replace(known, presence=Presence.STOPPED, lost_since_s=None)}
+    return put(fleet, name, replace(known, presence=Presence.STOPPED, lost_since_s=None))
 
 
 def condemned(fleet: Fleet, name: str, reason: str) -> Fleet:
     """The device failed a task and takes no further part in this job."""
     known = fleet.get(name, Device(name, Presence.STOPPED, examples=0))
-    return {**fleet, name: replace(known, unfit=reason)}
+    return put(fleet, name, replace(known, unfit=reason))
 
 
 def was_asked(fleet: Fleet, names: Iterable[str]) -> Fleet:
@@ -104,7 +105,7 @@ def answered(fleet: Fleet, name: str, seconds: float | None) -> Fleet:
     """The device's update was accepted, so many seconds after its task was sent, where that is known."""
     known = fleet[name]
     times_s = known.times_s if seconds is None else (*known.times_s, seconds)[-TIMES_KEPT:]
-    return {**fleet, name: replace(known, delivered=known.delivered + 1, times_s=times_s)}
+    return put(fleet, name, replace(known, delivered=known.delivered + 1, times_s=times_s))
 
 
 def task_seconds(device: Device) -> float | None:

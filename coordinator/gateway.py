@@ -25,7 +25,6 @@ from coordinator.results import export
 from coordinator.schedules import SCHEDULES
 from coordinator.store import EXPIRED, JournalTask, JournalUpdate, RoundFigures, Store, Version
 from coordinator.updates import FleetFull, check_update, max_update_bytes
-from edge_runtime.codecs import find_codec
 from edge_runtime.errors import RemoteError
 from edge_runtime.wire.events import (
     Command,
@@ -94,6 +93,7 @@ class RunningJob:
         self._schedule = SCHEDULES[parts.program.job.schedule.name]
         self._blobs = BlobUse()
         self._sent_s: dict[str, float] = {}
+        self._starting: dict[str, tuple[Task, bytes]] = {}  # journalled, and sent by the commands that follow
         self._evicted = parts.store.evicted()
         self._to_close: list[records.CloseRound] = []
         self._closing = records.CloseRound(0)
@@ -104,6 +104,7 @@ class RunningJob:
         self._beside_began_s = now_s
         self._beside_s = 0.0
         self._links = 0
+        self._met = False  # a device since the last tick
         self._superseded = False
         self.exit_code: int | None = None
         self._state, wanted = self._schedule.resume(rules_of(parts.program.job), parts.store, now_s)
@@ -118,7 +119,7 @@ class RunningJob:
             task = parse_task(known.data)
             if task.version != self._version.version:
                 self._publish_blobs(self._parts.store.version(task.version))
-            self._send_task(task)
+            self._send_task(task, known.data)
 
     @property
     def round(self) -> int:
@@ -176,8 +177,11 @@ class RunningJob:
 
     def tick(self, now_s: float) -> list[Command]:
         """Time has passed."""
-        commands = self._commands(self.session.tick(now_s), now_s)
-        return commands + self._step(records.Tick(), now_s)
+        commands = self._commands(self.session.tick(now_s), now_s) + self._step(records.Tick(), now_s)
+        if self._met:
+            self._met = False
+            self._tell_waiting()
+        return commands
 
     def pause(self, now_s: float, *, paused: bool) -> list[Command]:
         """An operator wants no further work to be handed out, or wants it again; the journal has it already."""
@@ -255,7 +259,7 @@ class RunningJob:
         if event.device in self._evicted:
             return self._take_evicted(event)
         if event.state == "online" and not event.live:
-            return self._step(records.DeviceRemembered(event.device, event.examples), now_s)
+            return self._note(records.DeviceRemembered(event.device, event.examples), now_s)
         self._parts.emit({"event": "device", "device": event.device, "state": event.state, "examples": event.examples})
         self._parts.store.see_device(event.device, Presence(event.state), event.examples)
         news: Mapping[str, records.Event] = {
@@ -263,9 +267,8 @@ class RunningJob:
             "lost": records.DeviceLost(event.device),
             "stopped": records.DeviceStopped(event.device),
         }
-        commands = self._step(news[event.state], now_s)
-        self._tell_waiting()
-        return commands
+        self._met = True
+        return self._note(news[event.state], now_s)
 
     def _take_evicted(self, event: DeviceStatus) -> list[Command]:
         """Somebody whom an operator took out is written down, and asked nothing."""
@@ -312,7 +315,7 @@ class RunningJob:
             }
         )
         accepted = self.session.accept(event.device, event.uid)
-        return accepted + self._step(records.UpdateJournalled(event.device, number, seconds), now_s)
+        return accepted + self._note(records.UpdateJournalled(event.device, number, seconds), now_s)
 
     def _check_member(self, device: str) -> None:
         members = self._parts.program.method.members
@@ -327,7 +330,10 @@ class RunningJob:
     def _open_task(self, device: str, name: str) -> Task | None:
         """The device's task of this name, unless it is done or failed."""
         found = self._parts.store.open_task(device, name)
-        return None if found is None else parse_task(found.data)
+        if found is None:
+            return None
+        sent = self.session.task(device)
+        return sent if sent is not None and sent.task == name else parse_task(found.data)
 
     def _refuse_unasked(self, event: UpdateReceived, now_s: float) -> list[Command]:
         stale = self._parts.program.job.schedule.name != "sync" and self._parts.store.expired(event.device, event.task)
@@ -397,6 +403,11 @@ class RunningJob:
         self._state, wanted = self._schedule.step(self._state, event, now_s)
         return self._do(wanted, now_s)
 
+    def _note(self, event: records.Event, now_s: float) -> list[Command]:
+        """One of many events; a tick follows them."""
+        self._state, wanted = self._schedule.note(self._state, event, now_s)
+        return self._do(wanted, now_s)
+
     def _do(self, wanted: Iterable[records.Command], now_s: float) -> list[Command]:
         commands: list[Command] = []
         for command in wanted:
@@ -406,8 +417,9 @@ class RunningJob:
     def _do_start(self, command: records.StartRound, now_s: float) -> list[Command]:
         # Not the whole cohort: who is still at it answers the task of an earlier attempt, by its name.
         turn = attempt_turn(command.round, command.attempt)
-        tasks = [self._task(device, turn) for device in command.asked]
-        self._journal_tasks(command.round, command.attempt, tasks)
+        self._starting = self._journal_tasks(
+            command.round, command.attempt, [self._task(device, turn) for device in command.asked]
+        )
         self._round_began_s = now_s if command.attempt == 1 else self._round_began_s
         self._parts.emit(
             {
@@ -420,37 +432,38 @@ class RunningJob:
         return self._publish_blobs(self._version)
 
     def _do_send(self, command: records.SendTask, now_s: float) -> list[Command]:
-        # The same bytes as were journalled: nothing of this device was accepted in between.
         self._sent_s[command.device] = now_s
-        return self._send_task(self._task(command.device, attempt_turn(command.round, command.attempt)))
+        return self._send_task(*self._starting.pop(command.device))
 
     def _do_ask(self, command: records.AskDevices, now_s: float) -> list[Command]:
-        tasks = [self._task(device, serial_turn(asked)) for device, asked in command.turns]
-        self._journal_tasks(command.round, 1, tasks)
+        tasks = self._journal_tasks(
+            command.round, 1, [self._task(device, serial_turn(asked)) for device, asked in command.turns]
+        )
         self._parts.emit({"event": "asked", "round": command.round, "devices": len(tasks)})
         commands = self._publish_blobs(self._version)
-        for task in tasks:
-            self._sent_s[task.device] = now_s
-            commands += self._send_task(task)
+        for device, task in tasks.items():
+            self._sent_s[device] = now_s
+            commands += self._send_task(*task)
         return commands
 
     def _do_withdraw(self, command: records.WithdrawTask, _now_s: float) -> list[Command]:
         self._sent_s.pop(command.device, None)
         return self._clear_task(command.device)
 
-    def _journal_tasks(self, number: int, attempt: int, tasks: Iterable[Task]) -> None:
-        written = tuple(JournalTask(task.device, task.task, format_task(task)) for task in tasks)
-        self._parts.store.start_round(number, attempt, written)
+    def _journal_tasks(self, number: int, attempt: int, tasks: list[Task]) -> dict[str, tuple[Task, bytes]]:
+        """Write the tasks; each with its bytes, by device."""
+        written = [JournalTask(task.device, task.task, format_task(task)) for task in tasks]
+        self._parts.store.start_round(number, attempt, tuple(written))
+        return {task.device: (task, journalled.data) for task, journalled in zip(tasks, written, strict=True)}
 
     def _task(self, device: str, turn: Turn) -> Task:
         program, store = self._parts.program, self._parts.store
-        carries = bool(find_codec(program.upload.codec).carries)
-        carry = Carry(store.run(), store.last_counted(device)) if carries else None
+        carry = Carry(store.run(), store.last_counted(device)) if program.carries else None
         return make_task(program, self._version, device, turn, carry)
 
-    def _send_task(self, task: Task) -> list[Command]:
+    def _send_task(self, task: Task, payload: bytes) -> list[Command]:
         """Publishes a task whose blobs are published, and takes those of the device's last one off."""
-        sent = self.session.send_task(task.device, task)
+        sent = self.session.send_task(task.device, task, payload=payload)
         return sent + self._drop_blobs(
             self._blobs.take(task.device, {*task.blobs, *(step.blob for step in task.deltas)})
         )

@@ -56,6 +56,10 @@ codec = ["dense"]        # or stages such as ["topk 0.01 ef", "fp16", "rice"]; d
 [download]               # optional
 codec = ["topk 0.05", "fp16", "rice"]  # how devices are sent what changed in the weights; docs/job-file.md
 
+[keep]                   # optional: which versions keep their weights on the gateway
+versions = 3             # the newest so many
+every = 10               # and every 10th; default: no other
+
 [evaluate]
 data = "held-out"        # directory with test.npz (x, y) or t10k-*-ubyte idx files
 ```
@@ -83,6 +87,7 @@ from coordinator.fields import (
     text,
     with_defaults,
 )
+from coordinator.keep import KEEP, Keep
 from coordinator.methods import METHODS
 from coordinator.round_records import SYNCHRONOUS, ScheduleRules
 from coordinator.schedule_keys import SCHEDULE, make_schedule
@@ -138,6 +143,7 @@ class Job:
     codec: tuple[str, ...] | None = None  # the stages of devices' uploads; None: as the method has it
     schedule: ScheduleRules = SYNCHRONOUS
     download: tuple[str, ...] | None = None  # the stages of what devices are sent; None: what changed, as it is
+    keep: Keep = KEEP
 
 
 @dataclass(frozen=True)
@@ -192,9 +198,13 @@ SCHEMA: Mapping[str, Mapping[str, Field]] = {
     "schedule": SCHEDULE,
     "upload": {"codec": Field(codec, required=False)},
     "download": {"codec": Field(download_codec)},
+    "keep": {
+        "versions": Field(integer(1, 100_000), required=False, default=3),
+        "every": Field(integer(1, 1_000_000), required=False),
+    },
     "evaluate": {"data": Field(_PATH)},
 }
-OPTIONAL = frozenset({"schedule", "upload", "download"})  # sections that may be left out
+OPTIONAL = frozenset({"schedule", "upload", "download", "keep"})  # sections that may be left out
 
 
 def load_job(path: Path) -> Job:
@@ -292,12 +302,8 @@ def _contradictions(document: Mapping[str, Any], home: Path) -> Iterator[tuple[s
     training = _table(document, "training")
     yield from contradictions(training, _table(document, "job").get("rounds"))
     name = _table(document, "method").get("name")
-    optimizers = METHODS[name].optimizers if isinstance(name, str) and name in METHODS else ()
-    if optimizers and training.get("optimizer", "sgd") not in optimizers:
-        yield (
-            "training.optimizer",
-            f"is {shown(training['optimizer'])}; {name} is told with {', '.join(optimizers)} alone",
-        )
+    if isinstance(name, str) and name in METHODS:
+        yield from _method_contradictions(name, training, _table(document, "schedule"))
     yield from _memory_contradictions(document)
     least, devices = rounds.get("min_updates"), rounds.get("devices")
     if type(least) is int and type(devices) is int and least > devices:
@@ -306,6 +312,20 @@ def _contradictions(document: Mapping[str, Any], home: Path) -> Iterator[tuple[s
     data = evaluate.get("data")
     if isinstance(data, str) and data and not (home / data).is_dir():
         yield "evaluate.data", f"names no directory: {home / data}"
+
+
+def _method_contradictions(
+    name: str, training: Mapping[str, Any], schedule: Mapping[str, Any]
+) -> Iterator[tuple[str, str]]:
+    kind = METHODS[name]
+    if training.get("optimizer", "sgd") not in kind.optimizers:
+        shown_ones = ", ".join(kind.optimizers)
+        yield "training.optimizer", f"is {shown(training['optimizer'])}; {name} is told with {shown_ones} alone"
+    for key in kind.excludes:
+        if training.get(key):
+            yield f"training.{key}", f"cannot be used with method {name}"
+    if kind.synchronous and schedule.get("name", "sync") != "sync":
+        yield "schedule.name", f"is not for the method {name}, whose updates must not be older than a round"
 
 
 def _memory_contradictions(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -360,6 +380,7 @@ def _job(document: Mapping[str, Any], schema: Mapping[str, Mapping[str, Field]],
         codec=None if tables["upload"]["codec"] is None else tuple(tables["upload"]["codec"]),
         schedule=make_schedule(tables["schedule"]),
         download=None if tables["download"]["codec"] is None else tuple(tables["download"]["codec"]),
+        keep=Keep(**tables["keep"]),
     )
 
 

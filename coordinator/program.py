@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +19,12 @@ from coordinator.methods import METHODS, Method, PhaseSpec
 from coordinator.round_records import SYNCHRONOUS, Rules
 from coordinator.store import Version
 from coordinator.training_keys import Board, Stage, Training
+from edge_runtime.codecs import find_codec
 from edge_runtime.kernels import Layout
-from edge_runtime.plan import AVERAGE, ROLE_TRAINED, read_plan
+from edge_runtime.plan import AVERAGE, CONTROL, ROLE_FROZEN, ROLE_TRAINED, read_plan
 from edge_runtime.rng import derive_seed
 from edge_runtime.tensors import decode_tensors, encode_tensors
-from edge_runtime.wire.tasks import Cache, Carry, Delta, Phase, Task, Upload
+from edge_runtime.wire.tasks import Cache, Carry, Control, Delta, Phase, Task, Upload
 from models.compiler import statistics_of, weights_of, with_weights
 from models.compiler.budget import Budget, Found, Rate, compile_within
 from models.compiler.prefix import Split, compile_split
@@ -119,7 +121,7 @@ class Program:
         method: Its method.
         model: The ONNX file that weights are put into for evaluation and export.
         stages: In the order of rounds.
-        weights: The first weights, float32 by name.
+        weights: The first weights, float32 by name, and control variates if the method has them.
         classes: Labels are 0 .. classes - 1.
         statistics: Names of the model's running statistics.
     """
@@ -143,6 +145,11 @@ class Program:
         for stage in self.stages:
             yield stage.trained
             yield from (of_board.trained for _, of_board in stage.boards)
+
+    @property
+    def carries(self) -> bool:
+        """Whether devices keep something from task to task that depends on which updates counted."""
+        return self.method.control or bool(find_codec(self.upload.codec).carries)
 
     @property
     def plans(self) -> dict[str, PlanFile]:
@@ -170,15 +177,22 @@ def build_program(job: Job) -> Program:
     model = _model(job)
     method = METHODS[job.method].build(job.method_options, job.training)
     ends = accumulate(stage.rounds for stage in job.training.stages)
+    stages = tuple(_stage(job, method, model, *each) for each in zip(job.training.stages, ends, strict=True))
     return Program(
         job=job,
         method=method,
         model=model,
-        stages=tuple(_stage(job, method, model, *each) for each in zip(job.training.stages, ends, strict=True)),
-        weights=weights_of(model),
+        stages=stages,
+        weights={**weights_of(model), **_controls(stages)},
         classes=classes_of(model),
         statistics=statistics_of(model),
     )
+
+
+def _controls(stages: tuple[StagePlans, ...]) -> dict[str, NDArray[np.float32]]:
+    """The first control variates of all stages: zeros."""
+    trained = {name: shape for stage in stages for name, shape in stage.trained.items()}
+    return {name: np.zeros(shape, np.float32) for name, shape in trained.items() if name.startswith(CONTROL)}
 
 
 def judged_model(program: Program, version: Version) -> bytes:
@@ -192,7 +206,7 @@ def _stage(job: Job, method: Method, whole: bytes, stage: Stage, last_round: int
     model = without(whole, stage.skip)
     tensors = frozenset(weights_of(model))
 
-    rule = rule_of(job.training, method.proximal)
+    rule = replace(rule_of(job.training, method.proximal), control_variates=method.control)
 
     def plans(board: Board | None) -> StagePlans:
         phases = {
@@ -266,10 +280,12 @@ def rule_of(training: Training, proximal: float = 0.0) -> Rule:
     )
 
 
-def _trained(plan: PlanFile) -> dict[str, tuple[int, ...]]:
+def _trained(file: PlanFile) -> dict[str, tuple[int, ...]]:
     """Shapes of what a device sends back; moving averages go under the names of their tensors."""
-    tensors = read_plan(plan.data, expect_sha256=plan.sha256).named(ROLE_TRAINED)
-    return {name: tensor.shape for name, tensor in tensors.items() if not name.startswith(AVERAGE)}
+    plan = read_plan(file.data, expect_sha256=file.sha256)
+    trained = {name: tensor for name, tensor in plan.named(ROLE_TRAINED).items() if not name.startswith(AVERAGE)}
+    controls = {name: tensor for name, tensor in plan.named(ROLE_FROZEN).items() if name.startswith(CONTROL)}
+    return {name: tensor.shape for name, tensor in {**trained, **controls}.items()}
 
 
 def _model(job: Job) -> bytes:
@@ -323,9 +339,7 @@ def rules_of(job: Job) -> Rules:
     )
 
 
-def make_version(
-    number: int, weights: Mapping[str, NDArray[np.float32]], state: Mapping[str, NDArray[np.float32]]
-) -> Version:
+def make_version(number: int, weights: Mapping[str, NDArray[np.float32]], state: Mapping[str, NDArray[Any]]) -> Version:
     """A version as it is kept and sent: a tensor file without metadata, so equal weights give equal bytes."""
     data = encode_tensors(weights)
     return Version(number, hashlib.sha256(data).hexdigest(), data, encode_tensors(state))
@@ -373,13 +387,14 @@ def make_task(program: Program, version: Version, device: str, turn: Turn, carry
         upload=program.upload,
         deadline_s=job.round.deadline_s,
         carry=carry,
+        control=Control(job.training.momentum) if method.control else None,
         deltas=tuple(Delta(step.base, step.sha256, len(step.data), step.codec) for step in version.sent.steps),
     )
 
 
 def _phase(training: Training, stage: StagePlans, phase: PhaseSpec) -> Phase:
     plans = stage.phases[phase.plan]
-    numbers = asdict(training) | {"lr": stage.lr}
+    numbers = vars(training) | {"lr": stage.lr}
     kept = plans.prefix is not None and training.cache != "off"
     return Phase(
         plan=plans.training.sha256,

@@ -35,7 +35,7 @@ from edge_runtime.errors import EdgeError
 from edge_runtime.wire.topics import check_id
 
 ANSWER_POLL_S = 0.05
-NO_WAY_BACK = frozenset({"ef21"})  # methods whose devices and gateway remember the same
+NO_WAY_BACK = frozenset({"ef21", "scaffold"})  # methods whose devices hold parts of what the gateway has the sum of
 
 
 class RequestRefused(Exception):
@@ -140,7 +140,7 @@ def _rollback(store: Store, write: Write, request: Request) -> str:
         raise RequestRefused(f"{request.argument!r} is no version: give its number, as `job show` lists them")
     if json.loads(store.definition()["method.name"]) in NO_WAY_BACK:
         raise RequestRefused(
-            "devices go on from what they remember, which cannot go back; begin a job with that version"
+            "devices go on from what they remember, which cannot go back; clone the job from that version"
         )
     made = roll_back(store, write, int(request.argument), request.asked_by)
     return f"version {made} has the weights and the server state of version {request.argument}"

@@ -11,9 +11,10 @@ from coordinator.journal import write_file
 from coordinator.program import Program, make_version
 from coordinator.staleness import against_present, as_models, update_weight
 from coordinator.store import JournalUpdate, Store, Version
-from coordinator.updates import read_update
+from coordinator.updates import joined_controls, read_update
 from edge_runtime.codecs import find_codec
-from edge_runtime.tensors import decode_tensors
+from edge_runtime.plan import CONTROL
+from edge_runtime.tensors import decode_tensors, encode_tensors
 from models.compiler import with_weights
 
 MODEL_NAME = "final.onnx"
@@ -59,6 +60,7 @@ def _contributions(
             steps=int(metadata["steps"]),
             task=update.task,
             scale=update_weight(rules, staleness),
+            joined=joined_controls(metadata, layout),
         )
         if staleness > 0 and (models := as_models(rules, layout.shapes, program.statistics)):
             base = decode_tensors(trained_from(update.version))[0]
@@ -114,8 +116,11 @@ def export_version(state: Path, version: Version, model: Path, weights: Path) ->
         graph = (state / GRAPH_NAME).read_bytes()
     except FileNotFoundError:
         raise ModelMissing(f"{state} has no {GRAPH_NAME}; start a coordinator on the job once, it writes it") from None
-    write_file(weights, version.weights)
-    write_file(model, with_weights(graph, decode_tensors(version.weights)[0]))
+    tensors = decode_tensors(version.weights)[0]
+    controls = {name for name in tensors if name.startswith(CONTROL)}
+    of_model = {name: array for name, array in tensors.items() if name not in controls}
+    write_file(weights, encode_tensors(of_model) if controls else version.weights)
+    write_file(model, with_weights(graph, of_model))
 
 
 def peak_rss_mb() -> float:

@@ -51,6 +51,7 @@ from coordinator.round_records import (
     VersionMade,
     Warn,
 )
+from coordinator.table import put
 
 # A failure that may pass makes a device unfit all the same once its round has been tried so often.
 PATIENCE = 5
@@ -78,9 +79,17 @@ def resumed(rules: Rules, journalled: Journalled, now_s: float) -> State:
     )
 
 
+def note(state: State, event: Event, now_s: float) -> Move:
+    """One of very many events: what it changes by itself; what follows for the round waits for the next step.
+
+    A look at the whole round costs time for every member, so a thousand updates are noted and then looked at once.
+    """
+    return _TAKE[type(event)](state, event, now_s)
+
+
 def step(state: State, event: Event, now_s: float) -> Move:
     """One event: the next state, and the commands it calls for, in order."""
-    state, commands = _TAKE[type(event)](state, event, now_s)
+    state, commands = note(state, event, now_s)
     while True:
         following, more = _ADVANCE[state.phase](state, now_s)
         commands += more
@@ -152,7 +161,7 @@ def _settle(state: State, device: str, round_number: int, outcome: Outcome) -> S
     open_now = state.phase in {Phase.GATHERING, Phase.COLLECTING} and round_number == state.round
     if not open_now or state.cohort.get(device) is not Outcome.PENDING:
         return state
-    return replace(state, cohort={**state.cohort, device: outcome})
+    return replace(state, cohort=put(state.cohort, device, outcome))
 
 
 def _take_tick(state: State, _event: Tick | VersionMade, _now_s: float) -> Move:
@@ -238,7 +247,8 @@ def _share(state: State, names: tuple[str, ...]) -> tuple[str, ...]:
 def _collect(state: State, now_s: float) -> Move:
     rules = state.rules
     late = now_s - state.since_s >= rules.deadline_s
-    if not late and any(_is_awaited(state, name, now_s) for name in pending(state)):
+    open_tasks = (name for name, each in state.cohort.items() if each is Outcome.PENDING)
+    if not late and any(_is_awaited(state, name, now_s) for name in open_tasks):
         return state, ()
     if len(delivered(state)) >= rules.min_updates:
         return _close(state, now_s)

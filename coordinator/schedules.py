@@ -20,6 +20,8 @@ class Schedule:
     Attributes:
         resume: (rules, journal, now_s) -> the state, and what a crash has left to do.
         step: (state, event, now_s) -> the next state, and what the shell has to do, in order.
+        note: The same for events that come in numbers, births and updates; a Tick follows them, for which may be left
+            what takes a look at every device.
         pending: The devices with an open task.
         counts_in: (state, version) -> the round in which an update counts that was trained from this version.
         candidates: Who counts towards the start.
@@ -28,6 +30,7 @@ class Schedule:
 
     resume: Callable[[Rules, Store, float], Move]
     step: Callable[[State, Event, float], Move]
+    note: Callable[[State, Event, float], Move]
     pending: Callable[[State], tuple[str, ...]]
     counts_in: Callable[[State, int], int | Refusal]
     candidates: Callable[[State], tuple[str, ...]]
@@ -53,8 +56,16 @@ def _resume_buffered(rules: Rules, store: Store, now_s: float) -> Move:
     return state, (*commands, *more)
 
 
-ROUNDS = Schedule(_resume_rounds, rounds.step, rounds.pending, rounds.counts_in, rounds.candidates, rounds.needed)
+ROUNDS = Schedule(
+    _resume_rounds, rounds.step, rounds.note, rounds.pending, rounds.counts_in, rounds.candidates, rounds.needed
+)
 BUFFERED = Schedule(
-    _resume_buffered, buffered.step, buffered.pending, buffered.counts_in, buffered.candidates, buffered.needed
+    _resume_buffered,
+    buffered.step,
+    buffered.step,
+    buffered.pending,
+    buffered.counts_in,
+    buffered.candidates,
+    buffered.needed,
 )
 SCHEDULES: Mapping[str, Schedule] = {"sync": ROUNDS, "fedasync": BUFFERED, "fedbuff": BUFFERED}

@@ -123,6 +123,7 @@ def _look_around(seat: Seat, job: RunningJob | None) -> None:
     if job is None:
         return
     seat.parts.emit(stand(job, seat.link, seat.parts.directory))
+    seat.parts.store.give_back()
     if is_idle(job, seat.parts.store) and seat.others_wait():
         seat.parts.emit({"event": "warning", "message": "this job is paused and gives way to the next one"})
         job.exit_code = EXIT_DONE
@@ -149,6 +150,8 @@ def _turn(job: RunningJob, inbox: Inbox, seat: Seat) -> RunningJob:
 
 def _leave(job: RunningJob, seat: Seat) -> int:
     """The job has ended: its last messages go out, for which a link is waited for a while."""
+    with suppress(JournalUnwritable):  # a journal that is larger than it need be harms nobody
+        seat.parts.store.give_back()
     link, code, until_s = seat.link, job.exit_code, time.monotonic() + LEAVE_S
     while not link.connected and time.monotonic() < until_s:
         _exchange(job, link, seat.parts.emit, POLL_S)  # what a finished job leaves on the broker is worth a wait

@@ -29,6 +29,7 @@ from coordinator.leftovers import clear_job
 from coordinator.program import Program, definition, judged_model, make_version
 from coordinator.results import export, fold, keep_model
 from coordinator.seat import LEAVE_S, enter, knock, send, serve
+from coordinator.speaker import GatewaySpeaker
 from coordinator.store import Version, open_store, updates_beside, weights_beside
 from coordinator.watch import MetricsError, watching
 from edge_runtime.broker_url import parse_url
@@ -142,6 +143,7 @@ def _prepare(place: Place, emit: Emit, stack: ExitStack) -> Parts:
     program, held_out = checked.program, checked.held_out
     store = stack.enter_context(closing(open_store(place.state)))
     store.begin(definition(program), make_version(1, program.weights, {}))
+    store.keep = checked.job.keep
     keep_model(place.state, program.model)
     # Folds and judges in a thread: the link must go on, however large the model is.
     worker = stack.enter_context(ThreadPoolExecutor(1, "versions"))
@@ -205,7 +207,7 @@ def _clear_site(parts: Parts, site: str, url: str) -> None:
     entry = SiteEntry(site, parts.store.epoch(), os.urandom(8).hex())
     older = None
     until_s = time.monotonic() + LEAVE_S
-    with closing(Link(url, _client_id(site))) as link:
+    with closing(Link(url, _client_id(site), speak=GatewaySpeaker)) as link:
         while not entry.entered and older is None and time.monotonic() < until_s:
             older = knock(entry, link, parts.emit)
         if entry.entered:
@@ -234,7 +236,7 @@ def _run(  # noqa: PLR0913, PLR0917 a job, and all that it runs on
 ) -> int:
     """Runs a job until it ends, gives way or is stopped."""
     try:
-        with closing(Link(broker[0], _client_id(site))) as link:
+        with closing(Link(broker[0], _client_id(site), speak=GatewaySpeaker)) as link:
             parts.emit({**_listening(parts, site, broker), **watched})
             seat = enter(parts, site, link, asked_to_stop, others_wait)
             return EXIT_DONE if asked_to_stop else EXIT_FAILED if seat is None else serve(seat, asked_to_stop)

@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.aggregators import Mean, Tensors
+from coordinator.aggregators import JOINED, Mean, Tensors
+from edge_runtime.plan import CONTROL
 
-State = Mapping[str, NDArray[np.float32]]
+State = Mapping[str, NDArray[Any]]  # float32, but for sums
 ServerStep = Callable[[Tensors, Mean, State, Collection[str]], tuple[dict[str, NDArray[np.float32]], State]]
 
 Wide = NDArray[np.float64]
+
+MEMBERS, CHANGES = "members/", "changes/"
 # (mean, what the state holds for this tensor by slot) -> (what is added to the weights, the slots afterwards)
 Rule = Callable[[Wide, Mapping[str, Wide]], tuple[Wide, Mapping[str, Wide]]]
 
@@ -43,6 +46,34 @@ def add_momentum(server_lr: float, beta: float) -> ServerStep:
         return server_lr * v, {"v": v}
 
     return _each(("v",), rule)
+
+
+def add_controls(server_lr: float) -> ServerStep:
+    """The step of SCAFFOLD: FedAvg's, and for every control variate `c <- (sum of all changes so far) / N`.
+
+    N is how many devices have one of their own, kept in the state under `members/`; the sum, under `changes/`, is
+    float64: what float32 rounds away would be the same in every round once devices hardly change theirs.
+
+    Source: S. P. Karimireddy et al.: SCAFFOLD, ICML 2020, Algorithm 1, lines 16 and 17, with N growing.
+    """
+    move = add_mean(server_lr)
+
+    def step(
+        weights: Tensors, mean: Mean, state: State, plain: Collection[str]
+    ) -> tuple[dict[str, NDArray[np.float32]], State]:
+        changes = {name: total for name, total in mean.items() if name.startswith(CONTROL)}
+        trained = {name: total for name, total in mean.items() if not name.startswith((CONTROL, JOINED))}
+        _check_fit(weights, changes)
+        moved, kept = move(weights, trained, state, plain)
+        sums: dict[str, NDArray[np.float64]] = {}
+        for name, change in changes.items():
+            members = float(state.get(MEMBERS + name, 0.0)) + float(mean.get(JOINED + name, 0.0))
+            total = np.asarray(state.get(CHANGES + name, 0.0) + change)
+            moved[name] = _narrow(np.asarray(total / max(members, 1.0)))
+            sums |= {MEMBERS + name: np.array(members), CHANGES + name: total}
+        return moved, {**kept, **sums}
+
+    return step
 
 
 def add_remembered(server_lr: float) -> ServerStep:

@@ -20,11 +20,11 @@ from typing import IO, Any, Protocol
 
 from coordinator.fleet import TIMES_KEPT, Device, Presence
 from coordinator.journal import JOURNAL_NAME, JobChanged, connect, connect_to_read, explained, open_lock
+from coordinator.keep import KEEP, drop_weights, give_back
 from coordinator.lease import Lease, beat, check_lease, end_lease, new_lease, take_lease, wait_for_silence
 from coordinator.round_records import Journalled, Outcome, Phase, Standing
 from coordinator.views import View, digests, drop_views, held, insert_view, read_view
 
-KEEP_VERSIONS = 3
 # Why a task is failed whose update would come too late to count.
 EXPIRED = "StaleUpdate: its version is too far behind"
 
@@ -111,6 +111,7 @@ class Store:
         self._lock = lock
         self._path = path
         self._lease = lease
+        self.keep = KEEP
         self._batched = False
         self.last_commit_s = 0.0  # how long the last commit took, its fsync included
 
@@ -192,6 +193,11 @@ class Store:
         """The job is done."""
         with self._writing() as write:
             write("UPDATE job SET done = ?", (reason,))
+
+    def give_back(self) -> int:
+        """Give pages that nobody needs back to the disk, all of them once the job is done; returns the bytes."""
+        with explained(self._path):
+            return give_back(self._connection, all_of_it=self.done() is not None)
 
     def failed(self) -> str | None:
         """Why the job failed when it last ran, or None."""
@@ -284,9 +290,13 @@ class Store:
         return None if found is None else str(found[0])
 
     def last_counted(self, device: str) -> str | None:
-        """The device's task whose update was the last to be accepted."""
+        """The device's task of this run whose update was the last to be accepted."""
         # Rows are numbered in the order in which they were written.
-        found = self._one("SELECT task FROM updates WHERE device = ? ORDER BY rowid DESC LIMIT 1", (device,))
+        query = (
+            "SELECT task FROM updates WHERE device = ? AND round >= (SELECT run_from FROM job) "
+            "ORDER BY rowid DESC LIMIT 1"
+        )
+        found = self._one(query, (device,))
         return None if found is None else str(found[0])
 
     def is_outsider(self, device: str, members: int) -> bool:
@@ -322,8 +332,7 @@ class Store:
         """Write the version that a round made, with what it means for updates, tasks and older versions.
 
         Its updates' bytes are dropped. Tasks that are now more than `max_staleness` versions behind are failed: an
-        update for them could not count any more. Versions lose their weights but for the newest KEEP_VERSIONS and those
-        that an open task or an update which is still to be folded started from.
+        update for them could not count any more. Versions lose their weights as coordinator.keep says.
         """
         row = (figures.devices, figures.cohort, figures.bytes_up, figures.bytes_down, figures.seconds, number)
         with self._writing() as write:
@@ -339,11 +348,7 @@ class Store:
                 "UPDATE tasks SET state = 'failed', reason = ?, data = x'' WHERE state = 'open' AND round < ?",
                 (EXPIRED, made.version - max_staleness),
             )
-            write(
-                "UPDATE versions SET weights = NULL, state = NULL WHERE version <= ? AND weights IS NOT NULL "
-                "AND version NOT IN (SELECT version FROM versions_in_use)",
-                (made.version - KEEP_VERSIONS,),
-            )
+            drop_weights(write, made.version, self.keep)
             drop_views(write, made.version)
 
     def judge_round(self, number: int, accuracy: float, loss: float) -> None:

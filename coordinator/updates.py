@@ -1,5 +1,6 @@
 """Checking an update before it may count: a device's word is taken for nothing that can be checked."""
 
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -9,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.codecs import BadUpdate, Codec, find_codec
+from edge_runtime.control import JOINED
 from edge_runtime.errors import RemoteError
 from edge_runtime.kernels import CodedUpdate, Layout, StreamError
+from edge_runtime.plan import CONTROL
 from edge_runtime.tensors import MAX_HEADER_BYTES
 from edge_runtime.wire.tasks import MAX_BLOB_BYTES, Task
 
@@ -34,6 +37,10 @@ class BadCount(UpdateError):
 
 class TooManyExamples(UpdateError):
     """More examples than the device's birth announced; the surplus would be weight it has no claim to."""
+
+
+class BadJoined(UpdateError):
+    """What the device says of its control variates is no list of them."""
 
 
 class WrongTensors(UpdateError):
@@ -88,6 +95,7 @@ def check_update(data: bytes, task: Task, layout: Layout, announced_examples: in
     claims = Claims(examples=_count(metadata, "examples"), steps=_count(metadata, "steps"), loss=_loss(metadata))
     if claims.examples > announced_examples:
         raise TooManyExamples(f"{claims.examples} examples, but the birth announced {announced_examples}")
+    joined_controls(metadata, layout)
     if update.first_bad is not None:
         raise NonFinite(f"tensor {update.first_bad!r} holds NaN or infinity; training diverged on the device")
     if update.peak * claims.examples >= MAX_WEIGHTED:
@@ -111,6 +119,26 @@ def read_update(data: bytes, codec: Codec, layout: Layout) -> tuple[CodedUpdate,
         return CodedUpdate(pieces, layout), metadata
     except StreamError as error:
         raise BadUpdate(str(error.args[1])) from None
+
+
+def joined_controls(metadata: Mapping[str, str], layout: Layout) -> frozenset[str]:
+    """The control variates that a device says it begins.
+
+    Raises:
+        BadJoined: They are no list of control variates among the update's tensors.
+    """
+    text = metadata.get(JOINED)
+    if text is None:
+        return frozenset()
+    try:
+        names = json.loads(text)
+    except (ValueError, RecursionError):
+        names = None
+    if not isinstance(names, list) or not all(
+        isinstance(name, str) and name.startswith(CONTROL) and name in layout.shapes for name in names
+    ):
+        raise BadJoined(f"{JOINED} is {_shown(text)}; it must be a list of the update's tensors {CONTROL}*")
+    return frozenset(names)
 
 
 def _check_names(metadata: Mapping[str, str], task: Task) -> None:

@@ -1,12 +1,14 @@
-"""Versions after they were made: which ones keep their weights, and how a job goes back to one.
+"""Versions after they were made: a list of them, one with its weights, and how a job goes back to one."""
 
-`[keep]` in the job file: the newest `versions` keep weights and server state, and so does every `every`-th (0: no
-other). Digests and rounds stay for ever, some hundred bytes each.
-"""
-
+import hashlib
 from dataclasses import dataclass
 
+import numpy as np
+
+from coordinator.server_steps import CHANGES, MEMBERS
 from coordinator.store import Store, Version, Write
+from edge_runtime.plan import CONTROL
+from edge_runtime.tensors import decode_tensors, encode_tensors
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ def roll_back(store: Store, write: Write, number: int, asked_by: str) -> int:
     """Put an older version's weights and server state on top, in the place of the round that is open or would be next.
 
     The round's tasks end, what was delivered for it does not count, and devices begin with nothing carried over: what
-    they carry was left out of updates to a model that is undone, so the job gets a new run.
+    they carry was left out of updates to a model that is undone, so the job gets a new run. Control variates begin at
+    zero again.
 
     Returns:
         The number of the new version.
@@ -59,7 +62,7 @@ def roll_back(store: Store, write: Write, number: int, asked_by: str) -> int:
     Raises:
         VersionMissing: The older version is not there, or its weights are not.
     """
-    old, number_of_round = find_version(store, number), store.latest().version
+    old, number_of_round = _without_controls(find_version(store, number)), store.latest().version
     note = f"back to version {number}, asked by {asked_by}"
     opened = (number_of_round, number_of_round)
     write("INSERT OR IGNORE INTO rounds (round, version, attempt, state) VALUES (?, ?, 0, 'open')", opened)
@@ -70,8 +73,19 @@ def roll_back(store: Store, write: Write, number: int, asked_by: str) -> int:
     )
     write("UPDATE tasks SET state = 'failed', reason = ?, data = x'' WHERE state = 'open'", (note,))
     write("UPDATE updates SET data = NULL, folded_in = 0 WHERE folded_in IS NULL")
-    write("UPDATE job SET run = lower(hex(randomblob(8)))")
     made = number_of_round + 1
+    write("UPDATE job SET run = lower(hex(randomblob(8))), run_from = ?", (made,))
     row = (made, old.sha256, len(old.weights), old.weights, old.state)
     write("INSERT INTO versions VALUES (?, ?, ?, ?, ?)", row)
     return made
+
+
+def _without_controls(old: Version) -> Version:
+    """A version whose control variates are as at the start, since a new run finds none on the devices."""
+    weights, state = decode_tensors(old.weights)[0], decode_tensors(old.state)[0]
+    controls = [name for name in weights if name.startswith(CONTROL)]
+    if not controls:
+        return old
+    data = encode_tensors({**weights, **{name: np.zeros_like(weights[name]) for name in controls}})
+    kept = {name: array for name, array in state.items() if not name.startswith((MEMBERS, CHANGES))}
+    return Version(old.version, hashlib.sha256(data).hexdigest(), data, encode_tensors(kept))

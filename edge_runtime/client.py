@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from edge_runtime import light_imports  # noqa: F401 before anything that imports hashlib
+from edge_runtime import light_imports  # noqa: F401 before anything that imports paho or hashlib
 from edge_runtime.board import describe_board, memory_peak_kb
 from edge_runtime.client_config import ClientConfig, read_config
 from edge_runtime.client_log import Log, make_log
@@ -80,7 +80,7 @@ class Client:
         self._link = Link(config.broker, f"{config.device}-{boot}", self._session.will(), config.keepalive_s)
         place = Place(config.state / "features", config.feature_cache_mb << 20)
         slots = Slots(config.state / SLOTS_NAME)
-        self._trainer = Trainer(dataset, config.threads, limit, self._link.wake, place, slots, self._weights)
+        self._trainer = Trainer(dataset, config.threads, limit, self._link.wake, self._weights, place, slots)
 
     def stop(self, code: int = EXIT_OK) -> None:
         """End run() as soon as possible; safe in a signal handler."""
@@ -96,6 +96,8 @@ class Client:
                 self._do(self._on_link(event))
             self._take_results()
             self._do(self._session.tick(time.monotonic()))
+            if troubles := self._state.troubles():
+                self._disk_trouble("; ".join(troubles))
             if not self._session.busy:
                 self._blobs.clear()  # of a task that was withdrawn before all of them had come
         return self._leave(self._exit)

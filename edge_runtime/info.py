@@ -18,13 +18,14 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("edge-runtime info", description="Show this machine and what runs on it.")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     as_json = parser.parse_args(argv).json
+    versions = {name: importlib.metadata.version(name) for name in ("numpy", "paho-mqtt")}
     core = _core.info()
     facts = {
         **describe_board(),
         "isa_available": core["available"],
         "compiler": core["compiler"],
         "python": platform.python_version(),
-        "numpy": importlib.metadata.version("numpy"),
+        **versions,
     }
     sys.stdout.write((json.dumps(facts) if as_json else _table(facts)) + "\n")
     return 0

@@ -27,6 +27,7 @@ ROLE_OUTPUT = 6
 ROLE_CONSTANT = 7
 
 ANCHOR = "global/"  # a frozen tensor "global/NAME" holds NAME as the task received it
+CONTROL = "control/"  # a frozen tensor "control/NAME" is added to the gradient of NAME
 AVERAGE = "ema/"  # a trained tensor "ema/NAME" is the moving average of NAME and begins as NAME
 SEED = "seed"  # a scalar of plans that draw random numbers; whole, below 2**24; the board sets it, not the task
 

@@ -26,15 +26,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.codecs import Codec, State
+from edge_runtime.codecs import RESIDUAL, Codec, State
 from edge_runtime.errors import EdgeError
-from edge_runtime.state_directory import write_atomically
+from edge_runtime.plan import CONTROL
+from edge_runtime.state_directory import set_aside, write_atomically
 from edge_runtime.tensors import decode_tensors, tensor_file_parts
 from edge_runtime.wire.tasks import Carry, Task, format_task
 
-__all__ = ["SLOTS_NAME", "Kept", "MemoryLost", "Slots", "encode_carried", "kept_answer", "read_kept", "state_before"]
+__all__ = [
+    "SLOTS_NAME",
+    "Kept",
+    "MemoryLost",
+    "Slots",
+    "encode_carried",
+    "kept_answer",
+    "own_controls",
+    "read_kept",
+    "state_before",
+]
 
 SLOTS_NAME = "slots"  # in a device's state directory
+CONTROLS = "control"  # the slot of what corrects gradients, as it was before the kept update
 UPDATE = "update"
 
 
@@ -46,9 +58,9 @@ class Kept:
         run: The job's run they belong to; another one begins with empty slots.
         task: The task's name.
         key: SHA-256 of the task, by which it is known again.
-        state: {slot: {tensor: (...) float32}}, every tensor of the update among them.
+        state: {slot: {tensor: (...) float32}}.
         update: Its bytes.
-        sent: The names of the update's tensors.
+        sent: The shapes of the update's tensors, by name.
         stages: Of the codec.
         after: The task whose update was the last to count before it; None if none had.
     """
@@ -58,7 +70,7 @@ class Kept:
     key: str
     state: State
     update: bytes
-    sent: tuple[str, ...]
+    sent: Mapping[str, tuple[int, ...]]
     stages: tuple[str, ...]
     after: str | None = None
 
@@ -75,6 +87,7 @@ class Slots:
         self._path = path
         self._unwritten: Kept | None = None
         self._key: str | None = None  # of what was kept last, once this process knows it
+        self.trouble = ""
 
     def may_answer(self, key: str) -> bool:
         """Whether what was kept may be of this task; spares reading it before every other one."""
@@ -82,9 +95,20 @@ class Slots:
 
     def kept(self, run: str) -> Kept | None:
         """What was kept in this run; None where there is nothing or it cannot be read."""
-        kept = self._unwritten or read_kept(self._path)
+        kept = self._unwritten or self._read()
         self._key = "" if kept is None else kept.key
         return kept if kept is not None and kept.run == run else None
+
+    def _read(self) -> Kept | None:
+        kept = read_kept(self._path)
+        if kept is None and self._path.exists():
+            self.trouble = set_aside(self._path, "is not what was written; what it carried over is lost")
+        return kept
+
+    def take_trouble(self) -> str:
+        """What was found damaged since the last call, "" if nothing was."""
+        told, self.trouble = self.trouble, ""
+        return told
 
     def keep(self, kept: Kept) -> None:
         """Put in place of what was there.
@@ -128,22 +152,23 @@ def encode_carried(
         metadata: The update's.
 
     Returns:
-        The bytes, and a warning where they and the slots could not be written to disk ("" otherwise).
+        The bytes, and a warning where they and the slots could not be written to disk, or read ("" otherwise).
 
     Raises:
         MemoryLost: The codec remembers, and the slots are not what has counted.
     """
     assert task.carry is not None, "run_task refuses a carrying codec without"
     run = task.carry.run
+    sent = {name: tensors[name].shape for name in sorted(tensors)}
     state = state_before(slots.kept(run), task.carry, codec)
+    for name in (name.removeprefix(CONTROL) for name in sent if name.startswith(CONTROL)):
+        state.setdefault(CONTROLS, {}).setdefault(name, np.zeros(sent[name], np.float32))
     data = codec.encode(tensors, metadata, state)
     try:
-        slots.keep(
-            Kept(run, task.task, _key(task), state, data, tuple(sorted(tensors)), codec.stages, task.carry.counted)
-        )
+        slots.keep(Kept(run, task.task, _key(task), state, data, sent, codec.stages, task.carry.counted))
     except OSError as error:
         return data, f"what the update leaves out could not be kept ({error.strerror}); a restart would lose it"
-    return data, ""
+    return data, slots.take_trouble()
 
 
 def _key(task: Task) -> str:
@@ -151,7 +176,9 @@ def _key(task: Task) -> str:
 
 
 def state_before(kept: Kept | None, carry: Carry, codec: Codec) -> State:
-    """The slots that a task begins with: those kept, and what their update said unless it counted.
+    """The slots that a task begins with.
+
+    If the kept update counted, controls advance by what it said; if not, what it said is still to be sent.
 
     Args:
         kept: Of the same run, or None; changed.
@@ -165,17 +192,39 @@ def state_before(kept: Kept | None, carry: Carry, codec: Codec) -> State:
         _check_memory(kept, carry)
     if kept is None:
         return {}
-    if kept.task != carry.counted:
+    counted = kept.task == carry.counted
+    if counted and CONTROLS in kept.state:
+        for name, said in codec.decode(kept.update, kept.sent)[0].items():
+            if name.startswith(CONTROL):
+                kept.state[CONTROLS][name.removeprefix(CONTROL)] += said
+    elif _is_behind(kept, carry):
+        kept.state.pop(CONTROLS, None)
+    if codec.carries and not counted:
         slot = kept.state[codec.carries[0]]
-        for name, said in codec.decode(kept.update, {name: slot[name].shape for name in kept.sent})[0].items():
+        for name, said in codec.decode(kept.update, kept.sent)[0].items():
             np.add(slot[name], -said if codec.remembers else said, out=slot[name])
     return kept.state
 
 
+def own_controls(slots: Slots, carry: Carry, codec: Codec) -> tuple[dict[str, NDArray[np.float32]], str]:
+    """The control variates of this device, by the name of the tensor they belong to.
+
+    Returns:
+        They, and a warning where the device should have some and has lost them ("" otherwise).
+    """
+    kept = slots.kept(carry.run)
+    if _is_behind(kept, carry):
+        return {}, "the control variates of this device are lost; it begins anew, and its old ones stay in the mean"
+    return state_before(kept, carry, codec).get(CONTROLS, {}), ""
+
+
+def _is_behind(kept: Kept | None, carry: Carry) -> bool:
+    """What counted last is neither the kept update nor the one before it, which giving that back leads to."""
+    return carry.counted not in ({None} if kept is None else {kept.task, kept.after})
+
+
 def _check_memory(kept: Kept | None, carry: Carry) -> None:
-    """What counted last must be the kept update, or the one before it, which giving that back leads to."""
-    held = {None} if kept is None else {kept.task, kept.after}
-    if carry.counted not in held:
+    if _is_behind(kept, carry):
         raise MemoryLost(
             f"the update that counted last is that of {carry.counted}, but the slots end with "
             f"{'nothing' if kept is None else kept.task}; only a new run of the job can take this device in again"
@@ -201,6 +250,9 @@ def read_kept(path: Path) -> Kept | None:
         array.flags.writeable = True  # the bytes are this function's own
         slot, _, tensor = name.partition("/")
         state.setdefault(slot, {})[tensor] = array
-    sent, stages = (tuple(json.loads(metadata[key])) for key in ("sent", "stages"))
+    sent, stages = json.loads(metadata["sent"]), tuple(json.loads(metadata["stages"]))
+    if isinstance(sent, list):  # as up to version 0.2: every tensor of the update has a residual
+        sent = {name: state[RESIDUAL][name].shape for name in sent}
+    shapes = {name: tuple(shape) for name, shape in sent.items()}
     after = metadata.get("after")
-    return Kept(metadata["run"], metadata["task"], metadata["key"], state, update, sent, stages, after)
+    return Kept(metadata["run"], metadata["task"], metadata["key"], state, update, shapes, stages, after)

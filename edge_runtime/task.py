@@ -1,6 +1,7 @@
 """Run a task: its phases in order over the local data, then what is to be sent back."""
 
 import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.codecs import find_codec
+from edge_runtime.control import JOINED, changes, corrections, path_length
 from edge_runtime.data import (
     Dataset,
     NoExamples,
@@ -26,6 +28,7 @@ from edge_runtime.features import Features, Place, plan_budget
 from edge_runtime.plan import (
     ANCHOR,
     AVERAGE,
+    CONTROL,
     ROLE_BATCH,
     ROLE_FROZEN,
     ROLE_OUTPUT,
@@ -38,7 +41,7 @@ from edge_runtime.plan import (
     with_averages,
 )
 from edge_runtime.rng import derive_seed
-from edge_runtime.slots import Slots, encode_carried, kept_answer
+from edge_runtime.slots import Slots, encode_carried, kept_answer, own_controls
 from edge_runtime.tensors import decode_tensors
 from edge_runtime.wire.tasks import Phase, Task, Upload, format_task, parse_task
 
@@ -161,9 +164,10 @@ def run_task(  # noqa: PLR0913 the one seam between a task and what it runs on
     """
     codec = find_codec(task.upload.codec)
     _check_labels(dataset, task.classes)
-    if codec.carries and (slots is None or task.carry is None):
+    if (codec.carries or task.control) and (slots is None or task.carry is None):
+        carried = codec.carries or "control variates"
         raise SlotsMissing(
-            f"codec {list(codec.stages)} carries {codec.carries} over; the task needs `carry`, and slots"
+            f"the task, with codec {list(codec.stages)}, carries {carried} over: it needs `carry`, and slots"
         )
     answered = _answered(task, slots, len(dataset))
     if answered is not None:
@@ -174,10 +178,13 @@ def run_task(  # noqa: PLR0913 the one seam between a task and what it runs on
     if place is not None and all(phase.prefix is None for phase in task.phases):
         drop_others(place.directory, key="")
     board = _Board(dataset, threads, memory_limit_bytes, place, warn, _stopper(should_stop, losses))
+    own = _own_controls(task, slots, warn)
     for phase in task.phases:
         given = {**{ANCHOR + name: array for name, array in weights.items()}, **weights, **trained}
         epochs = range(epoch, epoch + phase.epochs)
         ran = _plans_of(phase, plans)
+        if own is not None:
+            given |= corrections(ran[0].named(ROLE_FROZEN), weights, own)
         trained |= _run_phase(
             phase, ran, with_averages(given, ran[0].named(ROLE_TRAINED)), board, task.seed, epochs, losses
         )
@@ -185,13 +192,33 @@ def run_task(  # noqa: PLR0913 the one seam between a task and what it runs on
     trained = _averaged(trained)
     delta = {name: _subtract(name, trained.pop(name), weights[name]) for name in sorted(trained)}
     metadata = _metadata(task, len(dataset), losses)
-    if slots is None or not codec.carries:
+    if task.control is not None and own is not None:
+        controls = [name for name in plans[task.phases[0].plan].named(ROLE_FROZEN) if name.startswith(CONTROL)]
+        walked = task.phases[0].scalars["lr"] * path_length(len(losses), task.control.momentum)
+        delta |= {
+            name: _finite(name, change) for name, change in changes(controls, weights, own, delta, walked).items()
+        }
+        joined = sorted(name for name in controls if name.removeprefix(CONTROL) not in own)
+        metadata |= {JOINED: json.dumps(joined)} if joined else {}
+    if slots is None or task.carry is None or not (codec.carries or task.control):
         data = codec.encode(delta, metadata, {})
     else:
         data, warning = encode_carried(slots, codec, task, delta, metadata)
         if warning:
             warn(warning)
     return Update(data, hashlib.sha256(data).hexdigest(), len(dataset), float(np.mean(losses)), len(losses))
+
+
+def _own_controls(
+    task: Task, slots: Slots | None, warn: Callable[[str], None]
+) -> Mapping[str, NDArray[np.float32]] | None:
+    """This device's control variates, if the task has any."""
+    if task.control is None or task.carry is None or slots is None:
+        return None
+    own, warning = own_controls(slots, task.carry, find_codec(task.upload.codec))
+    if warning:
+        warn(warning)
+    return own
 
 
 def _answered(task: Task, slots: Slots | None, examples: int) -> Update | None:
@@ -380,10 +407,14 @@ def _train(  # noqa: PLR0913, PLR0917 the loop over batches, with all it touches
 
 def _subtract(name: str, trained: NDArray[np.float32], received: NDArray[Any]) -> NDArray[np.float32]:
     np.subtract(trained, received, out=trained)
+    return _finite(name, trained)
+
+
+def _finite(name: str, tensor: NDArray[np.float32]) -> NDArray[np.float32]:
     # The sum of squares in float64 is finite exactly when every float32 is: their squares stay below 1e77.
-    if not math.isfinite(float(np.square(trained, dtype=np.float64).sum())):
+    if not math.isfinite(float(np.square(tensor, dtype=np.float64).sum())):
         raise NonFiniteUpdate(f"tensor {name!r} holds NaN or infinity after training; lower the learning rate")
-    return trained
+    return tensor
 
 
 def _metadata(task: Task, examples: int, losses: list[float]) -> dict[str, str]:

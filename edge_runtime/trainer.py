@@ -1,37 +1,26 @@
 """The thread that runs tasks, so that the connection stays alive while the engine works."""
 
-import hashlib
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any
-
-from numpy.typing import NDArray
 
 from edge_runtime.board import return_free_memory
 from edge_runtime.data import Dataset
-from edge_runtime.deltas import apply_delta
 from edge_runtime.engine import EngineMemoryError
-from edge_runtime.errors import EdgeError, LocalError, RemoteError
+from edge_runtime.errors import EdgeError
 from edge_runtime.features import Place
 from edge_runtime.plan import PlanError, read_plan
+from edge_runtime.received import WeightsUnusable, received_weights
 from edge_runtime.slots import Slots
 from edge_runtime.task import Task, Update, run_task
-from edge_runtime.tensors import decode_tensors, tensor_file_parts
 from edge_runtime.weights_cache import WeightsCache
 from edge_runtime.wire import Delta
 from edge_runtime.wire.fetch import BlobMissing
 
 __all__ = ["Failure", "Job", "Result", "Trainer", "Unusable"]
-
-Weights = Mapping[str, NDArray[Any]]
-
-
-class WeightsUnusable(LocalError):
-    """The weights on disk are damaged, or deltas did not make those of the task."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +72,9 @@ class Trainer:
         threads: int,
         memory_limit_bytes: int | None,
         wake: Callable[[], None],
+        weights: WeightsCache,
         place: Place | None = None,
         slots: Slots | None = None,
-        kept: WeightsCache | None = None,
     ) -> None:
         """Prepare to run.
 
@@ -94,11 +83,11 @@ class Trainer:
             threads: Of the engine.
             memory_limit_bytes: Plans that need more are refused.
             wake: Called from the thread when a result is there.
+            weights: Where those of a task are, or parts of them.
             place: Where features may be kept.
             slots: Where codecs keep what they carry over.
-            kept: Where weights are kept for the deltas of later tasks.
         """
-        self._kept = kept
+        self._weights = weights
         self._place = place
         self._slots = slots
         self._dataset = dataset
@@ -173,7 +162,7 @@ class Trainer:
         if absent:
             raise BlobMissing(f"blob {absent[0]} was on this board's disk and cannot be read any more; ask again")
         plans = {sha256: read_plan(job.blobs[sha256], expect_sha256=sha256) for sha256 in sorted(names)}
-        weights = self._weights(job, warnings)
+        weights = received_weights(job.task.weights, job.deltas, job.blobs, self._weights, warnings.append)
         return_free_memory()  # what fetching and parsing left; from here on the arena grows
         return run_task(
             job.task,
@@ -187,50 +176,3 @@ class Trainer:
             should_stop=stop.is_set,
             warn=warnings.append,
         )
-
-    def _weights(self, job: Job, warnings: list[str]) -> Weights:
-        """The task's weights: those that came, those on disk, or what deltas make of others on disk."""
-        wanted, came = job.task.weights, job.blobs.pop(job.task.weights, None)  # popped, so that it does not stay
-        if came is not None:
-            return self._keep(wanted, [came], warnings) or decode_tensors(came)[0]
-        if not job.deltas:
-            return decode_tensors(self._on_disk(wanted))[0]
-        base = job.deltas[0].base
-        held: Weights = decode_tensors(self._on_disk(base))[0]
-        for delta in job.deltas:
-            data = job.blobs.pop(delta.blob, None) or self._on_disk(delta.blob)
-            try:
-                held = apply_delta(held, data, delta.codec)
-            except RemoteError as error:
-                raise WeightsUnusable(f"delta {delta.blob} cannot be applied: {error.rule}: {error}") from None
-        parts = tensor_file_parts(held)
-        if _digest(parts) != wanted:
-            raise WeightsUnusable(f"deltas from {base} did not give weights {wanted}")
-        kept = self._keep(wanted, parts, warnings)
-        if kept is not None and self._kept is not None:
-            self._kept.drop(base, *(delta.blob for delta in job.deltas))
-        return kept or held
-
-    def _on_disk(self, sha256: str) -> memoryview:
-        mapped = None if self._kept is None else self._kept.read(sha256)
-        if mapped is None:
-            raise WeightsUnusable(f"blob {sha256} on this board's disk is damaged or gone")
-        return mapped
-
-    def _keep(self, sha256: str, parts: list[bytes | memoryview], warnings: list[str]) -> Weights | None:
-        """Put weights on disk and map them, so that their memory is the page cache's; None where that cannot be."""
-        if self._kept is None:
-            return None
-        try:
-            self._kept.keep(sha256, parts)
-        except OSError as error:
-            warnings.append(f"weights are in memory only ({error.strerror}); the next ones must come whole")
-            return None
-        return decode_tensors(self._on_disk(sha256))[0]
-
-
-def _digest(parts: list[bytes | memoryview]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()

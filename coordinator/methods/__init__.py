@@ -12,6 +12,7 @@ from coordinator.methods.fednova import FEDNOVA
 from coordinator.methods.fedopt import FEDADAGRAD, FEDADAM, FEDYOGI
 from coordinator.methods.fedprox import FEDPROX
 from coordinator.methods.method import Method, MethodKind, PhaseSpec, Upload
+from coordinator.methods.scaffold import SCAFFOLD
 
 METHODS: Mapping[str, MethodKind] = {
     "ef21": EF21,
@@ -22,6 +23,7 @@ METHODS: Mapping[str, MethodKind] = {
     "fednova": FEDNOVA,
     "fedprox": FEDPROX,
     "fedyogi": FEDYOGI,
+    "scaffold": SCAFFOLD,
 }
 
 __all__ = ["METHODS", "Method", "MethodKind", "PhaseSpec", "Upload"]

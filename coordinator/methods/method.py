@@ -45,6 +45,7 @@ class Method:
         server_step: The fold's result applied to the weights.
         members: How many devices may ever take part; None where that does not matter.
         proximal: Weight of the distance from what was received, beside the job file's.
+        control: Whether gradients are corrected by control variates (edge_runtime/control.py).
     """
 
     name: str
@@ -53,6 +54,7 @@ class Method:
     aggregate: Aggregate
     server_step: ServerStep
     proximal: float = 0.0
+    control: bool = False
     members: int | None = None
 
 
@@ -64,8 +66,12 @@ class MethodKind:
         options: The keys that its [method] section takes.
         build: Makes a Method of them and of the [training] section.
         optimizers: Those of [training] that it can be told with.
+        excludes: Keys of [training] that must not be set, but to what turns them off.
+        synchronous: Whether it works in rounds alone, `schedule.name = "sync"`.
     """
 
     options: Mapping[str, Field]
     build: Callable[[Mapping[str, Any], Training], Method]
     optimizers: tuple[str, ...] = ("sgd", "adamw")
+    excludes: tuple[str, ...] = ()
+    synchronous: bool = False

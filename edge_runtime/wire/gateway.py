@@ -47,12 +47,13 @@ class TooManyDevices(RemoteError):
 
 @dataclass
 class _Device:
-    """What is known of a device: the task it was sent and the presence that was last believed.
+    """What is known of a device: the task it was sent, in its bytes too, and the presence that was last believed.
 
     heard: Whether that presence came live on this connection, and not out of the broker's memory.
     """
 
     task: Task | None = None
+    payload: bytes = b""
     status: messages.Status | None = None
     heard: bool = False
 
@@ -138,7 +139,7 @@ class GatewaySession:
         for device, known in self._devices.items():
             known.heard = False
             if known.task is not None:
-                outcomes.append(self._task(device, format_task(known.task)))
+                outcomes.append(self._task(device, known.payload))
         return outcomes
 
     def disconnected(self, now: float) -> list[Outcome]:  # noqa: ARG002 every input carries the time
@@ -187,8 +188,8 @@ class GatewaySession:
         return [each for sha256 in wanted if sha256 in self._blobs for each in self._blob_chunks(sha256)]
 
     def _task_again(self, device: str) -> list[Outcome]:
-        task = self._device(device).task
-        return [] if task is None else [*self._if_online([self._task(device, format_task(task))])]
+        known = self._device(device)
+        return [] if known.task is None else [*self._if_online([self._task(device, known.payload)])]
 
     def tick(self, now: float) -> list[Outcome]:
         """Let time pass: uploads that stood still give their memory back, once a second, and who waits may have room.
@@ -219,13 +220,16 @@ class GatewaySession:
             [Publish(topics.chunk(self.site, sha256, index), b"", 1, retain=True) for index in indexes]
         )
 
-    def send_task(self, device: str, task: Task, blobs: Mapping[str, bytes] | None = None) -> list[Command]:
+    def send_task(
+        self, device: str, task: Task, blobs: Mapping[str, bytes] | None = None, payload: bytes | None = None
+    ) -> list[Command]:
         """Ask a device to do a task, in place of the one it may have.
 
         Args:
             device: Its id.
             task: What to do.
             blobs: Blobs to publish first, if they are not yet.
+            payload: What format_task makes of the task, where the caller has it.
 
         Raises:
             BadId: The device cannot stand in a topic.
@@ -236,12 +240,19 @@ class GatewaySession:
         absent = [sha256 for sha256 in task.blobs if sha256 not in self._blobs]
         if absent:
             raise BlobUnknown(f"task {task.task} needs blob {absent[0]}, which was not published")
-        self._device(device).task = task
-        return [*commands, *self._if_online([self._task(device, format_task(task))])]
+        known = self._device(device)
+        known.task, known.payload = task, format_task(task) if payload is None else payload
+        return [*commands, *self._if_online([self._task(device, known.payload)])]
+
+    def task(self, device: str) -> Task | None:
+        """What the device is asked to do now."""
+        known = self._devices.get(device)
+        return None if known is None else known.task
 
     def clear_task(self, device: str) -> list[Command]:
         """Withdraw the device's task; the empty retained message is published even if none is known here."""
-        self._device(device).task = None
+        known = self._device(device)
+        known.task, known.payload = None, b""
         return self._if_online([self._task(device, b"")])
 
     def accept(self, device: str, uid: str) -> list[Command]:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from edge_runtime.errors import RemoteError
@@ -13,6 +13,7 @@ __all__ = [
     "BlobNotListed",
     "Cache",
     "Carry",
+    "Control",
     "Delta",
     "Phase",
     "Task",
@@ -100,6 +101,13 @@ class Carry:
 
 
 @dataclass(frozen=True)
+class Control:
+    """Gradients are corrected by control variates (edge_runtime/control.py); `momentum` is that of the plan's SGD."""
+
+    momentum: float
+
+
+@dataclass(frozen=True)
 class Delta:
     """A step from weights that a device may hold to newer ones.
 
@@ -133,7 +141,8 @@ class Task:
         seed: Of the order of examples, 0 <= seed < 2**64.
         upload: What to send back.
         deadline_s: How long the coordinator waits, counted from when it sent the task.
-        carry: For a codec that carries something over.
+        carry: For a codec that carries something over, and for control variates.
+        control: For control variates.
         deltas: Steps to `weights`, the last one first: each gives what the one before it in this list starts from.
     """
 
@@ -151,6 +160,7 @@ class Task:
     deadline_s: float
     carry: Carry | None = None
     deltas: tuple[Delta, ...] = ()
+    control: Control | None = None
 
 
 def format_task(task: Task) -> bytes:
@@ -160,7 +170,14 @@ def format_task(task: Task) -> bytes:
         RemoteError: The task would be refused by parse_task.
     """
     payload = fields.write_object(
-        {**asdict(task), "phases": [_written(phase) for phase in task.phases], "deltas": asdict(task)["deltas"] or None}
+        {
+            **vars(task),
+            "phases": [_written(phase) for phase in task.phases],
+            "upload": vars(task.upload),
+            "carry": None if task.carry is None else vars(task.carry),
+            "control": None if task.control is None else vars(task.control),
+            "deltas": [vars(delta) for delta in task.deltas] or None,
+        }
     )
     parse_task(payload)
     return payload
@@ -194,7 +211,9 @@ def parse_task(payload: bytes) -> Task:
         deadline_s=fields.number(message, "deadline_s", low=0.0, high=1e9),
         carry=_carry(fields.mapping(message, "carry", cap=16)) if message.get("carry") is not None else None,
         deltas=_deltas(fields.sequence(message, "deltas", cap=MAX_DELTAS)) if message.get("deltas") is not None else (),
+        control=_control(fields.mapping(message, "control", cap=16)) if message.get("control") is not None else None,
     )
+    _check_control(task)
     for blob in (task.weights, *(plan for phase in task.phases for plan in phase.plans)):
         if blob not in task.blobs:
             raise BlobNotListed(f"the task names blob {blob}, but blobs does not give its size")
@@ -247,7 +266,8 @@ def _phase(item: object) -> Phase:
 
 def _written(phase: Phase) -> dict[str, Any]:
     """A phase without the fields that are None."""
-    return {key: value for key, value in asdict(phase).items() if value is not None}
+    cache = None if phase.cache is None else vars(phase.cache)
+    return {key: value for key, value in {**vars(phase), "cache": cache}.items() if value is not None}
 
 
 def _cache(message: dict[str, Any]) -> Cache:
@@ -268,6 +288,22 @@ def _carry(message: dict[str, Any]) -> Carry:
     if _RUN.fullmatch(run) is None:
         raise fields.BadField(f"run is {run!a}; it is 16 hexadecimal digits")
     return Carry(run, None if message.get("counted") is None else _name(message, "counted"))
+
+
+def _control(message: dict[str, Any]) -> Control:
+    momentum = fields.number(message, "momentum", low=0.0, high=1.0)
+    if momentum == 1.0:
+        raise fields.BadField("momentum is 1; it must be below")
+    return Control(momentum)
+
+
+def _check_control(task: Task) -> None:
+    if task.control is None:
+        return
+    if len(task.phases) != 1 or not task.phases[0].scalars.get("lr", 0.0) > 0:
+        raise fields.BadField("control variates need one phase, with the scalar lr above 0")
+    if task.carry is None:
+        raise fields.BadField("control variates need `carry`: what a device keeps depends on what counted")
 
 
 def _deltas(items: list[Any]) -> tuple[Delta, ...]:

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import models.compiler.graph as g
-from edge_runtime.plan import ANCHOR, AVERAGE
+from edge_runtime.plan import ANCHOR, AVERAGE, CONTROL
 from models.compiler.errors import CompileError
 from models.compiler.ir import Role, Value
 from models.compiler.storage import Owner
 
 LEARNING_RATE = "lr"
-CONTROL = "control/"  # slots of what `control_variates` adds to the gradients
 Pairs = Sequence[tuple[Value, Value]]  # parameter and gradient, in the order they shall be updated
 
 

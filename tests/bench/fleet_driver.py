@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from edge_runtime import mqtt
+from coordinator import mqtt
 from edge_runtime.broker_url import parse_url
+from edge_runtime.link_events import Message
 from edge_runtime.tensors import decode_tensors, encode_tensors
 from edge_runtime.wire import (
     DeviceCommand,
@@ -111,7 +112,7 @@ class Device:
         now = time.monotonic()
         for packet in self._reader.filled(count):
             match packet:
-                case mqtt.Message(topic, payload, retain):
+                case Message(topic, payload, retain):
                     self.do(self.session.received(now, topic, payload, retain=retain))
                 case mqtt.Connack(0):
                     self.do(self.session.connected(now))

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from coordinator.broker import RunningBroker, find_mosquitto, start_broker
+from coordinator.speaker import GatewaySpeaker
 from edge_runtime.link import Link
+from edge_runtime.paho_speaker import PahoSpeaker
 from support.boards import Compiled, compile_model
 
 KINDS = (
@@ -34,13 +36,13 @@ def any_broker(tmp_path: Path) -> Iterator[RunningBroker]:
         yield running
 
 
-@pytest.fixture
-def links() -> Iterator[Callable[..., Link]]:
-    """Make links that are closed after the test."""
+@pytest.fixture(params=(PahoSpeaker, GatewaySpeaker))
+def links(request: pytest.FixtureRequest) -> Iterator[Callable[..., Link]]:
+    """Make links that are closed after the test, as boards have them and as gateways have them."""
     made: list[Link] = []
 
     def make(url: str, client_id: str, **options: Any) -> Link:
-        made.append(Link(url, client_id, **options))
+        made.append(Link(url, client_id, speak=request.param, **options))
         return made[-1]
 
     yield make

@@ -73,8 +73,8 @@ def test_a_lost_link_leaves_a_will_and_a_closed_one_does_not(broker: RunningBrok
     poll_until([watcher], of(Subscribed))
     closed.publish("will/goodbye", b"", 1)
     closed.close()
-    assert lost._connection is not None
-    lost._connection.socket.shutdown(socket.SHUT_RDWR)
+    assert lost._socket is not None
+    lost._socket.shutdown(socket.SHUT_RDWR)
     events = poll_until([watcher], lambda e: isinstance(e, Message) and e.topic == "will/lost")
     assert [e.topic for e in events if isinstance(e, Message)] == ["will/goodbye", "will/lost"]
 
@@ -105,8 +105,8 @@ def test_reconnecting_leaves_no_will_and_uses_the_new_one(any_broker: RunningBro
     link.set_will(("will", b"new"))
     link.reconnect()
     connect(link)
-    assert link._connection is not None
-    link._connection.socket.shutdown(socket.SHUT_RDWR)
+    assert link._socket is not None
+    link._socket.shutdown(socket.SHUT_RDWR)
     events = poll_until([watcher], of(Message))
     assert [e.payload for e in events if isinstance(e, Message)] == [b"new"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chaos.driver import Driver
-from chaos.ledger import accepted, device_log, differences, version_digests
+from chaos.ledger import Wanted, accepted, device_log, differences, every_round, full_buffers, version_digests
 from coordinator.broker import find_mosquitto
 from support.fleet import digits_federation
 from support.proxy import Proxy
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
     from chaos.schedule import Strike
 
-__all__ = ["CARRYING", "Outcome", "disturbed"]
+__all__ = ["BUFFERED", "CARRYING", "Outcome", "disturbed"]
 
 # What devices carry from round to round must survive as well.
 CARRYING = ["topk 0.1 ef", "fp16", "rice"]
+BUFFERED = {"name": "fedbuff", "buffer": 3}
 # Longer than any fault and what it takes to get over it, so that every round waits for every device.
 PATIENT = {"grace_s": 120.0, "deadline_s": 600.0}
 
@@ -32,6 +33,7 @@ class Outcome:
     """What came of a job.
 
     Attributes:
+        updates: How many were accepted.
         digests: SHA-256 of every version, the last one the final model.
         wrong: Where the journal and the devices' logs disagree.
         faults: How often each fault struck, the proxy's own on packets among them.
@@ -41,6 +43,7 @@ class Outcome:
 
     seed: int
     seconds: float
+    updates: int
     digests: tuple[str, ...]
     wrong: tuple[str, ...]
     faults: dict[str, int]
@@ -52,7 +55,7 @@ class Outcome:
 def disturbed(
     root: Path, seed: int, strikes: Sequence[Strike], *, devices: int = 4, rounds: int = 8, **job: object
 ) -> Outcome:
-    """Run a synchronous job on real digits while `strikes` come down on it.
+    """Run a job on real digits, synchronous if it has no `schedule`, while `strikes` come down on it.
 
     Args:
         root: A directory that is empty.
@@ -74,13 +77,14 @@ def disturbed(
         driver.prepare()
         done = driver.run(strikes)
         journal = root / "coordinator" / "journal.sqlite"
+        rows = accepted(journal)
         logs = {name: device_log(root / name / "client.log") for name in federation.names}
-        wanted = [(number, name) for number in range(1, rounds + 1) for name in federation.names]
         return Outcome(
             seed=seed,
             seconds=round(time.monotonic() - began_s, 1),
             digests=tuple(version_digests(journal)),
-            wrong=tuple(differences(accepted(journal), logs, wanted)),
+            updates=len(rows),
+            wrong=tuple(differences(rows, logs, _wanted(rounds, federation.names, job.get("schedule")))),
             faults=dict(sorted(Counter(each.fault for each in driver.proxy.faults).items())),
             ended=tuple(driver.ended),
             skipped=driver.skipped,
@@ -88,3 +92,14 @@ def disturbed(
         )
     finally:
         driver.close()
+
+
+def _wanted(rounds: int, names: list[str], schedule: object) -> Wanted:
+    match schedule:
+        case None:
+            return every_round(rounds, names)
+        case {"name": "fedasync"}:
+            return full_buffers(rounds, 1)
+        case {"buffer": int(buffer)}:
+            return full_buffers(rounds, buffer)
+    raise ValueError(f"no rule says what a schedule like {schedule} must have folded")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from chaos.run import CARRYING, Outcome, disturbed
+from chaos.run import BUFFERED, CARRYING, Outcome, disturbed
 from chaos.schedule import draw
 
 if TYPE_CHECKING:
@@ -40,3 +40,14 @@ def test_whatever_strikes_the_model_has_the_same_bits_and_every_update_counts_on
     assert outcome.wrong == ()
     assert outcome.digests == undisturbed.digests
     assert outcome.done["model_sha256"] == undisturbed.digests[-1]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_whatever_strikes_an_asynchronous_job_folds_every_accepted_update_once(tmp_path: Path, seed: int) -> None:
+    strikes = draw(seed, SECONDS, NAMES)
+    outcome = disturbed(tmp_path, seed, strikes, **{**JOB, "rounds": 10, "schedule": BUFFERED})
+    print(outcome)
+    assert strikes
+    assert outcome.wrong == ()
+    assert outcome.updates >= 10 * BUFFERED["buffer"]
+    assert outcome.done["model_sha256"] == outcome.digests[-1]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator.aggregators import Contribution, normalised_mean, path_length, weighted_mean
+from coordinator.aggregators import Contribution, normalised_mean, weighted_mean
 from coordinator.methods import METHODS
 from coordinator.methods.ef21 import ef21
 from coordinator.methods.fedavg import fedavg
@@ -19,7 +19,9 @@ from coordinator.methods.fedavgm import fedavgm
 from coordinator.methods.fednova import fednova
 from coordinator.methods.fedopt import fedopt
 from coordinator.methods.fedprox import fedprox
+from coordinator.methods.scaffold import scaffold
 from coordinator.server_steps import SECOND_MOMENTS, adaptive
+from edge_runtime.control import path_length
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -99,6 +101,8 @@ ROWS = {
         (1 + 1.4 * 4.25 * 0.575, -2 - 1.4 * 4.25 * 0.05),
         steps=(2, 5),
     ),
+    # Devices count alike: d = (2, 0); w + 0.7 d, twice.
+    "scaffold": Row(scaffold(0.7), (2.4, -2.0), (3.8, -2.0)),
 }
 
 

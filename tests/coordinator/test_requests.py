@@ -1,5 +1,6 @@
 """Requests of operators: the journal first, then the job; carried out once, by whoever holds the job."""
 
+import json
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from coordinator.journal import JOURNAL_NAME, JournalError
 from coordinator.requests import VERBS, Inbox, Request, carry_out, request, unanswered
 from coordinator.store import Store, open_reader, open_store
 from coordinator.versions import list_versions
+from edge_runtime.slots import Slots
 from edge_runtime.tensors import decode_tensors
 from support.memory import MemorySite, finished, start_all
 from support.tiny_job import JOB, make_site
@@ -170,6 +172,41 @@ def test_what_was_delivered_for_a_round_that_is_rolled_back_does_not_count(site:
         assert {task.weights for task in tasks} == {
             row[0] for row in store.rows("SELECT sha256 FROM versions WHERE version IN (3, 5)")
         }
+
+
+def test_devices_begin_with_nothing_carried_over_after_a_rollback(tmp_path: Path) -> None:
+    job = LONG.replace("[evaluate]", '[upload]\ncodec = ["topk 0.1 ef", "fp16"]\n[evaluate]')
+    made = make_site(tmp_path / "carrying", job)
+    site = Operated(made.job_file, made.state, {name: each.dataset for name, each in made.devices.items()})
+    for name, device in site.devices.items():
+        device.slots = Slots(tmp_path / f"slots-{name}")
+    start_all(site)
+    site.run(lambda: rounds_done(site) == [1, 2, 3])
+    site.ask("rollback", "3")
+    finished(site)
+    runs: dict[int, set[tuple[str, str | None]]] = {}
+    for task in (task for device in site.devices.values() for task in device.tasks):
+        counted = None if task.carry.counted is None else task.carry.counted.rsplit(".", 1)[0]
+        runs.setdefault(task.round, set()).add((task.carry.run, counted))
+    (first,), (last,) = {run for run, _ in runs[1]}, {run for run, _ in runs[6]}
+    assert first != last
+    assert runs[5] == {(last, None)}
+    assert runs[6] == {(last, "tiny.5")}
+
+
+@pytest.mark.parametrize("method", ["ef21", "scaffold"])
+def test_a_method_with_state_on_its_devices_is_not_rolled_back(site: Operated, method: str) -> None:
+    start_all(site)
+    site.run(lambda: rounds_done(site) == [1, 2])
+    site.kill()
+    with closing(open_store(site.state)) as store:
+        definition = store.definition() | {"method.name": f'"{method}"'}
+        with store.transaction() as write:
+            write("UPDATE job SET definition = ?", (json.dumps(definition),))
+    answer = request(site.state, "rollback", "2", 5.0)
+    assert answer is not None
+    assert not answer.done
+    assert "clone the job from that version" in answer.message
 
 
 def test_a_version_that_is_not_kept_is_refused_with_those_that_are(site: Operated) -> None:

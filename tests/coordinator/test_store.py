@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from coordinator import keep as keeping
 from coordinator.fleet import Presence
 from coordinator.journal import JOURNAL_NAME, JobChanged, JournalError, JournalInUse, write_file
+from coordinator.keep import Keep
 from coordinator.round_records import Outcome, Phase
 from coordinator.store import (
-    KEEP_VERSIONS,
     JournalTask,
     JournalUpdate,
     RoundFigures,
@@ -143,9 +144,64 @@ def test_only_the_last_versions_keep_their_weights(store: Store) -> None:
         store.judge_round(number, 0.5, 1.0)
     rows = store._all("SELECT version FROM versions WHERE weights IS NOT NULL ORDER BY version")
     assert [row[0] for row in rows] == [4, 5, 6]
-    assert len(rows) == KEEP_VERSIONS
+    assert len(rows) == Keep().versions
     assert len(store.digests(100)) == 6
     assert store.digests(2) == store.digests(100)[:2]
+
+
+def run_rounds(store: Store, last: int, data: bytes = b"") -> None:
+    for number in range(1, last + 1):
+        asked = task("a").task + f".{number}"
+        store.start_round(number, 1, (JournalTask("a", asked, b"task"),))
+        store.add_update(replace(update("a", number), task=asked, data=data))
+        store.fold_round(number, version(number + 1), FIGURES)
+        store.judge_round(number, 0.5, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("keep", "kept"),
+    [
+        (Keep(versions=1), [13]),
+        (Keep(versions=2, every=5), [5, 10, 12, 13]),
+        (Keep(versions=4, every=4), [4, 8, 10, 11, 12, 13]),
+        (Keep(versions=100), list(range(1, 14))),
+        (Keep(versions=1, every=1), list(range(1, 14))),
+    ],
+)
+def test_the_policy_says_which_versions_keep_their_weights(store: Store, keep: Keep, kept: list[int]) -> None:
+    store.keep = keep
+    run_rounds(store, 12)
+    assert [row[0] for row in store.rows("SELECT version FROM versions WHERE weights IS NOT NULL")] == kept
+    assert store.rows("SELECT count(*) FROM versions") == [(13,)]
+
+
+def test_the_file_stays_as_large_as_one_round_and_shrinks_when_the_job_is_done(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping, "FREE_BYTES", 8 << 20)
+
+    def size() -> int:
+        return (tmp_path / "state" / JOURNAL_NAME).stat().st_size
+
+    run_rounds(store, 8, bytes(4 << 20))
+    store._one("PRAGMA wal_checkpoint(TRUNCATE)")
+    assert (4 << 20) < size() < (9 << 20)
+    assert store.give_back() == 0
+    store.finish("as the test wants it")
+    assert store.give_back() > 3 << 20
+    store._one("PRAGMA wal_checkpoint(TRUNCATE)")
+    assert size() < 2 << 20
+
+
+def test_pages_far_beyond_a_round_are_given_back_piece_by_piece(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeping, "FREE_BYTES", 1 << 20)
+    monkeypatch.setattr(keeping, "PIECE_BYTES", 1 << 20)
+    run_rounds(store, 1, bytes(8 << 20))
+    given = []
+    while not given or given[-1] > 0:
+        given.append(store.give_back())
+    assert given[0] == 1 << 20
+    assert 3 << 20 < sum(given) < 8 << 20
 
 
 def test_newcomers_are_the_devices_asked_for_the_first_time(store: Store) -> None:

@@ -110,7 +110,12 @@ def test_a_task_left_by_a_crash_is_taken_off_the_broker_at_the_next_start(tmp_pa
 
 def test_while_it_waits_the_job_says_for_how_many(tmp_path: Path) -> None:
     site = make_site(tmp_path)
-    start_all(site)
+    site.start()
+    for device in site.devices.values():
+        device.start(site.now_s)
+        assert device.session is not None
+        site.run(lambda session=device.session: session.online)  # type: ignore[misc]
+        site.turn()
     finished(site)
     first = site.seen("waiting")
     assert [(event["round"], event["devices"], event["needed"]) for event in first] == [(1, 1, 3), (1, 2, 3)]

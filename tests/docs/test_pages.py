@@ -13,7 +13,7 @@ from tensorboardX.proto.event_pb2 import Event
 from coordinator.jobs_cli import main as job
 from support.data import REPOSITORY
 from support.memory import finished, start_all
-from support.pages import PAGES, PARTS, parts_of, rewritten
+from support.pages import PAGES, PARTS, SPOKEN, parts_of, rewritten
 from support.tiny_job import make_site
 
 if TYPE_CHECKING:
@@ -30,6 +30,13 @@ def test_the_tables_of_a_page_are_those_of_the_code(page: Path) -> None:
 
 def test_every_part_stands_on_one_page() -> None:
     assert sorted(name for page in PAGES for name in parts_of(page)) == sorted(PARTS)
+
+
+def test_every_refusal_in_the_code_has_a_meaning_on_the_page() -> None:
+    sources = [*(REPOSITORY / "coordinator").glob("*.py"), *(REPOSITORY / "edge_runtime" / "wire").glob("*.py")]
+    text = "\n".join(each.read_text(encoding="utf-8") for each in sources)
+    spoken = re.findall(r'(?:Refusal|Refuse)\(\s*(?:\w+\.uid, )?"([A-Z]\w+)"', text)
+    assert set(spoken) == SPOKEN.keys()
 
 
 def test_links_between_pages_lead_to_files() -> None:

@@ -42,7 +42,7 @@ def build_wheel(folder: Path) -> Path:
 
 
 def make(folder: Path) -> CleanEnvironment:
-    """Build the wheel and install it, with numpy, into a new environment under `folder`.
+    """Build the wheel and install it, with numpy and paho-mqtt, into a new environment under `folder`.
 
     An environment made before from the same wheel is used again; older ones are removed.
     """

@@ -220,7 +220,7 @@ class MemorySite:
 
     def start(self, wrap: Callable[[Store], Any] = lambda store: store) -> bool:
         """Start the coordinator with the same command every time; False when its job is done already."""
-        store: Store = wrap(self._stack.enter_context(closing(open_store(self.state))))
+        store: Store = wrap(self._opened())
         store.begin(definition(self.program), make_version(1, self.program.weights, {}))
         keep_model(self.state, self.program.model)
         if store.done() is not None:
@@ -236,6 +236,11 @@ class MemorySite:
     def _told(self, event: Mapping[str, Any]) -> None:
         assert problems_of(event) == [], "coordinator/event_kinds.py has a row for every event"
         self.events.append(dict(event))
+
+    def _opened(self) -> Store:
+        store = self._stack.enter_context(closing(open_store(self.state)))
+        store.keep = self.program.job.keep
+        return store
 
     def _fold(self, old: Version) -> Future[Version]:
         made: Future[Version] = Future()

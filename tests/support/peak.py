@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 CHILD = """\
 import json, sys
-import numpy
-from edge_runtime import client, task  # what a client has loaded
+import numpy, paho.mqtt.client  # what a client has loaded
+from edge_runtime import client, task
 from edge_runtime.engine import Engine
 from edge_runtime.plan import ROLE_BATCH, ROLE_FROZEN, ROLE_SCALAR, ROLE_TRAINED, read_plan
 

@@ -142,6 +142,10 @@ def phase(**fields: object) -> list[object]:
         (changed(carry={"run": "0123456789abcdeg"}), fd.BadField, "16 hexadecimal digits"),
         (changed(carry={"counted": "t"}), fd.MissingField, "run"),
         (changed(carry={"run": "0" * 16, "counted": "a b"}), fd.BadField, "counted"),
+        (changed(control={"momentum": 0.9}), fd.BadField, "need `carry`"),
+        (changed(control={}, carry={"run": "0" * 16}), fd.MissingField, "momentum"),
+        (changed(control={"momentum": 1.0}, carry={"run": "0" * 16}), fd.BadField, "must be below"),
+        (changed(control={"momentum": -0.1}, carry={"run": "0" * 16}), fd.BadField, "momentum"),
     ],
 )
 def test_a_broken_task_is_refused_by_the_rule_it_breaks(payload: bytes, rule: type[RemoteError], said: str) -> None:

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coordinator import mqtt
 from coordinator.broker import packets as p
 from coordinator.broker.parser import Parser
-from edge_runtime import mqtt
+from edge_runtime.link_events import Message
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs"), exclude_characters="+#"), min_size=1)
 TOPICS = TEXTS.filter(lambda text: len(text.encode()) < 1000)
@@ -81,7 +82,7 @@ FROM_BROKER = st.one_of(
 def meant(packet: p.Packet) -> mqtt.Packet:
     match packet:
         case p.Publish():
-            return mqtt.Message(packet.topic, bytes(packet.payload), packet.retain)
+            return Message(packet.topic, bytes(packet.payload), packet.retain)
         case p.Puback(number):
             return mqtt.Puback(number)
         case p.Suback(number, codes):

@@ -1,4 +1,4 @@
-"""MQTT 3.1.1 as this project's clients speak it: packets to bytes and bytes to packets; no sockets, no clock.
+"""MQTT 3.1.1 as a gateway speaks it: packets to bytes and bytes to packets; no sockets, no clock.
 
 Clean sessions, QoS 0 and 1. What may come from a broker is CONNACK, PUBLISH of QoS 0 or 1, PUBACK, SUBACK, UNSUBACK and
 PINGRESP; anything else, a length that does not fit, or a packet over the cap is a BadPacket, after which the connection
@@ -9,6 +9,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from edge_runtime.errors import RemoteError
+from edge_runtime.link_events import Message
 
 __all__ = [
     "DISCONNECT",
@@ -17,7 +18,6 @@ __all__ = [
     "BadPacket",
     "Connack",
     "Login",
-    "Message",
     "Outgoing",
     "Packet",
     "Pingresp",
@@ -47,15 +47,6 @@ _MAX_BUFFERS = 64
 
 class BadPacket(RemoteError):
     """What the broker sent is no packet that may come here."""
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """A message came; retain says that the broker had kept it."""
-
-    topic: str
-    payload: bytes
-    retain: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,180 @@
+"""MQTT through paho-mqtt, which boards have: one client object a connection, without paho's threads and reconnects.
+
+Three habits of paho's make that worth it: an exception in a callback ends its network thread silently, everything
+queued is sent again at once after a reconnect, and its back-off has no jitter. Here callbacks only append to a queue.
+"""
+
+import socket
+import struct
+import time
+from collections import deque
+from typing import Any
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion
+
+from edge_runtime.link_events import (
+    HOPELESS,
+    REFUSALS,
+    Connected,
+    Greeting,
+    Happened,
+    Lost,
+    Message,
+    Refused,
+    Subscribed,
+)
+
+__all__ = ["PahoSpeaker"]
+
+# Packets read before control goes back to the owner, whose clock must go on under a flood.
+READS_A_POLL = 64
+# More than the default 20, so that a blob's chunks are not sent in lockstep with their acknowledgements.
+MAX_INFLIGHT = 128
+MISC_S = 1.0
+
+# paho turns the return codes of 3.1.1 into reason codes of 5.0.
+_CONNACK_CODES = {132: 1, 133: 2, 136: 3, 134: 4, 135: 5}
+# What paho's parser raises, beside its own error, for bytes that are no packets.
+_MALFORMED = (struct.error, IndexError, ValueError, KeyError)
+
+
+class _DialledClient(paho.Client):
+    """paho's client over a socket that is connected already, so that connecting never blocks its owner."""
+
+    dialled: socket.socket
+
+    def _create_socket_connection(self) -> socket.socket:
+        return self.dialled
+
+
+class PahoSpeaker:
+    """A Speaker, see there; the first packet it queues is CONNECT."""
+
+    def __init__(self, sock: socket.socket, greeting: Greeting) -> None:
+        self.happened: deque[Happened] = deque()
+        self._asked: dict[int, tuple[str, ...]] = {}
+        self._unfinished = 0
+        self._lost = Lost("the broker closed the connection")
+        self._next_misc_s = time.monotonic() + MISC_S
+        self._client = client = _DialledClient(
+            CallbackAPIVersion.VERSION2,
+            client_id=greeting.client_id,
+            clean_session=True,
+            protocol=paho.MQTTv311,
+            reconnect_on_failure=False,
+        )
+        client.dialled = sock
+        if greeting.user is not None:
+            client.username_pw_set(greeting.user, greeting.password)
+        if greeting.will is not None:
+            client.will_set(greeting.will[0], greeting.will[1], qos=1, retain=True)
+        client.max_inflight_messages_set(MAX_INFLIGHT)
+        client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
+        client.on_message = self._on_message
+        client.on_publish = self._on_publish
+        client.on_subscribe = self._on_subscribe
+        # With this callback set, paho leaves every write to loop_write() instead of writing inside publish().
+        client.on_socket_register_write = _on_socket_register_write
+        # paho wants the names; the socket is there already.
+        client.connect("broker", 1883, greeting.keepalive_s)
+
+    @property
+    def wants_write(self) -> bool:
+        """Whether something waits for room in the socket."""
+        return self._client.want_write()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a message that was handed over is not sent, or not confirmed."""
+        return self._unfinished > 0
+
+    def publish(self, topic: str, payload: bytes, qos: int, *, retain: bool) -> None:
+        """Queue a message."""
+        self._unfinished += 1
+        self._client.publish(topic, payload, qos, retain)
+
+    def subscribe(self, topics: tuple[str, ...], qos: int) -> None:
+        """Queue a subscription to topics, in one packet."""
+        _, number = self._client.subscribe([(topic, qos) for topic in topics])
+        if number is not None:
+            self._asked[number] = topics
+
+    def unsubscribe(self, topics: tuple[str, ...]) -> None:
+        """Queue the end of subscriptions, in one packet."""
+        self._client.unsubscribe(list(topics))
+
+    def goodbye(self) -> None:
+        """Queue DISCONNECT."""
+        self._client.disconnect()
+
+    def read(self) -> None:
+        """Take what the socket has; called when there is something."""
+        for _ in range(READS_A_POLL):
+            before = len(self.happened)
+            try:
+                self._client.loop_read()
+            except _MALFORMED as error:
+                self.happened.append(Lost(f"the broker sent a malformed packet: {error}"))
+                return
+            # Only messages come in floods; after anything else the selector is asked again.
+            if len(self.happened) == before or self._client.socket() is None:
+                break
+        self._notice()
+
+    def write(self) -> None:
+        """Write what is queued, as far as the socket takes it."""
+        if self._client.want_write():
+            self._client.loop_write()
+            self._notice()
+
+    def keep_alive(self, now_s: float) -> None:
+        """Ping, and notice a broker that does not answer."""
+        if now_s >= self._next_misc_s:
+            self._next_misc_s = now_s + MISC_S
+            self._client.loop_misc()
+            self._notice()
+
+    def next_duty_s(self) -> float:
+        """When keep_alive is to be called next, by the monotonic clock."""
+        return self._next_misc_s
+
+    def _notice(self) -> None:
+        """A socket that paho has closed itself shows as none."""
+        if self._client.socket() is None and not (self.happened and isinstance(self.happened[-1], Lost)):
+            self.happened.append(self._lost)
+
+    # Callbacks: they only note what happened.
+
+    def _on_connect(self, _client: object, _data: object, _flags: object, reason: Any, _more: object) -> None:
+        if not reason.is_failure:
+            self._next_misc_s = time.monotonic() + MISC_S
+            self.happened.append(Connected())
+            return
+        code = _CONNACK_CODES.get(reason.value, 0)
+        self._lost = Lost(REFUSALS.get(code, str(reason)), code in HOPELESS)
+        self.happened.append(Refused(code, self._lost.reason))
+
+    def _on_disconnect(self, _client: object, _data: object, _flags: object, reason: Any, _more: object) -> None:
+        if "Keep alive" in str(reason):
+            self._lost = Lost("the broker did not answer within the keepalive time")
+
+    def _on_message(self, _client: object, _data: object, message: paho.MQTTMessage) -> None:
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:
+            topic = ""  # no topic of any protocol is empty, so whoever reads it will say so
+        self.happened.append(Message(topic, bytes(message.payload), message.retain))
+
+    def _on_publish(self, _client: object, _data: object, _mid: int, _reason: object, _more: object) -> None:
+        self._unfinished -= 1
+
+    def _on_subscribe(self, _client: object, _data: object, number: int, reasons: list[Any], _more: object) -> None:
+        topics = self._asked.pop(number, ())
+        refused = tuple(t for t, reason in zip(topics, reasons, strict=False) if reason.is_failure)
+        self.happened.append(Subscribed(tuple(t for t in topics if t not in refused), refused))
+
+
+def _on_socket_register_write(_client: object, _data: object, _sock: object) -> None:
+    """The owner asks wants_write before every wait; nothing has to be noted."""
