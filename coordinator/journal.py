@@ -289,10 +289,11 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
-        kind = JournalUnwritable if _primary(error) in _UNWRITABLE else JournalError
-        raise kind(
+        unwritable = _primary(error) in _UNWRITABLE
+        what_to_do = "make room or the directory writable, then" if unwritable else "restore a backup, or"
+        raise (JournalUnwritable if unwritable else JournalError)(
             f"the journal {path} cannot be used: {error}; nothing that was acknowledged is lost: "
-            "make room or the directory writable, then start the same command again"
+            f"{what_to_do} start the same command again"
         ) from error
 
 
