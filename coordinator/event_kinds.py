@@ -35,7 +35,8 @@ _FIGURES = {
     "devices": "updates folded",
     "cohort": "devices asked",
     "bytes_up": "of the accepted updates",
-    "bytes_down": "the weights for every member of the cohort, and plans for members that had not been sent them",
+    "bytes_down": "weights or deltas for every member of the cohort, by what its last update says it holds, and plans "
+    "for members that had not been sent them; what a device really received is in its telemetry",
     "seconds": "from the start of the round, or of the coordinator where that was later, to the new version's commit",
     "judge_s": "seconds the evaluation took",
 }
@@ -153,6 +154,7 @@ EVENTS: Mapping[str, Kind] = MappingProxyType(
                 "devices_stopped": "the same",
                 "devices_unfit": "those that take no further part",
                 "open_uploads": "uploads under way",
+                "waiting_uploads": "devices that wait for room to upload",
                 "open_bytes": "memory promised to them",
                 "connects": "connections to the broker since the start",
                 "connected": "1 while there is one, else 0",

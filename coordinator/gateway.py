@@ -136,6 +136,7 @@ class RunningJob:
             **{f"devices_{each.value}": presences[each] for each in Presence},
             "devices_unfit": sum(device.unfit is not None for device in self._state.fleet.values()),
             "open_uploads": self.session.open_uploads,
+            "waiting_uploads": self.session.waiting_uploads,
             "open_bytes": self.session.open_bytes,
         }
 
