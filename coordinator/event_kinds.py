@@ -154,6 +154,7 @@ EVENTS: Mapping[str, Kind] = MappingProxyType(
                 "devices_stopped": "the same",
                 "devices_unfit": "those that take no further part",
                 "open_uploads": "uploads under way",
+                "waiting_uploads": "devices that wait for room to upload",
                 "open_bytes": "memory promised to them",
                 "connects": "connections to the broker since the start",
                 "connected": "1 while there is one, else 0",

@@ -33,6 +33,7 @@ SAMPLE = {
     "devices_stopped": 1,
     "devices_unfit": 3,
     "open_uploads": 5,
+    "waiting_uploads": 11,
     "open_bytes": 1_000_000,
     "connects": 2,
     "connected": 1,
