@@ -1,8 +1,8 @@
 """Row K4: updates from their bytes into a fold, beside decoding them to dense tensors and summing those with NumPy.
 
 Ours is what the gateway does with an update: header, decoding, every check, weighted sums. The peer decodes with the
-same codec, checks with one dot product a tensor, and adds to float64 arrays; as a fold out of a journal it has to decode
-twice, once to check, once to fold. The bound is bytes over bandwidth: the update read twice, and the sums of what it
+same codec, checks with one dot product a tensor, and adds to float64 arrays; as a fold out of a journal it has to
+decode twice, once to check, once to fold. The bound is bytes over bandwidth: the update read twice, and the sums of what it
 holds read and written.
 """
 
@@ -59,8 +59,8 @@ def measure_folds(machine: Machine) -> list[dict[str, Any]]:
         values = Layout(shapes).total if "%" not in name else round(Layout(shapes).total * float(name.split()[0]) / 100)
         floor_s = machine.peak.seconds(0, 2 * len(data) + 2 * SUM_BYTES * values)
         steps = {"ours": _ours(data, shapes, stages), "numpy": _numpy(data, shapes, stages)}
-        for record in machine.measured(f"{name}, {len(data):,} bytes", steps, dict.fromkeys(steps), floor_s):
-            cases.append({**record, "errors": {"updates/s": 1 / record["ours_s"]}})
+        records = machine.measured(f"{name}, {len(data):,} bytes", steps, dict.fromkeys(steps), floor_s)
+        cases += [{**record, "errors": {"updates/s": 1 / record["ours_s"]}} for record in records]
     return rows_of("K4", "an update from its bytes into a fold", cases)
 
 
