@@ -35,7 +35,8 @@ _FIGURES = {
     "devices": "updates folded",
     "cohort": "devices asked",
     "bytes_up": "of the accepted updates",
-    "bytes_down": "the weights for every member of the cohort, and plans for members that had not been sent them",
+    "bytes_down": "weights or deltas for every member of the cohort, by what its last update says it holds, and plans "
+    "for members that had not been sent them; what a device really received is in its telemetry",
     "seconds": "from the start of the round, or of the coordinator where that was later, to the new version's commit",
     "judge_s": "seconds the evaluation took",
 }

@@ -96,6 +96,8 @@ class Client:
                 self._do(self._on_link(event))
             self._take_results()
             self._do(self._session.tick(time.monotonic()))
+            if troubles := self._state.troubles():
+                self._disk_trouble("; ".join(troubles))
             if not self._session.busy:
                 self._blobs.clear()  # of a task that was withdrawn before all of them had come
         return self._leave(self._exit)

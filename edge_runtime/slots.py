@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from edge_runtime.codecs import RESIDUAL, Codec, State
 from edge_runtime.errors import EdgeError
 from edge_runtime.plan import CONTROL
-from edge_runtime.state_directory import write_atomically
+from edge_runtime.state_directory import set_aside, write_atomically
 from edge_runtime.tensors import decode_tensors, tensor_file_parts
 from edge_runtime.wire.tasks import Carry, Task, format_task
 
@@ -87,6 +87,7 @@ class Slots:
         self._path = path
         self._unwritten: Kept | None = None
         self._key: str | None = None  # of what was kept last, once this process knows it
+        self.trouble = ""
 
     def may_answer(self, key: str) -> bool:
         """Whether what was kept may be of this task; spares reading it before every other one."""
@@ -94,9 +95,20 @@ class Slots:
 
     def kept(self, run: str) -> Kept | None:
         """What was kept in this run; None where there is nothing or it cannot be read."""
-        kept = self._unwritten or read_kept(self._path)
+        kept = self._unwritten or self._read()
         self._key = "" if kept is None else kept.key
         return kept if kept is not None and kept.run == run else None
+
+    def _read(self) -> Kept | None:
+        kept = read_kept(self._path)
+        if kept is None and self._path.exists():
+            self.trouble = set_aside(self._path, "is not what was written; what it carried over is lost")
+        return kept
+
+    def take_trouble(self) -> str:
+        """What was found damaged since the last call, "" if nothing was."""
+        told, self.trouble = self.trouble, ""
+        return told
 
     def keep(self, kept: Kept) -> None:
         """Put in place of what was there.
@@ -140,7 +152,7 @@ def encode_carried(
         metadata: The update's.
 
     Returns:
-        The bytes, and a warning where they and the slots could not be written to disk ("" otherwise).
+        The bytes, and a warning where they and the slots could not be written to disk, or read ("" otherwise).
 
     Raises:
         MemoryLost: The codec remembers, and the slots are not what has counted.
@@ -156,7 +168,7 @@ def encode_carried(
         slots.keep(Kept(run, task.task, _key(task), state, data, sent, codec.stages, task.carry.counted))
     except OSError as error:
         return data, f"what the update leaves out could not be kept ({error.strerror}); a restart would lose it"
-    return data, ""
+    return data, slots.take_trouble()
 
 
 def _key(task: Task) -> str:

@@ -1,8 +1,8 @@
 """What a client keeps on disk: its generation, a cache of plans, the update that is not yet settled, and a lock.
 
 Every file is written beside its place, synced, and renamed over it, so that a power cut leaves the old one or the new
-one. Whatever is read back is checked; what does not pass counts as absent and is fetched or trained again. Reading
-raises nothing: a disk that fails, or that the kernel has made read-only, costs time only.
+one. Whatever is read back is checked; what does not pass is moved aside (NAME.damaged), told of, and fetched or trained
+again. Reading raises nothing: a disk that fails, or that the kernel has made read-only, costs time only.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from edge_runtime.errors import LocalError
 from edge_runtime.file_slice import FileSlice, FileUnreadable
@@ -48,6 +49,7 @@ class StateDirectory:
         self._directory = directory
         self._plans = directory / "plans"
         self._cache_bytes = cache_bytes
+        self._troubles: list[str] = []
         try:
             self._plans.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -67,12 +69,25 @@ class StateDirectory:
         """Give the lock back."""
         os.close(self._lock)
 
+    def troubles(self) -> list[str]:
+        """What was found damaged or could not be read since the last call, in words."""
+        told, self._troubles = self._troubles, []
+        return told
+
     def gen(self) -> int:
-        """The generation of the last start, 0 if there was none."""
+        """The generation of the last start, 0 if there was none; a lost one is found again on the broker."""
+        path = self._directory / "gen"
         try:
-            return int((self._directory / "gen").read_bytes()[:20])
-        except (OSError, ValueError):
+            gen = int(path.read_bytes()[:20])
+        except FileNotFoundError:
             return 0
+        except OSError as error:
+            self._troubles.append(f"{path} cannot be read: {error.strerror}")
+            return 0
+        except ValueError:
+            self._troubles.append(set_aside(path, "holds no number"))
+            return 0
+        return gen
 
     def keep_gen(self, gen: int) -> None:
         """Keep this start's generation."""
@@ -92,6 +107,8 @@ class StateDirectory:
         whole = hashlib.sha256(data).hexdigest() == sha256
         with contextlib.suppress(OSError):
             os.utime(path) if whole else path.unlink()
+        if not whole:
+            self._troubles.append(f"{path} was damaged, and is fetched again")
         return data if whole else None
 
     def keep_plan(self, sha256: str, data: bytes) -> None:
@@ -116,15 +133,23 @@ class StateDirectory:
             with path.open("rb") as file:
                 header = file.readline(_MAX_HEADER_BYTES)
             fields = load_object(header.rstrip(b"\n"))
-            data = FileSlice(path, len(header))
-            whole = fields["sha256"] == digest_of(data)
-            return (
-                Outbox(str(fields["key"]), str(fields["task"]), data)
-                if whole and fields["examples"] == examples
-                else None
-            )
-        except (OSError, ValueError, KeyError, FileUnreadable):
+            found = Outbox(str(fields["key"]), str(fields["task"]), FileSlice(path, len(header)))
+            whole = fields.pop("check") == _check(fields) and fields["sha256"] == digest_of(found.data)
+            fits = fields["examples"] == examples
+        except FileNotFoundError:
             return None
+        except OSError as error:
+            self._troubles.append(f"{path} cannot be read: {error.strerror}; its update is trained again")
+            return None
+        except (ValueError, KeyError, FileUnreadable):
+            whole = fits = False
+        if not whole:
+            self._troubles.append(set_aside(path, "is not what was written; its update is trained again"))
+        elif not fits:
+            self._troubles.append(
+                f"the update of {found.task} was trained on other data than there are now; it is dropped"
+            )
+        return found if whole and fits else None
 
     def keep_update(self, key: str, task: str, data: bytes, examples: int) -> FileSlice:
         """Keep an update and the number of examples it was trained on, in place of the one before it.
@@ -133,7 +158,8 @@ class StateDirectory:
             The update, to be read from the disk.
         """
         digest = hashlib.sha256(data).hexdigest()
-        header = dump_object({"key": key, "task": task, "sha256": digest, "examples": examples})
+        fields = {"key": key, "task": task, "sha256": digest, "examples": examples}
+        header = dump_object(fields | {"check": _check(fields)})
         path = self._directory / "outbox"
         write_atomically(path, header, b"\n", data)
         return FileSlice(path, len(header) + 1)
@@ -157,6 +183,21 @@ def kept_plans(directory: Path) -> Iterator[bytes]:
             data = path.read_bytes()
             if hashlib.sha256(data).hexdigest() == path.name:
                 yield data
+
+
+def _check(fields: dict[str, Any]) -> str:
+    """What tells a header with a flipped bit from the one that was written."""
+    return hashlib.sha256(dump_object(fields)).hexdigest()[:16]
+
+
+def set_aside(path: Path, why: str) -> str:
+    """Move a damaged file out of the way, over one that was moved before; returns what to tell."""
+    aside = path.with_name(path.name + ".damaged")
+    try:
+        path.replace(aside)
+    except OSError as error:
+        return f"{path} {why}; it cannot be moved aside ({error.strerror})"
+    return f"{path} {why}; it is kept as {aside.name}"
 
 
 def write_atomically(path: Path, *parts: bytes | memoryview) -> None:

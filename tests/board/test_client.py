@@ -105,6 +105,25 @@ def test_a_killed_client_is_lost_and_does_the_task_when_it_is_back(
     assert states(gateway) == ["online", "lost", "online"]
 
 
+def test_a_client_starts_on_damaged_files_tells_of_them_and_does_its_task(
+    gateway: Gateway, start: Start, lenet: Compiled, tmp_path: Path
+) -> None:
+    (tmp_path / "state" / "plans").mkdir(parents=True)
+    damaged = {"outbox": b'{"key":"torn', "gen": b"\xff\xfe", "outbox.new": b"half", "last-run.json": b"{"}
+    for file, content in damaged.items():
+        (tmp_path / "state" / file).write_bytes(content)
+    client = start("a")
+    gateway.send("a", "t", lenet)
+    gateway.until(lambda: gateway.updates)
+    (told,) = [line for line in client.text().splitlines() if "StateUnusable" in line]
+    assert "outbox is not what was written" in told
+    assert "gen holds no number" in told
+    assert (tmp_path / "state" / "outbox.damaged").read_bytes() == damaged["outbox"]
+    assert (tmp_path / "state" / "gen.damaged").read_bytes() == damaged["gen"]
+    assert client.stop() == 0
+    assert "Traceback" not in client.text()
+
+
 def test_an_update_that_was_trained_is_not_trained_again(
     gateway: Gateway, start: Start, lenet: Compiled, any_broker: RunningBroker
 ) -> None:

@@ -194,3 +194,19 @@ def test_a_memory_that_is_not_what_counted_is_refused_and_a_new_run_begins_with_
     with pytest.raises(MemoryLost, match="the slots end with nothing"):
         encode(5, "job.4.dev")
     encode(5, None, run="f" * 16)
+
+
+def test_slots_that_are_not_what_was_written_are_told_and_moved_aside(tmp_path: Path) -> None:
+    path = tmp_path / "slots"
+    exchange = Exchange(Slots(path))
+    exchange.train(task_of(1, None), 1)
+    whole = path.read_bytes()
+    for damage in (b"", whole[:-1], whole[:40] + b"?" + whole[41:]):
+        path.write_bytes(damage)
+        slots = Slots(path)
+        assert slots.kept(RUN) is None
+        assert "what it carried over is lost" in slots.take_trouble()
+        assert slots.take_trouble() == ""
+        assert (tmp_path / "slots.damaged").read_bytes() == damage
+        assert not path.exists()
+    assert Slots(path).kept(RUN) is None

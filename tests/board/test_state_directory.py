@@ -86,6 +86,74 @@ def test_an_update_outlives_the_process_and_a_damaged_one_does_not(state: StateD
         assert state.outbox(5) is None
 
 
+def test_no_cut_and_no_flipped_bit_of_an_outbox_is_offered_and_each_is_told_and_moved_aside(
+    state: StateDirectory, tmp_path: Path
+) -> None:
+    path = tmp_path / "s" / "outbox"
+    state.keep_update("k", "t", b"an update", 5)
+    whole = path.read_bytes()
+    cuts = [whole[:end] for end in range(len(whole))]
+    flips = [
+        bytes(byte ^ (1 << bit) * (at == i) for i, byte in enumerate(whole))
+        for at in range(len(whole))
+        for bit in (0, 7)
+    ]
+    for damage in (*cuts, *flips):
+        path.write_bytes(damage)
+        assert state.outbox(5) is None, damage
+        assert len(state.troubles()) == 1
+        assert (tmp_path / "s" / "outbox.damaged").read_bytes() == damage
+        assert not path.exists()
+    assert state.troubles() == []
+
+
+@pytest.mark.parametrize("step", ["open", "fsync", "replace"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
+def test_a_write_that_fails_at_any_step_leaves_the_update_before_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, step: str, number: int
+) -> None:
+    state = StateDirectory(tmp_path / "s", 100)
+    state.keep_update("k", "t", b"first", 5)
+
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        owner, name_of = (os, "fsync") if step == "fsync" else (Path, step)
+        patched.setattr(owner, name_of, fail)
+        with pytest.raises(OSError, match=os.strerror(number)):
+            state.keep_update("l", "u", b"second", 5)
+    state.close()
+    again = StateDirectory(tmp_path / "s", 100)
+    found = again.outbox(5)
+    assert found is not None
+    assert (found.task, found.data[0:9]) == ("t", b"first")
+    assert again.troubles() == []
+    again.keep_update("m", "v", b"third", 5)
+    third = again.outbox(5)
+    assert third is not None
+    assert third.task == "v"
+    again.close()
+
+
+def test_a_generation_that_is_no_number_is_told_and_moved_aside(state: StateDirectory, tmp_path: Path) -> None:
+    (tmp_path / "s" / "gen").write_bytes(b"\x00\x00\x00\x00")
+    assert state.gen() == 0
+    assert "holds no number" in state.troubles()[0]
+    assert (tmp_path / "s" / "gen.damaged").exists()
+    assert state.gen() == 0
+    assert state.troubles() == []
+
+
+def test_a_damaged_file_that_cannot_be_moved_is_still_told(
+    state: StateDirectory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "s" / "outbox").write_bytes(b"rubbish")
+    monkeypatch.setattr(Path, "replace", read_only)
+    assert state.outbox(5) is None
+    assert "cannot be moved aside" in state.troubles()[0]
+
+
 def test_an_update_that_is_being_sent_stays_when_the_next_one_is_kept(state: StateDirectory) -> None:
     first = state.keep_update("k", "t", b"first", 5)
     state.keep_update("l", "u", b"second one", 5)

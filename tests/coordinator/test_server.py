@@ -3,6 +3,7 @@
 import contextlib
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -143,6 +144,16 @@ def test_a_bad_site_or_url_is_refused(
 ) -> None:
     assert run_main(job, tmp_path / "state", *option) == 2
     assert option[1] in capsys.readouterr().err
+
+
+def test_a_metrics_port_that_is_taken_is_refused_before_the_job_begins(
+    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert run_main(job, tmp_path / "state", "--metrics", str(port)) == 2
+    assert f"127.0.0.1:{port}" in capsys.readouterr().err
+    assert not (tmp_path / "state").exists()
 
 
 def test_a_state_directory_in_use_is_refused(job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -175,7 +175,8 @@ def site(tmp_path: Path) -> Iterator[Callable[..., Site]]:
             urls = stack.enter_context(guarded_broker(root / "guarded", [*HONEST, *hostile]))
             made = digits_federation(root, kind="embedded", devices=len(HONEST), rounds=ROUNDS, codec=codec)
             made.broker.stop()
-            write_job(root, devices=len(HONEST) + len(hostile), min_updates=len(HONEST), rounds=ROUNDS, codec=codec)
+            asked = len(HONEST) + len([name for name in hostile if name != "late"])
+            write_job(root, devices=asked, min_updates=len(HONEST), rounds=ROUNDS, codec=codec)
             federation = Site(root, made.broker, made.names)
             federation.urls = urls
             stack.callback(federation.stop)
@@ -199,6 +200,14 @@ def pump(devices: list[Hostile], until: Callable[[], bool], what: str) -> None:
     end = time.monotonic() + DEADLINE_S
     while not until():
         assert time.monotonic() < end, f"no {what} in {DEADLINE_S} s"
+        for each in devices:
+            each.turn()
+
+
+def pump_until_counted(devices: list[Hostile], url: str, expected: dict[str, dict[str, float]]) -> None:
+    end = time.monotonic() + DEADLINE_S
+    while (found := counters(url)) != expected:
+        assert time.monotonic() < end, f"counted {found}, not {expected}"
         for each in devices:
             each.turn()
 
@@ -287,7 +296,7 @@ def wrong_bytes(mallory: Hostile, task: Task) -> tuple[dict[str, int], dict[str,
 
 
 def replays(mallory: Hostile, other: Hostile) -> dict[str, int]:
-    """Another device's update under one's own name, and a second offer for a task whose update was refused."""
+    """Another device's update under one's own name, and one more offer for a task that is over."""
     assert other.task is not None
     for device, digest, size in [(mallory, sha256(other.update), len(other.update)), (other, "d" * 64, 99)]:
         begin = messages.format_begin(messages.Begin(other.task.task, digest, size))
@@ -314,7 +323,7 @@ def test_hostile_devices_change_nothing_and_every_attack_is_counted_under_its_ru
     alone = site("alone", [], codec)
     alone.start()
     undisturbed = alone.until_done()
-    federation = site("attacked", [*attacks, "mallory"], codec)
+    federation = site("attacked", [*attacks, "mallory", "late"], codec)
     federation.start_coordinator()
     url = federation.until(lambda e: e["event"] == "listening", "start")["metrics"]
     devices = [Hostile(federation.urls(name), SITE, name, poison) for name, (poison, _) in attacks.items()]
@@ -336,13 +345,20 @@ def test_hostile_devices_change_nothing_and_every_attack_is_counted_under_its_ru
         refused += [offers(mallory, mallory.task), replays(mallory, devices[0])]
         mismatch, chunks = wrong_bytes(mallory, mallory.task)
         expected = {"edge_updates_refused": added(*refused, mismatch), "edge_messages_ignored": added(ignored, chunks)}
-        pump(everybody, lambda: counters(url) == expected, f"figures {expected} but {counters(url)}")
+        pump_until_counted(everybody, url, expected)
+        late = Hostile(federation.urls("late"), SITE, "late", lambda *_: b"")
+        stack.callback(late.link.close)
+        everybody.append(late)
+        pump(everybody, lambda: late.session.online, "link of a device that takes part from the next round")
         give_up(mallory, mallory.task)
+        pump(everybody, lambda: late.task is not None, "second round")
+        stale = [replays(mallory, devices[0]), replays(late, devices[1])]
+        expected["edge_updates_refused"] = added(*refused, mismatch, *stale)
         expected["edge_tasks_failed"] = {"GivenUp": 1.0}
-        pump(everybody, lambda: counters(url) == expected, "end of the round")
-        replays(mallory, devices[0])
-        for _ in range(10):
-            mallory.turn()
+        pump_until_counted(everybody, url, expected)
+        assert late.task is not None
+        give_up(late, late.task)
+        pump(everybody, lambda: counters(url)["edge_tasks_failed"] == {"GivenUp": 2.0}, "end of the second round")
         done = federation.until_done()
     assert done["model_sha256"] == undisturbed["model_sha256"]
     assert [e["devices"] for e in federation.seen if e["event"] == "round_done"] == [len(HONEST)] * ROUNDS
