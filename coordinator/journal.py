@@ -143,8 +143,8 @@ CREATE VIEW IF NOT EXISTS versions_in_use AS
 """
 
 # Free pages are given back to the disk in coordinator.keep; the log's file beyond so many bytes by every checkpoint.
-# Updates are most of a journal's bytes. In pages of 64 KiB one takes a third of the processor time that it takes in those
-# of 4 KiB; the price, a page or two for every small transaction, is shared by all that came with one poll.
+# Updates are most of a journal's bytes. In pages of 64 KiB one takes a third of the processor time that it takes in
+# those of 4 KiB; the price, a page or two for every small transaction, is shared by all that came with one poll.
 _PRAGMAS = (
     "page_size = 65536",
     "auto_vacuum = INCREMENTAL",
@@ -289,10 +289,11 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
-        kind = JournalUnwritable if _primary(error) in _UNWRITABLE else JournalError
-        raise kind(
+        unwritable = _primary(error) in _UNWRITABLE
+        what_to_do = "make room or the directory writable, then" if unwritable else "restore a backup, or"
+        raise (JournalUnwritable if unwritable else JournalError)(
             f"the journal {path} cannot be used: {error}; nothing that was acknowledged is lost: "
-            "make room or the directory writable, then start the same command again"
+            f"{what_to_do} start the same command again"
         ) from error
 
 

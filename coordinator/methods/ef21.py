@@ -1,10 +1,10 @@
 """EF21: error feedback in which both ends remember what was said, and only differences travel.
 
 P. Richtarik, I. Sokolov, I. Fatkhullin: EF21: A New, Simpler, Theoretically Better, and Practically Faster Error
-Feedback, NeurIPS 2021, Algorithm 2, with partial participation after I. Fatkhullin et al.: EF21 with Bells & Whistles,
-2021 (arXiv 2110.03294), section on partial participation. Device i sends `c_i = C(x_i - g_i)` and sets
-`g_i <- g_i + c_i`, where x_i is its update; the gateway sets `g <- g + sum_i c_i / n` over those that sent one and
-`w <- w + server_lr g`. So g is the mean of all g_i without one of them being on the gateway.
+Feedback, NeurIPS 2021; with partial participation as in I. Fatkhullin et al.: EF21 with Bells & Whistles, 2021 (arXiv
+2110.03294). Device i sends `c_i = C(x_i - g_i)` and sets `g_i <- g_i + c_i`, where x_i is its update; the gateway sets
+`g <- g + sum_i c_i / n` over those that sent one and `w <- w + server_lr g`. So g is the mean of all g_i without one of
+them being on the gateway.
 
 | tensor | down | up | stays on the device |
 | --- | --- | --- | --- |

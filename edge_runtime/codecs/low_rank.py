@@ -44,8 +44,8 @@ def _svd(texts: Sequence[str]) -> Reduction:
     Entry "rank": int32 for each tensor in the order of the names, -1 where it is sent as it is. Parts of a matrix are
     sqrt(s) u^T and sqrt(s) v^T. Error: |M - decoded|^2 <= (1 - energy) |M|^2, up to float32 rounding.
 
-    Source: FedKD, Wu et al., Nature Communications 13:2032, 2022, eq. 12 and 13. Differs: the singular values are in
-    the factors; a flat spectrum is sent as it is.
+    Source: FedKD, Wu et al., Nature Communications 13:2032, 2022, its dynamic gradient approximation. Differs: the
+    singular values are in the factors; what factors do not make smaller is sent as it is.
     """
     arguments = parse_arguments(texts, flags=("ef",))
     numbers = arguments.numbers if len(arguments.numbers) == 3 else (*arguments.numbers[:1], *arguments.numbers[:1], 1)

@@ -5,7 +5,7 @@ through all tensors in the order of their names. Entry "row": the rows sent, as 
 edge_runtime/kernels/coders.py. One part: their values. A row of which every bit is zero is not sent, so what is decoded
 is what was given, to the bit. Memory beside the update: the rows sent, and 5 bytes a row of the model.
 
-Source: the keys and rows of Waghmare et al.: Efficient Federated Learning with Sampled Softmax (FedSS), 2022.
+Source: the keys and rows of federated sampled softmax (FedSS, Waghmare et al., 2022, arXiv 2203.04888).
 """
 
 from collections.abc import Iterator, Sequence

@@ -66,7 +66,11 @@ def _topk(texts: Sequence[str]) -> Selector:
 
 
 def _threshold(texts: Sequence[str]) -> Selector:
-    """Every value of at least this magnitude; with `ef` the rest is carried over (Strom, 2015)."""
+    """Every value of at least this magnitude; with `ef` the rest is carried over.
+
+    Source: N. Strom: Scalable Distributed DNN Training Using Commodity GPU Cloud Computing, Interspeech 2015. Differs:
+    values are sent, not the threshold with their sign.
+    """
     arguments = parse_arguments(texts, flags=("ef",))
     least = arguments.numbers[0] if len(arguments.numbers) == 1 else 0
     if not least > 0:
@@ -119,7 +123,7 @@ def _ef21(texts: Sequence[str]) -> Selector:
     c = C(x - g), g <- g + c on the device; sum g <- sum g + sum c on the gateway (coordinator/methods/ef21.py).
 
     Source: Richtarik, Sokolov, Fatkhullin: EF21: A New, Simpler, Theoretically Better, and Practically Faster Error
-    Feedback, NeurIPS 2021, algorithm 2. Differs: g begins at zero, so the first update is the paper's g^0.
+    Feedback, NeurIPS 2021. Differs: g begins at zero, so the first update is the paper's g^0.
     """
     numbers = parse_arguments(texts).numbers
     share = numbers[0] if len(numbers) == 1 else 0

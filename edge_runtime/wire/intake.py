@@ -240,7 +240,9 @@ class Intake:
         upload.fresh += upload.assembler.add(index, payload)
         if upload.assembler.complete:
             return self._complete(upload, upload.assembler)
-        return self._resume(upload, -1, b"") if upload.fresh >= WINDOW else []
+        # A window that was answered only at its end would leave the link idle until the next one is on its way.
+        answered = min(WINDOW, upload.begin.ack_chunks or WINDOW)
+        return self._resume(upload, -1, b"") if upload.fresh >= answered else []
 
     def _complete(self, upload: _Upload, assembler: Assembler) -> list[Answer]:
         data = assembler.take()

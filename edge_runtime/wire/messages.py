@@ -62,11 +62,12 @@ class Status:
 
 @dataclass(frozen=True)
 class Begin:
-    """An update is offered, resumed, or asked after."""
+    """An update is offered, resumed, or asked after; answers are wanted after every `ack_chunks` new chunks."""
 
     task: str
     sha256: str
     size_bytes: int
+    ack_chunks: int | None = None
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,7 @@ def format_begin(begin: Begin) -> bytes:
             "sha256": begin.sha256,
             "bytes": begin.size_bytes,
             "chunk_bytes": CHUNK_BYTES,
+            "ack_chunks": begin.ack_chunks,
         }
     )
 
@@ -168,6 +170,7 @@ def parse_begin(payload: bytes) -> Begin:
         task=fields.text(message, "task", cap=MAX_TASK_NAME),
         sha256=fields.digest(message, "sha256"),
         size_bytes=fields.integer(message, "bytes", low=1, high=MAX_BLOB_BYTES),
+        ack_chunks=fields.integer(message, "ack_chunks", low=1, high=MAX_WINDOW) if "ack_chunks" in message else None,
     )
 
 

@@ -9,6 +9,8 @@ from edge_runtime.wire.events import DeviceCommand, Publish
 __all__ = ["Offer"]
 
 RETRY_S = 2.0
+# Half a window: the other half is on its way while the answer is.
+ACK_CHUNKS = 2
 MAX_RETRY_S = 30.0
 
 
@@ -19,6 +21,9 @@ class Offer:
     _patience_s is how long silence is borne before `begin` is said again. It doubles with every silence and falls back
     only when the gateway turns out to lack a chunk that was sent: on a link where one window takes longer than
     RETRY_S, silence means slowness, and asking sooner would only send everything twice.
+
+    _in_flight holds the chunks sent and not yet confirmed, in the order they were sent. The connection keeps it:
+    one sent before a confirmed one is lost, those sent after the last confirmed one are still on their way.
     """
 
     site: str
@@ -39,7 +44,7 @@ class Offer:
 
     def start(self, now: float) -> list[DeviceCommand]:
         """Offer on a new connection, or to a coordinator that has just come up."""
-        self._patience_s = RETRY_S
+        self._patience_s, self._in_flight = RETRY_S, ()
         return self._begin(now)
 
     def tick(self, now: float) -> list[DeviceCommand]:
@@ -50,7 +55,7 @@ class Offer:
         return self._begin(now)
 
     def have(self, now: float, answer: messages.Have) -> list[DeviceCommand]:
-        """Send the first `window` chunks the gateway lacks.
+        """Send the first chunks that the gateway lacks and that are not on their way, up to `window` in flight.
 
         Raises:
             BadBitmap: The answer's bitmap does not fit this update.
@@ -61,18 +66,26 @@ class Offer:
         self._asked_at = now
         if bitmap == self._last_bitmap and not self._asked_since_sending:
             return []  # the second answer to one question; those chunks are on their way
-        indexes = missing_chunks(bitmap, chunks, answer.window)
+        # Asked again, the gateway has nothing more than the last time: what was sent meanwhile is lost.
+        flying = () if bitmap == self._last_bitmap else _behind_the_last_confirmed(self._in_flight, bitmap)
+        lacking = missing_chunks(bitmap, chunks, answer.window + len(flying))
+        indexes = [index for index in lacking if index not in flying][: max(0, answer.window - len(flying))]
         if any(index in self._in_flight for index in indexes):
             self._patience_s = RETRY_S
-        self._last_bitmap, self._in_flight = bitmap, tuple(indexes)
-        self._asked_since_sending = not indexes
+        self._last_bitmap, self._in_flight = bitmap, (*flying, *indexes)
+        self._asked_since_sending = not self._in_flight
         return [self._publish(index, cut_chunk(self.data, index), 0) for index in indexes]
 
     def _begin(self, now: float) -> list[DeviceCommand]:
         self._asked_at = now
         self._asked_since_sending = True
-        begin = messages.Begin(self.task, self.sha256, len(self.data))
+        begin = messages.Begin(self.task, self.sha256, len(self.data), ACK_CHUNKS)
         return [self._publish("begin", messages.format_begin(begin), 1)]
 
     def _publish(self, part: str | int, payload: bytes, qos: int) -> Publish:
         return Publish(topics.upload(self.site, self.device, self.uid, part), payload, qos)
+
+
+def _behind_the_last_confirmed(sent: tuple[int, ...], bitmap: bytes) -> tuple[int, ...]:
+    confirmed = [place for place, index in enumerate(sent) if bitmap[index // 8] >> (index % 8) & 1]
+    return sent[confirmed[-1] + 1 :] if confirmed else sent

@@ -77,10 +77,11 @@ def test_streams_that_nobody_wrote_are_refused() -> None:
     refused(good, "exclude one another", value=np.zeros(1000, np.int8))
 
 
-def test_a_symbol_that_is_escaped_is_refused() -> None:
+@pytest.mark.parametrize("escaped", [2, 7, -1])
+def test_a_symbol_that_is_escaped_is_refused(escaped: int) -> None:
     cdf = np.array([[0, 30_000, 65_000, 65_536]], np.int32)
     tables = RansTables(cdf, np.array([4], np.int32), np.zeros(1, np.int32))
-    symbols = np.array([0, 1, 7, 1], np.int32)  # 7 is none of the two that are present
+    symbols = np.array([0, 1, escaped, 1], np.int32)  # the third is none of the two that are present
     stream = rans_encode(symbols, tables, np.zeros(4, np.int32), state_bits=32, ways=1)
     present = np.packbits(np.arange(256) < 2, bitorder="little")
     counts = np.array([30_000, 35_000], "<u2").view(np.uint8)

@@ -115,7 +115,7 @@ def test_a_stage_that_changes_with_the_rounds_needs_one() -> None:
 
 
 def test_without_feedback_topk_diverges_where_with_it_it_converges() -> None:
-    """Beznosikov et al., 2020, example 1: three quadratics on which top-1 alone grows by 1 + 11 lr / 6 a step."""
+    """Beznosikov et al., 2020: three quadratics on which top-1 alone grows by 1 + 11 lr / 6 a step."""
     a = np.array([(-3, 2, 2), (2, -3, 2), (2, 2, -3)], np.float32)
 
     def run(stages: tuple[str, ...], steps: int) -> float:

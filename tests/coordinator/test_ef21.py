@@ -38,7 +38,7 @@ def task_of(device: int, number: int, counted: str | None) -> Task:
 def test_on_quadratics_that_topk_alone_diverges_on_it_converges_with_absent_devices_and_lost_updates(
     tmp_path: Path,
 ) -> None:
-    """f_i(x) = <a_i, x>^2 + |x|^2 / 4, Beznosikov et al., 2020, example 1; half of all updates never count."""
+    """f_i(x) = <a_i, x>^2 + |x|^2 / 4, Beznosikov et al., 2020; many updates never count."""
     codec, method, rng = find_codec(STAGES), ef21(3), np.random.default_rng(4)
     slots, last = [Slots(tmp_path / str(device)) for device in range(3)], [None, None, None]
     weights, state = {"x": np.ones(3, np.float32)}, {}
@@ -61,6 +61,15 @@ def test_on_quadratics_that_topk_alone_diverges_on_it_converges_with_absent_devi
         memories.append(kept.state["memory"]["x"] - said)
     assert np.abs(state["g/x"] - np.mean(memories, axis=0)).max() <= 1e-6
     assert np.abs(weights["x"]).max() < 1e-3
+
+
+def test_running_statistics_follow_what_is_remembered_of_them_at_full_rate() -> None:
+    method, weights, state = ef21(2, server_lr=0.5), {"var": np.ones(1, np.float32), "w": np.ones(1, np.float32)}, {}
+    for said in (0.25, 0.0):  # the device says nothing new, and still means 0.25
+        update = {name: np.full(1, said, np.float32) for name in weights}
+        mean = method.aggregate([Contribution(name, 3, update) for name in "ab"], {"var"})
+        weights, state = method.server_step(weights, mean, state, {"var"})
+    assert (weights["var"].item(), weights["w"].item()) == (1.5, 1.25)
 
 
 def with_slots(site: MemorySite, root: Path) -> MemorySite:

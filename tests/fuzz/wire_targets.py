@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from coordinator import mqtt
 from coordinator.broker import packets
 from coordinator.broker.parser import Parser
 from coordinator.updates import check_update
-from edge_runtime import kernels, mqtt
+from edge_runtime import kernels
 from edge_runtime.codecs import find_codec
 from edge_runtime.deltas import CHANGED, apply_delta, write_delta
 from edge_runtime.errors import RemoteError

@@ -24,7 +24,7 @@ START_S = 20.0
 def documented_access_list() -> str:
     """The block of docs/broker.md that a reader copies."""
     blocks = (REPOSITORY / "docs" / "broker.md").read_text().split("```")
-    (found,) = [block for block in blocks if "pattern readwrite" in block]
+    (found,) = [block for block in blocks if "pattern read" in block]
     return found.strip() + "\n"
 
 

@@ -80,9 +80,46 @@ def test_an_answer_after_asking_again_sends_what_was_lost() -> None:
     assert indexes(one.have(2.3, have("0000"))) == ["0", "1", "2", "3"]
 
 
+def test_half_a_window_is_answered_and_the_other_half_stays_on_its_way() -> None:
+    one = offer()
+    one.start(0.0)
+    assert indexes(one.have(0.1, have("0000"))) == ["0", "1", "2", "3"]
+    assert indexes(one.have(0.2, have("0300"))) == ["4", "5"]
+    assert indexes(one.have(0.3, have("0f00"))) == ["6", "7"]
+    assert indexes(one.have(0.4, have("ff00"))) == ["8", "9"]
+    assert one.have(0.5, have("ff01")) == []
+
+
+def test_a_chunk_that_a_later_one_overtook_is_lost_and_sent_again() -> None:
+    one = offer()
+    one.start(0.0)
+    one.have(0.1, have("0000"))
+    assert indexes(one.have(0.2, have("0500"))) == ["1", "4", "5"]
+    assert indexes(one.have(0.3, have("3700"))) == ["3", "6", "7", "8"]
+
+
+def test_what_is_still_lacking_when_the_gateway_is_asked_again_is_sent_again() -> None:
+    one = offer()
+    one.start(0.0)
+    one.have(0.1, have("0000"))
+    one.have(0.2, have("0300"))
+    assert indexes(one.tick(2.4)) == ["begin"]
+    assert indexes(one.have(2.5, have("0300"))) == ["2", "3", "4", "5"]
+
+
+@pytest.mark.parametrize(("wanted", "answered"), [(2, 2), (None, 4), (64, 4)])
+def test_the_gateway_answers_after_as_many_chunks_as_the_device_wants_but_no_later_than_after_a_window(
+    wanted: int | None, answered: int
+) -> None:
+    session = gateway()
+    payload = messages.format_begin(messages.Begin("t", DIGEST, len(UPDATE), wanted))
+    session.received(0.0, topics.upload(SITE, "a", UID, "begin"), payload)
+    assert [bool(chunk(session, index)) for index in range(answered)] == [*[False] * (answered - 1), True]
+
+
 def test_patience_stays_on_a_slow_link_and_falls_back_after_a_loss() -> None:
     slow, lossy = offer(), offer()
-    for one, bits in ((slow, "0f00"), (lossy, "0700")):
+    for one, bits in ((slow, "0f00"), (lossy, "0d00")):
         one.start(0.0)
         one.have(0.1, have("0000"))
         assert indexes(one.tick(2.2)) == ["begin"]
