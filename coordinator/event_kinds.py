@@ -6,6 +6,9 @@ from types import MappingProxyType
 
 INFO, WARNING, ERROR = "info", "warning", "error"
 
+# The rule of the error event that ends a job; other errors end, or stop, the coordinator.
+JOB_FAILED = "JobFailed"
+
 # What json_lines puts into every line beside the event's own fields; `job` is missing before the job file was read.
 COMMON: Mapping[str, str] = MappingProxyType(
     {

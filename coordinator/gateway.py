@@ -17,6 +17,7 @@ from typing import Any
 from coordinator import round_records as records
 from coordinator.blob_use import BlobUse
 from coordinator.evaluate import Evaluation, EvaluationError
+from coordinator.event_kinds import JOB_FAILED
 from coordinator.events import Emit
 from coordinator.fleet import Presence
 from coordinator.gathering import Gathered, Gathering
@@ -497,7 +498,7 @@ class RunningJob:
     def _do_fail(self, command: records.FailJob, _now_s: float) -> list[Command]:
         self._parts.store.forgive()
         self._parts.store.fail(command.reason)
-        self._parts.emit({"event": "error", "message": f"the job cannot go on: {command.reason}", "rule": "JobFailed"})
+        self._parts.emit({"event": "error", "message": f"the job cannot go on: {command.reason}", "rule": JOB_FAILED})
         self.exit_code = EXIT_FAILED
         return []
 
