@@ -17,10 +17,12 @@ from typing import Any
 from coordinator import round_records as records
 from coordinator.blob_use import BlobUse
 from coordinator.evaluate import Evaluation, EvaluationError
+from coordinator.event_kinds import JOB_FAILED
 from coordinator.events import Emit
 from coordinator.fleet import Presence
+from coordinator.gathering import Gathered, Gathering
 from coordinator.leftovers import clear_stage, clear_versions
-from coordinator.program import Program, Turn, attempt_turn, make_task, rules_of, serial_turn
+from coordinator.program import Program, Turn, attempt_turn, make_task, rules_of, serial_turn, share_asked, steps_of
 from coordinator.results import export
 from coordinator.schedules import SCHEDULES
 from coordinator.store import EXPIRED, JournalTask, JournalUpdate, RoundFigures, Store, Version
@@ -51,12 +53,12 @@ PASSING_RULES = frozenset({"BlobMissing", "BlobCorrupt", "CacheDamaged", "TaskSt
 class Parts:
     """What a running job is made of.
 
-    `fold` starts the fold of the round that began from a version, `judge` the evaluation of one; neither
-    waits.
+    `fold` starts the fold of the round that began from a version, of which some may be gathered, `judge` the
+    evaluation of one; neither waits.
     """
 
     program: Program
-    fold: Callable[[Version], Future[Version]]
+    fold: Callable[[Version, Gathered | None], Future[Version]]
     judge: Callable[[Version], Future[Evaluation]]
     store: Store
     directory: Path
@@ -92,6 +94,7 @@ class RunningJob:
         self._version = parts.store.latest()
         self._schedule = SCHEDULES[parts.program.job.schedule.name]
         self._blobs = BlobUse()
+        self._gathering = Gathering(parts.program)
         self._sent_s: dict[str, float] = {}
         self._starting: dict[str, tuple[Task, bytes]] = {}  # journalled, and sent by the commands that follow
         self._evicted = parts.store.evicted()
@@ -134,6 +137,7 @@ class RunningJob:
             **{f"devices_{each.value}": presences[each] for each in Presence},
             "devices_unfit": sum(device.unfit is not None for device in self._state.fleet.values()),
             "open_uploads": self.session.open_uploads,
+            "waiting_uploads": self.session.waiting_uploads,
             "open_bytes": self.session.open_bytes,
         }
 
@@ -218,7 +222,7 @@ class RunningJob:
             self._closing, self._closed_s = self._to_close.pop(0), now_s
             self._beside_began_s = now_s
             if self._version.version == self._closing.round:
-                self.folding = self._parts.fold(self._version)
+                self.folding = self._parts.fold(self._version, self._gathering.take(self._version.version))
                 return commands
         if self._version.version == self._closing.round + 1:
             commands += self._step(records.VersionMade(self._version.version), now_s)
@@ -294,13 +298,14 @@ class RunningJob:
             self._check_member(event.device)
             announced = self._state.fleet[event.device].examples
             layout = self._parts.program.stage(task.version).for_device(event.device).layout
-            claims, _ = check_update(event.data, task, layout, announced)
+            claims, coded = check_update(event.data, task, layout, announced)
         except RemoteError as error:
             return self._refuse(event, task, error.rule, str(error), now_s)
         key = (number, event.device, task.task, task.version)
         update = JournalUpdate(*key, event.uid, event.sha256, claims.examples, claims.loss, event.data)
-        seconds = self._seconds_since_sent(event.device, now_s)
-        self._parts.store.add_update(update, seconds)
+        seconds = self._seconds_for_all(task, announced, now_s)
+        if self._parts.store.add_update(update, seconds):
+            self._gathering.add(update, claims, coded)
         self._parts.emit(
             {
                 "event": "update",
@@ -322,10 +327,11 @@ class RunningJob:
         if members is not None and self._parts.store.is_outsider(device, members):
             raise FleetFull(f"{members} other devices have taken part already, all that [method] devices allows")
 
-    def _seconds_since_sent(self, device: str, now_s: float) -> float | None:
-        """None for a task that an earlier process has sent."""
-        sent_s = self._sent_s.pop(device, None)
-        return None if sent_s is None else now_s - sent_s
+    def _seconds_for_all(self, task: Task, examples: int, now_s: float) -> float | None:
+        """What the device would have taken for the whole work; None for a task that an earlier process has sent."""
+        sent_s = self._sent_s.pop(task.device, None)
+        share = share_asked(self._parts.program.job, examples, task)
+        return None if sent_s is None else (now_s - sent_s) / share
 
     def _open_task(self, device: str, name: str) -> Task | None:
         """The device's task of this name, unless it is done or failed."""
@@ -417,9 +423,9 @@ class RunningJob:
     def _do_start(self, command: records.StartRound, now_s: float) -> list[Command]:
         # Not the whole cohort: who is still at it answers the task of an earlier attempt, by its name.
         turn = attempt_turn(command.round, command.attempt)
-        self._starting = self._journal_tasks(
-            command.round, command.attempt, [self._task(device, turn) for device in command.asked]
-        )
+        shares = command.shares or (1.0,) * len(command.asked)
+        tasks = [self._task(device, turn, share) for device, share in zip(command.asked, shares, strict=True)]
+        self._starting = self._journal_tasks(command.round, command.attempt, tasks, command.wanted)
         self._round_began_s = now_s if command.attempt == 1 else self._round_began_s
         self._parts.emit(
             {
@@ -450,16 +456,20 @@ class RunningJob:
         self._sent_s.pop(command.device, None)
         return self._clear_task(command.device)
 
-    def _journal_tasks(self, number: int, attempt: int, tasks: list[Task]) -> dict[str, tuple[Task, bytes]]:
+    def _journal_tasks(
+        self, number: int, attempt: int, tasks: list[Task], wanted: int | None = None
+    ) -> dict[str, tuple[Task, bytes]]:
         """Write the tasks; each with its bytes, by device."""
         written = [JournalTask(task.device, task.task, format_task(task)) for task in tasks]
-        self._parts.store.start_round(number, attempt, tuple(written))
+        self._parts.store.start_round(number, attempt, tuple(written), wanted)
         return {task.device: (task, journalled.data) for task, journalled in zip(tasks, written, strict=True)}
 
-    def _task(self, device: str, turn: Turn) -> Task:
+    def _task(self, device: str, turn: Turn, share: float = 1.0) -> Task:
+        """A device's next task, for a share of the whole work."""
         program, store = self._parts.program, self._parts.store
         carry = Carry(store.run(), store.last_counted(device)) if program.carries else None
-        return make_task(program, self._version, device, turn, carry)
+        steps = steps_of(program.job, self._state.fleet[device].examples, share)
+        return make_task(program, self._version, device, turn, carry, steps)
 
     def _send_task(self, task: Task, payload: bytes) -> list[Command]:
         """Publishes a task whose blobs are published, and takes those of the device's last one off."""
@@ -493,7 +503,7 @@ class RunningJob:
     def _do_fail(self, command: records.FailJob, _now_s: float) -> list[Command]:
         self._parts.store.forgive()
         self._parts.store.fail(command.reason)
-        self._parts.emit({"event": "error", "message": f"the job cannot go on: {command.reason}", "rule": "JobFailed"})
+        self._parts.emit({"event": "error", "message": f"the job cannot go on: {command.reason}", "rule": JOB_FAILED})
         self.exit_code = EXIT_FAILED
         return []
 

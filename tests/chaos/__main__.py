@@ -20,6 +20,7 @@ from bench.recording import machine, save
 
 from chaos.run import BUFFERED, CARRYING, Outcome, disturbed
 from chaos.schedule import ALL, draw
+from coordinator.broker import BrokerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     _say({"passed": passed, "of": len(rows)})
     if options.save:
         fixed = {"seconds_of_faults": options.seconds, "slots": options.slots, **job}
-        save({"bench": "chaos", "machine": machine(), "job": fixed, "passed": passed, "rows": rows})
+        save({"bench": f"chaos-{options.schedule}", "machine": machine(), "job": fixed, "passed": passed, "rows": rows})
     return 0 if passed == len(rows) and not (calm and calm.wrong) else 1
 
 
@@ -79,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--kinds", nargs="+", choices=ALL, default=ALL, metavar="KIND", help=f"of {', '.join(ALL)}")
     add("--keep", type=Path, default=Path("build/chaos"), help="where jobs run; failed ones are kept")
-    add("--save", action="store_true", help="write tests/bench/results/DAY-MACHINE-chaos.json")
+    add("--save", action="store_true", help="write tests/bench/results/DAY-MACHINE-chaos-SCHEDULE.json")
     return parser
 
 
@@ -87,12 +88,12 @@ def _row(seed: int, calm: Outcome | None, run: Callable[[], Outcome]) -> dict[st
     began_s = time.monotonic()
     try:
         outcome = run()
-    except AssertionError as error:  # the job did not end; the other seeds still can
+    except (AssertionError, BrokerError, OSError) as error:  # the job did not end; the other seeds still can
         return {
             "seed": seed,
             "passed": False,
             "seconds": round(time.monotonic() - began_s, 1),
-            "why": str(error).splitlines()[:1],
+            "why": f"{type(error).__name__}: {error}".splitlines()[0],
         }
     same = calm is None or outcome.digests == calm.digests
     return {

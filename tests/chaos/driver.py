@@ -18,16 +18,22 @@ if TYPE_CHECKING:
 
     from support.fleet import Federation
 
-__all__ = ["Driver", "EndedByItself"]
+__all__ = ["Driver", "EndedByItself", "StoodStill"]
 
 COORDINATOR_PEER = "edge-coordinator-test"
 # What a service manager does with a process that has ended by itself: it starts it again a moment later.
 AGAIN_S = 1.0
 POLL_S = 0.2
+# Longer than any fault, its retries and a round on a machine that does much else.
+QUIET_S = 300.0
 
 
 class EndedByItself(AssertionError):
     """A process ended that nobody had killed, and whose disk was not full."""
+
+
+class StoodStill(AssertionError):
+    """The coordinator has told nothing for QUIET_S."""
 
 
 @dataclass
@@ -48,6 +54,7 @@ class Driver:
     skipped: dict[str, str] = field(default_factory=dict)
     _agenda: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
     _entered: int = 0
+    _heard_s: float = 0.0
     _down: set[str] = field(default_factory=set)
     _full: set[str] = field(default_factory=set)
     _was_full: set[str] = field(default_factory=set)
@@ -77,7 +84,9 @@ class Driver:
 
         Raises:
             EndedByItself: A process ended that was not killed.
+            StoodStill: Nothing goes on.
         """
+        self._heard_s = time.monotonic()
         began_s = time.monotonic()
         if any(strike.kind == "packets" for strike in strikes):
             self.proxy.harm(None, UNRELIABLE)
@@ -89,6 +98,9 @@ class Driver:
             while self._agenda and self._agenda[0][0] <= now_s:
                 heapq.heappop(self._agenda)[2]()
             self._look_after()
+            if now_s - self._heard_s > QUIET_S:
+                told = f"no event for {QUIET_S:.0f} s"
+                raise StoodStill(f"{told}; {self.proxy.faults[-12:]}\n{self.federation.logs()}")
         assert self.federation.coordinator is not None
         assert self.federation.coordinator.wait(60.0) == 0, self.federation.logs()
         return done
@@ -119,6 +131,8 @@ class Driver:
         if event is None:
             return None  # its process has ended; `_look_after` sees to that
         self.federation.seen.append(event)
+        if event["event"] != "sample":
+            self._heard_s = time.monotonic()
         return event if event["event"] == "job_done" else None
 
     def _look_after(self) -> None:
