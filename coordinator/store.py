@@ -251,7 +251,7 @@ class Store:
 
         Args:
             update: With its bytes.
-            seconds: From the task's publication to now, if this process published it.
+            seconds: What the device takes for the whole work, from publication to now, if this process published it.
 
         Returns:
             False, with nothing written, when its task is not open.
