@@ -193,8 +193,8 @@ class RunningJob:
 
     @property
     def at_rest(self) -> bool:
-        """Whether no round is being closed, so that this may be thrown away and made anew from the journal."""
-        return self.beside is None and not self._to_close
+        """Whether nothing is under way elsewhere, so that this may be thrown away and made anew from the journal."""
+        return self.beside is None
 
     @property
     def has_work(self) -> bool:
