@@ -204,8 +204,8 @@ class RunningJob:
 
     @property
     def at_rest(self) -> bool:
-        """Whether no round is being closed, so that this may be thrown away and made anew from the journal."""
-        return self.beside is None and not self._to_close
+        """Whether nothing is under way elsewhere, so that this may be thrown away and made anew from the journal."""
+        return self.beside is None
 
     @property
     def has_work(self) -> bool:
@@ -353,7 +353,8 @@ class RunningJob:
         return sent if sent is not None and sent.task == name else parse_task(found.data)
 
     def _refuse_unasked(self, event: UpdateReceived, now_s: float) -> list[Command]:
-        stale = self._parts.program.job.schedule.name != "sync" and self._parts.store.expired(event.device, event.task)
+        asynchronous = self._parts.program.job.schedule.asynchronous
+        stale = asynchronous and self._parts.store.expired(event.device, event.task)
         rule = "StaleUpdate" if stale else "StaleTask"
         return self._say_no(event, rule, f"task {event.task} is not open for {event.device} any more", now_s)
 

@@ -320,12 +320,12 @@ def definition(program: Program) -> dict[str, str]:
         **({"download.codec": job.download} if job.download else {}),
         **{f"plan.{name}": plan.sha256 for name, plan in program.plans.items()},
         # Only where there is one, so that journals from before are taken up.
-        **({f"schedule.{key}": value for key, value in asdict(job.schedule).items()} if _is_asynchronous(job) else {}),
+        **({f"schedule.{key}": value for key, value in asdict(job.schedule).items()} if _has_schedule(job) else {}),
     }
     return {key: json.dumps(value) for key, value in numbers.items()}
 
 
-def _is_asynchronous(job: Job) -> bool:
+def _has_schedule(job: Job) -> bool:
     return job.schedule != SYNCHRONOUS
 
 
