@@ -79,7 +79,7 @@ chaos: $(STAMPS)/test compiled ## SEEDS jobs (20), SLOTS (2) at a time, on real 
 bench: $(STAMPS)/test ## ratios against what a user would pick instead; writes tests/bench/results/
 	$(BIN)/edge-runtime bench client $(ARGS)
 
-bench-peers: $(BIN)/python ## install what `edge-runtime bench training` compares with, into build/peers
+bench-peers: $(BIN)/python ## install what `edge-runtime bench training` and `bench fleet` compare with, into build/peers
 	PYTHON=$(CURDIR)/$(BIN)/python sh tests/bench/peers/install.sh
 
 clean: ## remove everything that was built, the virtual environment too

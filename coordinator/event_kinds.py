@@ -6,6 +6,9 @@ from types import MappingProxyType
 
 INFO, WARNING, ERROR = "info", "warning", "error"
 
+# The rule of the error event that ends a job; other errors end, or stop, the coordinator.
+JOB_FAILED = "JobFailed"
+
 # What json_lines puts into every line beside the event's own fields; `job` is missing before the job file was read.
 COMMON: Mapping[str, str] = MappingProxyType(
     {
@@ -154,6 +157,7 @@ EVENTS: Mapping[str, Kind] = MappingProxyType(
                 "devices_stopped": "the same",
                 "devices_unfit": "those that take no further part",
                 "open_uploads": "uploads under way",
+                "waiting_uploads": "devices that wait for room to upload",
                 "open_bytes": "memory promised to them",
                 "connects": "connections to the broker since the start",
                 "connected": "1 while there is one, else 0",

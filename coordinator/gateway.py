@@ -17,8 +17,10 @@ from typing import Any
 from coordinator import round_records as records
 from coordinator.blob_use import BlobUse
 from coordinator.evaluate import Evaluation, EvaluationError
+from coordinator.event_kinds import JOB_FAILED
 from coordinator.events import Emit
 from coordinator.fleet import Presence
+from coordinator.gathering import Gathered, Gathering
 from coordinator.leftovers import clear_stage, clear_versions
 from coordinator.program import Program, Turn, attempt_turn, make_task, rules_of, serial_turn
 from coordinator.results import export
@@ -51,12 +53,12 @@ PASSING_RULES = frozenset({"BlobMissing", "BlobCorrupt", "CacheDamaged", "TaskSt
 class Parts:
     """What a running job is made of.
 
-    `fold` starts the fold of the round that began from a version, `judge` the evaluation of one; neither
-    waits.
+    `fold` starts the fold of the round that began from a version, of which some may be gathered, `judge` the
+    evaluation of one; neither waits.
     """
 
     program: Program
-    fold: Callable[[Version], Future[Version]]
+    fold: Callable[[Version, Gathered | None], Future[Version]]
     judge: Callable[[Version], Future[Evaluation]]
     store: Store
     directory: Path
@@ -92,6 +94,7 @@ class RunningJob:
         self._version = parts.store.latest()
         self._schedule = SCHEDULES[parts.program.job.schedule.name]
         self._blobs = BlobUse()
+        self._gathering = Gathering(parts.program)
         self._sent_s: dict[str, float] = {}
         self._starting: dict[str, tuple[Task, bytes]] = {}  # journalled, and sent by the commands that follow
         self._evicted = parts.store.evicted()
@@ -134,6 +137,7 @@ class RunningJob:
             **{f"devices_{each.value}": presences[each] for each in Presence},
             "devices_unfit": sum(device.unfit is not None for device in self._state.fleet.values()),
             "open_uploads": self.session.open_uploads,
+            "waiting_uploads": self.session.waiting_uploads,
             "open_bytes": self.session.open_bytes,
         }
 
@@ -218,7 +222,7 @@ class RunningJob:
             self._closing, self._closed_s = self._to_close.pop(0), now_s
             self._beside_began_s = now_s
             if self._version.version == self._closing.round:
-                self.folding = self._parts.fold(self._version)
+                self.folding = self._parts.fold(self._version, self._gathering.take(self._version.version))
                 return commands
         if self._version.version == self._closing.round + 1:
             commands += self._step(records.VersionMade(self._version.version), now_s)
@@ -294,13 +298,14 @@ class RunningJob:
             self._check_member(event.device)
             announced = self._state.fleet[event.device].examples
             layout = self._parts.program.stage(task.version).for_device(event.device).layout
-            claims, _ = check_update(event.data, task, layout, announced)
+            claims, coded = check_update(event.data, task, layout, announced)
         except RemoteError as error:
             return self._refuse(event, task, error.rule, str(error), now_s)
         key = (number, event.device, task.task, task.version)
         update = JournalUpdate(*key, event.uid, event.sha256, claims.examples, claims.loss, event.data)
         seconds = self._seconds_since_sent(event.device, now_s)
-        self._parts.store.add_update(update, seconds)
+        if self._parts.store.add_update(update, seconds):
+            self._gathering.add(update, claims, coded)
         self._parts.emit(
             {
                 "event": "update",
@@ -493,7 +498,7 @@ class RunningJob:
     def _do_fail(self, command: records.FailJob, _now_s: float) -> list[Command]:
         self._parts.store.forgive()
         self._parts.store.fail(command.reason)
-        self._parts.emit({"event": "error", "message": f"the job cannot go on: {command.reason}", "rule": "JobFailed"})
+        self._parts.emit({"event": "error", "message": f"the job cannot go on: {command.reason}", "rule": JOB_FAILED})
         self.exit_code = EXIT_FAILED
         return []
 

@@ -35,7 +35,7 @@ from edge_runtime.errors import EdgeError
 from edge_runtime.wire.topics import check_id
 
 ANSWER_POLL_S = 0.05
-NO_WAY_BACK = frozenset({"ef21", "scaffold"})  # methods whose devices hold parts of what the gateway has the sum of
+NO_WAY_BACK = frozenset({"ef21"})  # methods whose devices hold parts of what the gateway has the sum of, for good
 
 
 class RequestRefused(Exception):

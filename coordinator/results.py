@@ -1,17 +1,20 @@
 """What comes out: the version that a round makes, and the files that a job leaves behind."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from coordinator.aggregators import Contribution, Tensors
+from coordinator.aggregators import Contribution, Fold, Tensors
 from coordinator.downlink import with_view
+from coordinator.gathering import Gathered, contribution_of
 from coordinator.journal import write_file
 from coordinator.program import Program, make_version
-from coordinator.staleness import against_present, as_models, update_weight
-from coordinator.store import JournalUpdate, Store, Version
-from coordinator.updates import joined_controls, read_update
+from coordinator.staleness import against_present, as_models
+from coordinator.store import JournalUpdate, Store, Version, digests_beside, updates_beside, weights_beside
+from coordinator.updates import claims_of, read_update
 from edge_runtime.codecs import find_codec
 from edge_runtime.plan import CONTROL
 from edge_runtime.tensors import decode_tensors, encode_tensors
@@ -27,7 +30,11 @@ class ModelMissing(Exception):
 
 
 def fold(
-    program: Program, updates: Iterable[JournalUpdate], old: Version, trained_from: Callable[[int], bytes]
+    program: Program,
+    updates: Iterable[JournalUpdate],
+    old: Version,
+    trained_from: Callable[[int], bytes],
+    begun: Fold | None = None,
 ) -> Version:
     """Folds the journalled updates of a round into the version after `old`.
 
@@ -36,37 +43,46 @@ def fold(
         updates: One at a time, in any order: it does not change the result.
         old: The version that the round has the number of.
         trained_from: The tensor file that devices had of an older version.
+        begun: What was folded of the round as it came; `updates` are the others.
     """
     method, plain = program.method, program.statistics
     present = decode_tensors(old.weights)[0]
-    mean = method.aggregate(_contributions(program, updates, present, trained_from), plain)
-    weights, state = method.server_step(present, mean, decode_tensors(old.state)[0], plain)
+    folding = begun or method.aggregate.begin(plain)
+    for contribution in _contributions(program, updates, present, trained_from):
+        folding.add(contribution)
+    weights, state = method.server_step(present, folding.mean(), decode_tensors(old.state)[0], plain)
     return with_view(program, old, make_version(old.version + 1, weights, state))
 
 
 def _contributions(
     program: Program, updates: Iterable[JournalUpdate], present: Tensors, trained_from: Callable[[int], bytes]
 ) -> Iterator[Contribution]:
-    """The updates one at a time, each with what its staleness leaves of it (coordinator.staleness)."""
     codec, rules = find_codec(program.upload.codec), program.job.schedule
     for update in updates:
-        staleness = update.round - update.version
         layout = program.stage(update.version).for_device(update.device).layout
         coded, metadata = read_update(update.data, codec, layout)
-        each = Contribution(
-            device=update.device,
-            examples=update.examples,
-            tensors=coded,
-            steps=int(metadata["steps"]),
-            task=update.task,
-            scale=update_weight(rules, staleness),
-            joined=joined_controls(metadata, layout),
-        )
-        if staleness > 0 and (models := as_models(rules, layout.shapes, program.statistics)):
+        each = contribution_of(program, update, claims_of(metadata, layout), coded)
+        stale = update.round > update.version
+        if stale and (models := as_models(rules, layout.shapes, program.statistics)):
             base = decode_tensors(trained_from(update.version))[0]
             delta = codec.decode(update.data, layout.shapes)[0]
             each = replace(each, tensors=against_present(delta, models, base, present))
         yield each
+
+
+def fold_journalled(program: Program, directory: Path, old: Version, gathered: Gathered | None) -> Version:
+    """Folds a round of the journal in a state directory, of which a part may have been folded as it came.
+
+    Raises:
+        JournalError: The journal cannot be read.
+    """
+    digests = digests_beside(directory, old.version)
+    whole = gathered is not None and gathered.digests.items() <= digests.items()
+    begun = gathered if whole else None
+    known = begun.digests if begun else {}
+    with closing(updates_beside(directory, old.version, [key for key in digests if key not in known])) as updates:
+        base = partial(weights_beside, directory)
+        return fold(program, updates, old, base, begun.fold if begun else None)
 
 
 def keep_model(directory: Path, model: bytes) -> None:

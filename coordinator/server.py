@@ -27,10 +27,10 @@ from coordinator.jobfile import JobFileError
 from coordinator.journal import JournalError, open_lock
 from coordinator.leftovers import clear_job
 from coordinator.program import Program, definition, judged_model, make_version
-from coordinator.results import export, fold, keep_model
+from coordinator.results import export, fold_journalled, keep_model
 from coordinator.seat import LEAVE_S, enter, knock, send, serve
 from coordinator.speaker import GatewaySpeaker
-from coordinator.store import Version, open_store, updates_beside, weights_beside
+from coordinator.store import Version, open_store
 from coordinator.watch import MetricsError, watching
 from edge_runtime.broker_url import parse_url
 from edge_runtime.data import Dataset
@@ -149,17 +149,12 @@ def _prepare(place: Place, emit: Emit, stack: ExitStack) -> Parts:
     worker = stack.enter_context(ThreadPoolExecutor(1, "versions"))
     return Parts(
         program=program,
-        fold=lambda old: worker.submit(_fold, program, place.state, old),
+        fold=lambda old, gathered: worker.submit(fold_journalled, program, place.state, old, gathered),
         judge=lambda version: worker.submit(_judge, program, held_out, version),
         store=store,
         directory=place.state,
         emit=of_job(emit, checked.job.name),
     )
-
-
-def _fold(program: Program, directory: Path, old: Version) -> Version:
-    with closing(updates_beside(directory, old.version)) as updates:
-        return fold(program, updates, old, lambda number: weights_beside(directory, number))
 
 
 def _judge(program: Program, held_out: Dataset, version: Version) -> Evaluation:

@@ -12,7 +12,7 @@ import json
 import secrets
 import sqlite3
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -556,22 +556,43 @@ def open_reader(directory: Path) -> Store:
     return Store(connect_to_read(path), None, path)
 
 
-def updates_beside(directory: Path, number: int) -> Generator[JournalUpdate, None, None]:
-    """Store.updates for another thread than the store's: SQLite's connections are not shared.
+def digests_beside(directory: Path, number: int) -> dict[tuple[str, str], str]:
+    """SHA-256 of a round's updates by device and task, for another thread than the store's.
 
     Raises:
         JournalError: The journal cannot be read.
     """
     path = directory / JOURNAL_NAME
     with explained(path), closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        yield from _updates(connection, path, number)
+        query = "SELECT device, task, sha256 FROM updates WHERE round = ? ORDER BY device, task"
+        return {(device, task): sha256 for device, task, sha256 in connection.execute(query, (number,))}
 
 
-def _updates(connection: sqlite3.Connection, path: Path, number: int) -> Iterator[JournalUpdate]:
+def updates_beside(
+    directory: Path, number: int, keys: Iterable[tuple[str, str]] | None = None
+) -> Generator[JournalUpdate, None, None]:
+    """Store.updates for another thread than the store's: SQLite's connections are not shared.
+
+    Args:
+        directory: Of the journal.
+        number: The round.
+        keys: Of these devices and tasks alone; None for all.
+
+    Raises:
+        JournalError: The journal cannot be read.
+    """
+    path = directory / JOURNAL_NAME
+    with explained(path), closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        yield from _updates(connection, path, number, keys)
+
+
+def _updates(
+    connection: sqlite3.Connection, path: Path, number: int, keys: Iterable[tuple[str, str]] | None = None
+) -> Iterator[JournalUpdate]:
     columns = "updates.round, device, task, tasks.round, uid, sha256, examples, loss, updates.data"
     with explained(path):
         names = "SELECT device, task FROM updates WHERE round = ? ORDER BY device, task"
-        for key in connection.execute(names, (number,)).fetchall():
+        for key in connection.execute(names, (number,)).fetchall() if keys is None else keys:
             query = f"SELECT {columns} FROM updates JOIN tasks USING (device, task) WHERE device = ? AND task = ?"  # noqa: S608  columns is a constant
             yield JournalUpdate(*connection.execute(query, key).fetchone())
 

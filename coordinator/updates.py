@@ -61,11 +61,19 @@ class NonFinite(UpdateError):
 
 @dataclass(frozen=True)
 class Claims:
-    """What an update says of itself, checked: its number of examples, steps, and mean training loss."""
+    """What an update says of itself, checked.
+
+    Attributes:
+        examples: Their number.
+        steps: Done on the device.
+        loss: Mean over them.
+        joined: The control variates that the device begins with it.
+    """
 
     examples: int
     steps: int
     loss: float
+    joined: frozenset[str] = frozenset()
 
 
 def max_update_bytes(trained: Iterable[Mapping[str, tuple[int, ...]]]) -> int:
@@ -92,10 +100,9 @@ def check_update(data: bytes, task: Task, layout: Layout, announced_examples: in
     """
     update, metadata = read_update(data, find_codec(task.upload.codec), layout)
     _check_names(metadata, task)
-    claims = Claims(examples=_count(metadata, "examples"), steps=_count(metadata, "steps"), loss=_loss(metadata))
+    claims = claims_of(metadata, layout)
     if claims.examples > announced_examples:
         raise TooManyExamples(f"{claims.examples} examples, but the birth announced {announced_examples}")
-    joined_controls(metadata, layout)
     if update.first_bad is not None:
         raise NonFinite(f"tensor {update.first_bad!r} holds NaN or infinity; training diverged on the device")
     if update.peak * claims.examples >= MAX_WEIGHTED:
@@ -121,12 +128,18 @@ def read_update(data: bytes, codec: Codec, layout: Layout) -> tuple[CodedUpdate,
         raise BadUpdate(str(error.args[1])) from None
 
 
-def joined_controls(metadata: Mapping[str, str], layout: Layout) -> frozenset[str]:
-    """The control variates that a device says it begins.
+def claims_of(metadata: Mapping[str, str], layout: Layout) -> Claims:
+    """What an update of these tensors says of itself.
 
     Raises:
-        BadJoined: They are no list of control variates among the update's tensors.
+        BadCount: A number is missing or out of range.
+        BadJoined: `joined` is no list of control variates among the update's tensors.
     """
+    counts = (_count(metadata, "examples"), _count(metadata, "steps"), _loss(metadata))
+    return Claims(*counts, _joined(metadata, layout))
+
+
+def _joined(metadata: Mapping[str, str], layout: Layout) -> frozenset[str]:
     text = metadata.get(JOINED)
     if text is None:
         return frozenset()

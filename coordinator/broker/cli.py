@@ -12,8 +12,9 @@ import resource
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from coordinator.broker.access import AccessList, read_access_list
 from coordinator.broker.limits import Limits
 from coordinator.broker.mosquitto import shipped_config
 from coordinator.broker.passwords import Passwords, hash_password, read_passwords
@@ -48,17 +49,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         limits = _limits(options)
-        passwords = read_passwords(options.password_file) if options.password_file else None
-        _check_exposure(options.bind, open_to_all=passwords is None and not options.allow_anonymous)
+        logins = _read_logins(options)
+        _check_exposure(options.bind, open_to_all=logins.passwords is None and not options.allow_anonymous)
         sock = listen(options.bind, options.port)
     except (OSError, ValueError) as error:
         print(f"edge-runtime broker: {error}", file=sys.stderr)
         return 2
-    asyncio.run(_serve(sock, limits, passwords, stop_on_eof=options.stop_on_eof))
+    asyncio.run(_serve(sock, limits, logins, stop_on_eof=options.stop_on_eof))
     return 0
 
 
-async def _serve(sock: socket.socket, limits: Limits, passwords: Passwords | None, *, stop_on_eof: bool) -> None:
+class Logins(NamedTuple):
+    """Who may log in, and what each may do; None: everybody, everything."""
+
+    passwords: Passwords | None
+    access: AccessList | None
+
+
+def _read_logins(options: argparse.Namespace) -> Logins:
+    if options.access_list is not None and options.password_file is None:
+        raise ValueError("--access-list tells users apart by their logins; give --password-file too")
+    return Logins(
+        None if options.password_file is None else read_passwords(options.password_file),
+        None if options.access_list is None else read_access_list(options.access_list),
+    )
+
+
+async def _serve(sock: socket.socket, limits: Limits, logins: Logins, *, stop_on_eof: bool) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -68,7 +85,7 @@ async def _serve(sock: socket.socket, limits: Limits, passwords: Passwords | Non
     _raise_open_files(limits.max_connections + 64)
     host, port = sock.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    server = Server(sock, limits, passwords)
+    server = Server(sock, limits, logins.passwords, logins.access)
     print(f"listening mqtt://{shown}:{port}", flush=True)
     await server.run(stop)
     log.info("stopped")
@@ -86,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--bind", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (%(default)s)")
     add("--port", type=int, default=1883, help="port, 0 = any free one (%(default)s)")
     add("--password-file", type=Path, metavar="FILE", help="logins, one user:salt:hash a line")
+    add("--access-list", type=Path, metavar="FILE", help="who may say and hear what, in mosquitto's format")
     add("--hash-password", metavar="USER", help="ask for a password, print its line for the file, and exit")
     add("--mosquitto-conf", action="store_true", help="print our settings for a production mosquitto, and exit")
     add("--allow-anonymous", action="store_true", help="listen beyond this machine without logins")

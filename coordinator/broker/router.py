@@ -118,7 +118,8 @@ class Router:
 
     def _may_subscribe(self, session: Session, name: str) -> bool:
         limits = self._limits
-        if any(overlap(name, denied) for denied in limits.denied):
+        closed = any(overlap(name, denied) for denied in limits.denied)
+        if closed or (session.access is not None and not session.access.may_subscribe(name)):
             log.warning("client %r may not subscribe to %r", session.client_id, name)
             return False
         if name not in session.subscriptions and len(session.subscriptions) >= limits.subscriptions:

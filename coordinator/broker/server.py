@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from coordinator.broker import packets as p
+from coordinator.broker.access import overreach
 from coordinator.broker.connection import Connection
 from coordinator.broker.packets import MalformedPacket, Packet, UnsupportedVersion
 from coordinator.broker.passwords import Passwords, verify
@@ -23,6 +24,7 @@ from coordinator.broker.topics import Message
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from coordinator.broker.access import AccessList
     from coordinator.broker.limits import Limits
     from coordinator.broker.session import Session
 
@@ -68,10 +70,17 @@ class Server:
     login says so (SESSION PRESENT 0): a message of QoS 1 or 2 is never dropped from a session that lives on.
     """
 
-    def __init__(self, sock: socket.socket, limits: Limits, passwords: Passwords | None = None) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        limits: Limits,
+        passwords: Passwords | None = None,
+        access: AccessList | None = None,
+    ) -> None:
         self._sock = sock
         self._limits = limits
         self._passwords = passwords
+        self._access = access
         self._router = Router(limits)
         self._loop = asyncio.get_running_loop()
         self._scratch = memoryview(bytearray(SCRATCH_BYTES))
@@ -244,6 +253,10 @@ class Server:
         message = Message(packet.topic, packet.topic.encode(), packet.payload, packet.qos)
         if packet.topic.startswith("$SYS/"):
             log.info("%s: a publish to %r is ignored, $SYS is the broker's", session.client_id, packet.topic)
+        elif session.access is not None and not session.access.may_publish(packet.topic):
+            session.trespasses += 1
+            if session.trespasses == 1:
+                log.warning("%s may not publish to %r; this and the like are ignored", _who(connection), packet.topic)
         else:
             self._route(message, connection, retain=packet.retain)
         if packet.qos == 1:
@@ -310,6 +323,12 @@ class Server:
 
     def _log_in(self, connection: Connection, packet: p.Connect) -> None:
         client_id = packet.client_id or f"auto-{secrets.token_hex(8)}"
+        access = None if self._access is None else self._access.of(packet.username)
+        known, will = self._router.sessions.get(client_id), packet.will
+        why = overreach(access, None if known is None else known.access, None if will is None else will.topic)
+        if why is not None:
+            self._refuse(connection, p.NOT_AUTHORISED, f"client {client_id!r}: {why}")
+            return
         if client_id in self._online:
             self._end(self._online[client_id], "another connection took over its client id")  # MQTT-3.1.4-2
         try:
@@ -317,6 +336,7 @@ class Server:
         except TooManySessions as error:
             self._refuse(connection, p.UNAVAILABLE, str(error))
             return
+        session.access = access
         self._absent_since.pop(client_id, None)
         self._online[client_id] = connection
         connection.will, connection.keepalive_s = packet.will, packet.keepalive_s

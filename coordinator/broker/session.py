@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from coordinator.broker.packets import Puback, Pubcomp, Pubrec, Pubrel, encode, publish_head
 
 if TYPE_CHECKING:
+    from coordinator.broker.access import Access
     from coordinator.broker.limits import Limits
     from coordinator.broker.topics import Message
 
@@ -51,6 +52,8 @@ class Session:
         subscriptions: Filter -> granted QoS.
         received: Identifiers of incoming QoS 2 messages that were passed on and not yet released.
         queued_bytes: Charged bytes in both queues, at most ``limits.queue_bytes``.
+        access: What its user may do; None where no access list holds.
+        trespasses: Messages that were not its own to publish.
     """
 
     def __init__(self, client_id: str, limits: Limits, *, clean: bool) -> None:
@@ -61,6 +64,8 @@ class Session:
         self.received: set[int] = set()
         self.queued_bytes = 0
         self.dropped = 0
+        self.access: Access | None = None
+        self.trespasses = 0
         self._limits = limits
         self._unacknowledged: deque[_Delivery] = deque()  # QoS 0, waiting
         self._waiting: deque[_Delivery] = deque()  # QoS 1 and 2, waiting

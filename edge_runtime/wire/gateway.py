@@ -122,6 +122,11 @@ class GatewaySession:
         """How many uploads are under way."""
         return self._intake.open_uploads
 
+    @property
+    def waiting_uploads(self) -> int:
+        """How many devices wait for room."""
+        return self._intake.waiting
+
     def will(self) -> tuple[str, bytes]:
         """Topic and payload of the last will, retained, QoS 1."""
         return topics.gateway(self.site), self._presence("lost")

@@ -109,11 +109,11 @@ def test_a_crash_at_any_write_of_the_journal_loses_no_update_and_counts_none_twi
 def test_a_fold_that_was_killed_is_done_again_with_the_same_bits(tmp_path: Path) -> None:
     site = make_site(tmp_path, FEDBUFF)
     fold, made = site._fold, Future[Version]()
-    site._fold = lambda _old: made  # type: ignore[method-assign]
+    site._fold = lambda _old, _gathered: made  # type: ignore[method-assign]
     start_all(site)
     site.run(lambda: site.job is not None and site.job.folding is not None)
     assert site.job is not None
-    expected = fold(site.job._version).result()
+    expected = fold(site.job._version, None).result()
     for _ in range(5):
         site.turn()  # others deliver in the meantime, into the next round
     site.kill()

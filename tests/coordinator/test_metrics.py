@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import coordinator
-from coordinator.event_kinds import COMMON, EVENTS, problems_of
+from coordinator.event_kinds import COMMON, EVENTS, JOB_FAILED, problems_of
 from coordinator.events import json_lines, log_lines, of_job, seldom, to_all
 from coordinator.metrics import MAX_RULES, Metrics
 from coordinator.watch import MetricsError, every, listen_address, serve_metrics, watching
@@ -33,6 +33,7 @@ SAMPLE = {
     "devices_stopped": 1,
     "devices_unfit": 3,
     "open_uploads": 5,
+    "waiting_uploads": 11,
     "open_bytes": 1_000_000,
     "connects": 2,
     "connected": 1,
@@ -152,7 +153,9 @@ def test_a_round_and_the_end_of_a_job_are_shown() -> None:
     assert value(metrics, "accuracy_ratio", job="j") == 0.75
     assert value(metrics, "fold_seconds_sum") == 0.5
     assert value(metrics, "judge_seconds_sum") == 0.25
-    metrics.take({"event": "error", "job": "j", "message": "m", "rule": "JobFailed"})
+    metrics.take({"event": "error", "job": "j", "message": "m", "rule": "SubscriptionRefused"})
+    assert value(metrics, "job_running", job="j") == 1, "it is tried again"
+    metrics.take({"event": "error", "job": "j", "message": "m", "rule": JOB_FAILED})
     assert value(metrics, "job_running", job="j") == 0
     assert value(metrics, "jobs_ended_total", outcome="failed") == 1
 

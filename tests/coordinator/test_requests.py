@@ -194,7 +194,7 @@ def test_devices_begin_with_nothing_carried_over_after_a_rollback(tmp_path: Path
     assert runs[6] == {(last, "tiny.5")}
 
 
-@pytest.mark.parametrize("method", ["ef21", "scaffold"])
+@pytest.mark.parametrize("method", ["ef21"])
 def test_a_method_with_state_on_its_devices_is_not_rolled_back(site: Operated, method: str) -> None:
     start_all(site)
     site.run(lambda: rounds_done(site) == [1, 2])

@@ -81,7 +81,7 @@ def update(
     program: Program, number: int, base: int, value: float, *, device: str = "dev-a", examples: int = 8
 ) -> JournalUpdate:
     tensors = {name: np.full_like(array, value) for name, array in program.weights.items()}
-    data = encode_tensors(tensors, {"steps": "1"})
+    data = encode_tensors(tensors, {"examples": "1", "steps": "1", "loss": "1.0"})
     return JournalUpdate(number, device, f"tiny.{base}.{device}.1", base, "", "", examples, 0.5, data)
 
 
@@ -125,7 +125,7 @@ def test_a_buffer_of_fresh_updates_is_a_synchronous_round_to_the_bit(program: Pr
     old, pair = constant(program, 5, 8.0), []
     for device in ("dev-a", "dev-b"):
         tensors = {name: rng.normal(size=array.shape).astype(np.float32) for name, array in program.weights.items()}
-        data = encode_tensors(tensors, {"steps": "3"})
+        data = encode_tensors(tensors, {"examples": "1", "steps": "3", "loss": "1.0"})
         pair.append(JournalUpdate(5, device, "t", 5, "", "", 7, 0.5, data))
     made = [
         fold(replace(program, job=replace(program.job, schedule=each)), pair, old, lambda _: b"")

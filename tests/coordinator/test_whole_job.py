@@ -446,7 +446,7 @@ def test_while_a_version_is_judged_the_site_goes_on_and_a_late_update_is_refused
 def test_while_a_round_is_folded_the_site_goes_on_and_a_kill_folds_it_again(tmp_path: Path, undisturbed: str) -> None:
     site = make_site(tmp_path)
     fold, made = site._fold, Future[Version]()
-    site._fold = lambda _old: made  # type: ignore[method-assign]
+    site._fold = lambda _old, _gathered: made  # type: ignore[method-assign]
     start_all(site)
     site.run(lambda: site.job is not None and site.job.folding is not None)
     site.devices["dev-c"].kill()

@@ -124,7 +124,7 @@ def digits_federation(
 
     `side` enlarges the 8x8 images by repeating and cutting pixels, for a LeNet of the classic size.
     """
-    split = _enlarged(load_split("digits", None, seed=1), side)
+    split = enlarged(load_split("digits", None, seed=1), side)
     shards = dirichlet(split.y_train, devices, alpha=0.5, seed=1, min_examples=16)
     names = [f"dev-{i}" for i in range(devices)]
     fleet.write_shards(split, dict(zip(names, shards, strict=True)), root)
@@ -133,7 +133,7 @@ def digits_federation(
     return Federation(root, start_broker(None, root / "broker", kind=kind), names)
 
 
-def _enlarged(split: Split, side: int) -> Split:
+def enlarged(split: Split, side: int) -> Split:
     rows = np.arange(side) * split.x_train.shape[-1] // side
     x_train, x_test = (x[..., rows[:, None], rows] for x in (split.x_train, split.x_test))
     return replace(split, x_train=x_train, x_test=x_test)

@@ -15,8 +15,8 @@ from coordinator.event_kinds import problems_of
 from coordinator.gateway import Parts, RunningJob
 from coordinator.jobfile import load_job
 from coordinator.program import build_program, definition, judged_model, make_version
-from coordinator.results import fold, keep_model
-from coordinator.store import Store, Version, open_store, updates_beside, weights_beside
+from coordinator.results import fold_journalled, keep_model
+from coordinator.store import Store, Version, open_store
 from edge_runtime.data import load_dataset
 from edge_runtime.deltas import apply_delta
 from edge_runtime.errors import EdgeError
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
+    from coordinator.gathering import Gathered
     from edge_runtime.data import Dataset
     from edge_runtime.slots import Slots
 
@@ -242,13 +243,10 @@ class MemorySite:
         store.keep = self.program.job.keep
         return store
 
-    def _fold(self, old: Version) -> Future[Version]:
+    def _fold(self, old: Version, gathered: Gathered | None) -> Future[Version]:
         made: Future[Version] = Future()
-        made.set_result(fold(self.program, updates_beside(self.state, old.version), old, self._weights_of))
+        made.set_result(fold_journalled(self.program, self.state, old, gathered))
         return made
-
-    def _weights_of(self, number: int) -> bytes:
-        return weights_beside(self.state, number)
 
     def _judge(self, version: Version) -> Future[Evaluation]:
         judged: Future[Evaluation] = Future()

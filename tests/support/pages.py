@@ -14,7 +14,7 @@ import edge_runtime.codecs
 import edge_runtime.wire
 from coordinator import rounds, updates
 from coordinator.event_kinds import COMMON, EVENTS
-from coordinator.metrics import Metrics
+from coordinator.metrics import COUNTERS, GAUGES, HISTOGRAMS
 from coordinator.round_records import Phase
 from edge_runtime import tensors
 from edge_runtime.client_events import CLIENT_COMMON, CLIENT_EVENTS
@@ -67,13 +67,15 @@ def _client_events() -> str:
 
 
 def _metrics() -> str:
-    own = Metrics()
-    rows = []
-    for each in own.registry.collect():
-        if each.name.startswith("edge_"):
-            name = each.name + ("_total" if each.type == "counter" else "")
-            labels = ", ".join(f"`{label}`" for label in own.labels[each.name])
-            rows.append(f"| `{name}` | {each.type} | {labels or '-'} | {each.documentation} |")
+    families = [
+        *((f"{name}_total", "counter", text, labels) for name, (text, labels) in COUNTERS.items()),
+        *((name, "gauge", text, labels) for name, (text, labels) in GAUGES.items()),
+        *((name, "histogram", text, ()) for name, (text, _) in HISTOGRAMS.items()),
+    ]
+    rows = [
+        f"| `edge_{name}` | {kind} | {', '.join(f'`{label}`' for label in labels) or '-'} | {text} |"
+        for name, kind, text, labels in families
+    ]
     return "\n".join(["| metric | type | labels | meaning |", "| --- | --- | --- | --- |", *rows])
 
 
