@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from coordinator import command_lines as lines
-from coordinator.home import HomeError, submissions
-from coordinator.standing import DeviceStanding, device_standings, job_standing
+from coordinator.home import HomeError, queue
+from coordinator.standing import DeviceStanding, device_standings
 from coordinator.store import open_reader
 
 
@@ -49,8 +49,7 @@ def _places(options: argparse.Namespace) -> list[Path]:
     """One job where one is named, else all of the home that are not done."""
     if options.home is None or options.job is not None:
         return [lines.place_of(options)]
-    found = [each.directory for each in submissions(options.home)]
-    return [directory for directory in found if job_standing(directory).state != "done"]
+    return [each.directory for each in queue(options.home) if each.state in {"ready", "paused", "failed"}]
 
 
 def _list(options: argparse.Namespace) -> int:

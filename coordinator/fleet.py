@@ -14,6 +14,8 @@ from edge_runtime.rng import derive_seed
 
 # How many of a device's last task times are remembered: enough for a median that one bad transfer does not move.
 TIMES_KEPT = 5
+# However slow a device is, it does so much of the work: what it has learnt would not be worth its download otherwise.
+LEAST_SHARE = 0.1
 
 
 class Presence(Enum):
@@ -36,7 +38,8 @@ class Device:
         unfit: Why it can take no further part in this job; None while it can.
         asked: How many tasks it was sent in this job.
         delivered: How many of them it answered with an update that was accepted.
-        times_s: Seconds from task to accepted update of the last of these, oldest first, at most TIMES_KEPT.
+        times_s: Seconds from task to accepted update of the last of these, as for the whole work, oldest first, at most
+            TIMES_KEPT.
     """
 
     name: str
@@ -140,27 +143,56 @@ def returning(fleet: Fleet, now_s: float, grace_s: float) -> bool:
     )
 
 
-def draw(names: Iterable[str], *, count: int, seed: int, number: int) -> tuple[str, ...]:
-    """At most so many of the devices, by a lot that only (seed, number, a device's id) decide, in ascending order."""
-    ranked = sorted(names, key=lambda name: (derive_seed("cohort", seed, number, name), name))
-    return tuple(sorted(ranked[:count]))
-
-
-def choose_cohort(
-    names: Iterable[str], *, fraction: float, least: int, seed: int, round_number: int
+def draw(
+    names: Iterable[str], *, count: int, seed: int, number: int, weights: Mapping[str, float] | None = None
 ) -> tuple[str, ...]:
-    """The share of the devices that a round asks, in ascending order.
+    """At most so many of the devices, by lot, in ascending order.
 
-    Every device is ranked by a hash of (seed, round, its id), so the choice does not depend on who else is there
+    Every device is ranked by a hash of (seed, number, its id), so the choice does not depend on who else is there
     beyond the number asked, and a restart chooses the same devices again.
 
     Args:
-        names: The devices that are ready.
-        fraction: In (0, 1]; the number asked is ceil(fraction * devices).
-        least: Ask at least so many, if there are.
+        names: To choose from.
+        count: How many.
         seed: The job's.
-        round_number: From 1.
+        number: Of this draw.
+        weights: A device with twice the weight of another is drawn first twice as often; by default all are equal. Rank
+            is -log(u) / weight with the hash for u (P. Efraimidis, P. Spirakis: Weighted Random Sampling with a
+            Reservoir, 2006).
     """
-    everyone = tuple(names)
-    count = min(len(everyone), max(least, math.ceil(fraction * len(everyone))))
-    return draw(everyone, count=count, seed=seed, number=round_number)
+
+    def rank(name: str) -> tuple[float, str]:
+        # From a hash below 2^63, such that equal weights rank by the hash itself.
+        u = derive_seed("cohort", seed, number, name) / 2.0**63
+        return -math.log1p(-min(u, 1.0 - 2.0**-53)) / (1.0 if weights is None else weights[name]), name
+
+    return tuple(sorted(sorted(names, key=rank)[:count]))
+
+
+def share_of(count: int, fraction: float, least: int) -> int:
+    """How many of so many devices a round wants: ceil(fraction * count), at least `least`, if there are."""
+    return min(count, max(least, math.ceil(fraction * count)))
+
+
+def selection_weights(fleet: Fleet, names: Iterable[str]) -> dict[str, float]:
+    """How readily each device is drawn: its availability, times how fast it is where others are faster.
+
+    Availability is (delivered + 1) / (asked + 1), so a newcomer counts as reliable; speed is the median task time of
+    all over the device's own, at most 1. Both are of what the journal has.
+    """
+    times = {name: seconds for name in names if (seconds := task_seconds(fleet[name])) is not None}
+    usual = median(times.values()) if times else 1.0
+    return {
+        name: (fleet[name].delivered + 1) / (fleet[name].asked + 1) * min(1.0, usual / times.get(name, usual))
+        for name in names
+    }
+
+
+def work_share(fleet: Fleet, name: str) -> float:
+    """The share of the whole work that a device does in about the time that the middle one takes for all of it.
+
+    In [LEAST_SHARE, 1]; 1 while its time is not known.
+    """
+    own = task_seconds(fleet[name])
+    times = [seconds for device in fleet.values() if (seconds := task_seconds(device)) is not None]
+    return 1.0 if own is None else min(1.0, max(LEAST_SHARE, median(times) / own))

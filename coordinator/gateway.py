@@ -22,7 +22,7 @@ from coordinator.events import Emit
 from coordinator.fleet import Presence
 from coordinator.gathering import Gathered, Gathering
 from coordinator.leftovers import clear_stage, clear_versions
-from coordinator.program import Program, Turn, attempt_turn, make_task, rules_of, serial_turn
+from coordinator.program import Program, Turn, attempt_turn, make_task, rules_of, serial_turn, share_asked, steps_of
 from coordinator.results import export
 from coordinator.schedules import SCHEDULES
 from coordinator.store import EXPIRED, JournalTask, JournalUpdate, RoundFigures, Store, Version
@@ -303,7 +303,7 @@ class RunningJob:
             return self._refuse(event, task, error.rule, str(error), now_s)
         key = (number, event.device, task.task, task.version)
         update = JournalUpdate(*key, event.uid, event.sha256, claims.examples, claims.loss, event.data)
-        seconds = self._seconds_since_sent(event.device, now_s)
+        seconds = self._seconds_for_all(task, announced, now_s)
         if self._parts.store.add_update(update, seconds):
             self._gathering.add(update, claims, coded)
         self._parts.emit(
@@ -327,10 +327,11 @@ class RunningJob:
         if members is not None and self._parts.store.is_outsider(device, members):
             raise FleetFull(f"{members} other devices have taken part already, all that [method] devices allows")
 
-    def _seconds_since_sent(self, device: str, now_s: float) -> float | None:
-        """None for a task that an earlier process has sent."""
-        sent_s = self._sent_s.pop(device, None)
-        return None if sent_s is None else now_s - sent_s
+    def _seconds_for_all(self, task: Task, examples: int, now_s: float) -> float | None:
+        """What the device would have taken for the whole work; None for a task that an earlier process has sent."""
+        sent_s = self._sent_s.pop(task.device, None)
+        share = share_asked(self._parts.program.job, examples, task)
+        return None if sent_s is None else (now_s - sent_s) / share
 
     def _open_task(self, device: str, name: str) -> Task | None:
         """The device's task of this name, unless it is done or failed."""
@@ -422,9 +423,9 @@ class RunningJob:
     def _do_start(self, command: records.StartRound, now_s: float) -> list[Command]:
         # Not the whole cohort: who is still at it answers the task of an earlier attempt, by its name.
         turn = attempt_turn(command.round, command.attempt)
-        self._starting = self._journal_tasks(
-            command.round, command.attempt, [self._task(device, turn) for device in command.asked]
-        )
+        shares = command.shares or (1.0,) * len(command.asked)
+        tasks = [self._task(device, turn, share) for device, share in zip(command.asked, shares, strict=True)]
+        self._starting = self._journal_tasks(command.round, command.attempt, tasks, command.wanted)
         self._round_began_s = now_s if command.attempt == 1 else self._round_began_s
         self._parts.emit(
             {
@@ -455,16 +456,20 @@ class RunningJob:
         self._sent_s.pop(command.device, None)
         return self._clear_task(command.device)
 
-    def _journal_tasks(self, number: int, attempt: int, tasks: list[Task]) -> dict[str, tuple[Task, bytes]]:
+    def _journal_tasks(
+        self, number: int, attempt: int, tasks: list[Task], wanted: int | None = None
+    ) -> dict[str, tuple[Task, bytes]]:
         """Write the tasks; each with its bytes, by device."""
         written = [JournalTask(task.device, task.task, format_task(task)) for task in tasks]
-        self._parts.store.start_round(number, attempt, tuple(written))
+        self._parts.store.start_round(number, attempt, tuple(written), wanted)
         return {task.device: (task, journalled.data) for task, journalled in zip(tasks, written, strict=True)}
 
-    def _task(self, device: str, turn: Turn) -> Task:
+    def _task(self, device: str, turn: Turn, share: float = 1.0) -> Task:
+        """A device's next task, for a share of the whole work."""
         program, store = self._parts.program, self._parts.store
         carry = Carry(store.run(), store.last_counted(device)) if program.carries else None
-        return make_task(program, self._version, device, turn, carry)
+        steps = steps_of(program.job, self._state.fleet[device].examples, share)
+        return make_task(program, self._version, device, turn, carry, steps)
 
     def _send_task(self, task: Task, payload: bytes) -> list[Command]:
         """Publishes a task whose blobs are published, and takes those of the device's last one off."""

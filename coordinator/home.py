@@ -13,10 +13,11 @@ A job's directory appears by a rename when all of it is written and synced, so t
 import json
 import secrets
 import shutil
+import sys
 import tempfile
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -26,11 +27,11 @@ import numpy as np
 
 from coordinator.evaluate import check_held_out
 from coordinator.jobfile import Job, JobFileError, Problem, load_job
-from coordinator.journal import open_lock, sync_directory, write_file
+from coordinator.journal import JournalError, open_lock, sync_directory, write_file
 from coordinator.program import Program, build_program, definition, make_version
 from coordinator.requests import whoever
 from coordinator.results import GRAPH_NAME, export_version, keep_model
-from coordinator.store import Version, open_reader, open_store
+from coordinator.store import Store, Version, open_reader, open_store
 from coordinator.toml_text import toml_text
 from edge_runtime.data import Dataset, load_dataset
 
@@ -45,17 +46,32 @@ class HomeError(Exception):
 
 @dataclass(frozen=True)
 class Submission:
-    """A job's place in the queue: smaller numbers first."""
+    """A job's place in the queue: smaller numbers first. `fault` says why it cannot be told, if so; then it is last."""
 
     number: int
     name: str
     directory: Path
+    fault: str | None = None
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A submitted job as the queue sees it.
+
+    `state` is "ready", "paused", "failed", "left" (it has ended, and may have messages on the broker still), "done" or
+    "damaged", with the reason in `fault`.
+    """
+
+    name: str
+    directory: Path
+    state: str
+    fault: str = ""
 
 
 def submissions(home: Path) -> tuple[Submission, ...]:
     """The jobs of a home in the order in which they were submitted; none where there is no home yet."""
     found = [_submission(path.parent) for path in (home / JOBS).glob(f"[!{MAKING}]*/{SUBMITTED}")]
-    return tuple(sorted(found, key=lambda each: each.number))
+    return tuple(sorted(found, key=lambda each: (each.number, each.name)))
 
 
 def _submission(directory: Path) -> Submission:
@@ -63,18 +79,43 @@ def _submission(directory: Path) -> Submission:
         number = json.loads((directory / SUBMITTED).read_bytes())["number"]
         return Submission(int(number), directory.name, directory)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise HomeError(f"{directory / SUBMITTED} cannot be read ({error}); restore it, or remove the job") from error
+        fault = f"{directory / SUBMITTED} cannot be read ({error!r}); restore it, or move the job's directory away"
+        return Submission(sys.maxsize, directory.name, directory, fault)
 
 
-def next_ready(home: Path, but: Collection[str] = ()) -> Submission | None:
-    """The first job of the queue that is neither done, failed nor paused, and is none of `but`."""
-    for each in submissions(home):
-        if each.name in but:
-            continue
+def queue(home: Path) -> tuple[Queued, ...]:
+    """How every submitted job stands, in their order; one that is damaged keeps no other from running."""
+    return tuple(_queued(each) for each in submissions(home))
+
+
+def _queued(each: Submission) -> Queued:
+    if each.fault is not None:
+        return Queued(each.name, each.directory, "damaged", each.fault)
+    try:
         with closing(open_reader(each.directory)) as store:
-            if store.done() is None and store.failed() is None and not store.paused():
-                return each
-    return None
+            return Queued(each.name, each.directory, _state(store))
+    except JournalError as error:
+        return Queued(each.name, each.directory, "damaged", str(error))
+
+
+def _state(store: Store) -> str:
+    if store.done() is not None:
+        return "done" if store.cleared() else "left"
+    if store.failed() is not None:
+        return "failed"
+    return "paused" if store.paused() else "ready"
+
+
+def next_ready(home: Path, but: Collection[str] = ()) -> Queued | None:
+    """The first job of the queue that can run and is none of `but`."""
+    return next((each for each in queue(home) if each.state == "ready" and each.name not in but), None)
+
+
+def bring_up_to_date(home: Path) -> None:
+    """Give journals of an older version of this program the present tables; damaged ones are left to the queue."""
+    for each in submissions(home):
+        with suppress(JournalError):
+            open_store(each.directory).close()
 
 
 def job_directory(home: Path, name: str) -> Path:

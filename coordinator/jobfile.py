@@ -45,6 +45,9 @@ min_updates = 2          # 1 .. devices: with fewer at the deadline the round is
 deadline_s = 60.0        # (0, 604800] seconds
 grace_s = 10.0           # optional, [0, 86400]: a device lost for less still counts as coming back
 fraction = 1.0           # optional, (0, 1]: the share of the online devices that a round asks
+over_select = 0.0        # optional, [0, 10]: so many more, and the round closes without them
+select = "uniform"       # optional, or "weighted": by availability and past times
+scale_work = false       # optional: slow devices do fewer steps
 
 [schedule]               # optional; without it rounds are synchronous
 name = "fedbuff"         # "sync", "fedasync" or "fedbuff"; the other keys are in docs/job-file.md
@@ -76,6 +79,7 @@ from typing import Any
 
 from coordinator.fields import (
     Field,
+    boolean,
     codec,
     did_you_mean,
     download_codec,
@@ -124,6 +128,9 @@ class Round:
     deadline_s: float
     grace_s: float
     fraction: float
+    over_select: float = 0.0
+    select: str = "uniform"
+    scale_work: bool = False
 
 
 @dataclass(frozen=True)
@@ -194,6 +201,9 @@ SCHEMA: Mapping[str, Mapping[str, Field]] = {
         "deadline_s": Field(number(0, _WEEK_S, above_low=True)),
         "grace_s": Field(number(0, 86_400), required=False, default=10.0),
         "fraction": Field(number(0, 1, above_low=True), required=False, default=1.0),
+        "over_select": Field(number(0, 10), required=False, default=0.0),
+        "select": Field(one_of(("uniform", "weighted")), required=False, default="uniform"),
+        "scale_work": Field(boolean, required=False, default=False),
     },
     "schedule": SCHEDULE,
     "upload": {"codec": Field(codec, required=False)},
@@ -397,4 +407,7 @@ def _round(table: Mapping[str, Any]) -> Round:
         deadline_s=float(table["deadline_s"]),
         grace_s=float(table["grace_s"]),
         fraction=float(table["fraction"]),
+        over_select=float(table["over_select"]),
+        select=table["select"],
+        scale_work=table["scale_work"],
     )

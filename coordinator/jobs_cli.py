@@ -90,14 +90,15 @@ def _submit(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    found = [job_standing(each.directory) for each in submissions(options.home)]
+    found = [job_standing(each.directory, each.fault) for each in submissions(options.home)]
     if options.json:
         for each in found:
             lines.show(options, asdict(each), "")
         return lines.EXIT_DONE
     head = ("JOB", "STATE", "ROUND", "OF", "VERSION", "ACCURACY", "DEVICES")
     rows = [(e.name, e.state, e.round, e.rounds, e.version, e.accuracy, e.devices) for e in found]
-    lines.show(options, {}, lines.table([head, *rows]))
+    faults = [f"{each.name}: {each.reason}" for each in found if each.state == "damaged"]
+    lines.show(options, {}, "\n".join([lines.table([head, *rows]), *faults]))
     return lines.EXIT_DONE
 
 

@@ -38,7 +38,8 @@ BUSY_S = 10.0  # for another process's transaction to end
 _SCHEMA = """
 CREATE TABLE job (
   id INTEGER PRIMARY KEY CHECK (id = 1), definition TEXT NOT NULL, epoch INTEGER NOT NULL, done TEXT,
-  run TEXT NOT NULL, paused INTEGER NOT NULL DEFAULT 0, failed TEXT, run_from INTEGER NOT NULL DEFAULT 1
+  run TEXT NOT NULL, paused INTEGER NOT NULL DEFAULT 0, failed TEXT, run_from INTEGER NOT NULL DEFAULT 1,
+  cleared INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE versions (
   version INTEGER PRIMARY KEY, sha256 TEXT NOT NULL, bytes INTEGER NOT NULL, weights BLOB, state BLOB
@@ -114,6 +115,7 @@ _UPGRADES = {
 ALTER TABLE job ADD COLUMN paused INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE job ADD COLUMN failed TEXT;
 ALTER TABLE job ADD COLUMN run_from INTEGER NOT NULL DEFAULT 1;
+ALTER TABLE job ADD COLUMN cleared INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE rounds ADD COLUMN note TEXT;
 ALTER TABLE rounds ADD COLUMN wanted INTEGER;
 """
@@ -256,7 +258,8 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
         JournalError: There is none, or it is of another version of this program.
     """
     connection = _connect_to_existing(path, "ro")
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    with explained(path):
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version != SCHEMA_VERSION:
         connection.close()
         raise JournalError(

@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
@@ -295,6 +296,10 @@ def _model(job: Job) -> bytes:
     return build(job.model.input_shape, job.model.classes, job.seed)
 
 
+# Keys of [round] that came later, with what they are without: so that journals from before are taken up.
+NEW: Mapping[str, object] = {"over_select": 0.0, "select": "uniform", "scale_work": False}
+
+
 def definition(program: Program) -> dict[str, str]:
     """Everything that decides the job's result, flat, as the journal keeps it to notice a changed job file.
 
@@ -309,7 +314,7 @@ def definition(program: Program) -> dict[str, str]:
         "method.name": job.method,
         **{f"method.{key}": value for key, value in job.method_options.items()},
         **{f"training.{key}": value for key, value in asdict(job.training).items()},
-        **{f"round.{key}": value for key, value in asdict(job.round).items()},
+        **{f"round.{key}": value for key, value in asdict(job.round).items() if key not in NEW or value != NEW[key]},
         "upload.codec": program.upload.codec,
         "model": hashlib.sha256(program.model).hexdigest(),
         **({"download.codec": job.download} if job.download else {}),
@@ -336,6 +341,9 @@ def rules_of(job: Job) -> Rules:
         grace_s=job.round.grace_s,
         fraction=job.round.fraction,
         schedule=job.schedule,
+        over_select=job.round.over_select,
+        select=job.round.select,
+        scale_work=job.round.scale_work,
     )
 
 
@@ -369,8 +377,24 @@ def serial_turn(asked: int) -> Turn:
     return Turn(f".{asked + 1}", asked + 1)
 
 
-def make_task(program: Program, version: Version, device: str, turn: Turn, carry: Carry | None = None) -> Task:
-    """A task of one device that starts from `version`; `carry` where the codec carries something over."""
+def make_task(  # noqa: PLR0913, PLR0917  what a task is made of
+    program: Program,
+    version: Version,
+    device: str,
+    turn: Turn,
+    carry: Carry | None = None,
+    steps: int | None = None,
+) -> Task:
+    """A task of one device that starts from `version`.
+
+    Args:
+        program: The job's.
+        version: To start from.
+        device: Who is asked.
+        turn: What tells it from the device's other tasks.
+        carry: Where the codec carries something over.
+        steps: The most that it does in every phase; None for all epochs.
+    """
     job, method, number = program.job, program.method, version.version
     stage = program.stage(number).for_device(device)
     return Task(
@@ -379,7 +403,7 @@ def make_task(program: Program, version: Version, device: str, turn: Turn, carry
         round=number,
         version=number,
         device=device,
-        phases=tuple(_phase(job.training, stage, phase) for phase in method.phases),
+        phases=tuple(_phase(job.training, stage, phase, steps) for phase in method.phases),
         weights=version.sent.sha256,
         blobs={version.sent.sha256: len(version.sent.data)} | {plan.sha256: len(plan.data) for plan in stage.files},
         classes=program.classes,
@@ -392,7 +416,22 @@ def make_task(program: Program, version: Version, device: str, turn: Turn, carry
     )
 
 
-def _phase(training: Training, stage: StagePlans, phase: PhaseSpec) -> Phase:
+def steps_of(job: Job, examples: int, share: float) -> int | None:
+    """The cap for a device of so many examples that is to do a share of the whole work; None for all of it."""
+    return None if share >= 1.0 else max(1, math.ceil(share * _whole_steps(job, examples)))
+
+
+def share_asked(job: Job, examples: int, task: Task) -> float:
+    """The share of the whole work that a task asks of a device of so many examples."""
+    steps = task.phases[0].steps
+    return 1.0 if steps is None else min(1.0, steps / _whole_steps(job, examples))
+
+
+def _whole_steps(job: Job, examples: int) -> int:
+    return job.training.epochs * math.ceil(examples / job.training.batch)
+
+
+def _phase(training: Training, stage: StagePlans, phase: PhaseSpec, steps: int | None) -> Phase:
     plans = stage.phases[phase.plan]
     numbers = vars(training) | {"lr": stage.lr}
     kept = plans.prefix is not None and training.cache != "off"
@@ -402,4 +441,5 @@ def _phase(training: Training, stage: StagePlans, phase: PhaseSpec) -> Phase:
         scalars={scalar: float(numbers[key]) for scalar, key in phase.scalars.items()},
         prefix=None if plans.prefix is None else plans.prefix.sha256,
         cache=Cache(training.cache, training.cache_mb << 20) if kept else None,
+        steps=steps,
     )

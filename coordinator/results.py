@@ -1,5 +1,6 @@
 """What comes out: the version that a round makes, and the files that a job leaves behind."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -115,7 +116,7 @@ def job_done(store: Store) -> dict[str, Any]:
         "event": "job_done",
         "rounds": number,
         "accuracy": accuracy,
-        "model_sha256": store.latest().sha256,
+        "model_sha256": hashlib.sha256(weights_file(store.latest())).hexdigest(),
         "model": str(store.directory / MODEL_NAME),
         "rss_peak_mb": peak_rss_mb(),
     }
@@ -132,11 +133,16 @@ def export_version(state: Path, version: Version, model: Path, weights: Path) ->
         graph = (state / GRAPH_NAME).read_bytes()
     except FileNotFoundError:
         raise ModelMissing(f"{state} has no {GRAPH_NAME}; start a coordinator on the job once, it writes it") from None
+    data = weights_file(version)
+    write_file(weights, data)
+    write_file(model, with_weights(graph, decode_tensors(data)[0]))
+
+
+def weights_file(version: Version) -> bytes:
+    """The model's weights as a tensor file: a version without its control variates."""
     tensors = decode_tensors(version.weights)[0]
-    controls = {name for name in tensors if name.startswith(CONTROL)}
-    of_model = {name: array for name, array in tensors.items() if name not in controls}
-    write_file(weights, encode_tensors(of_model) if controls else version.weights)
-    write_file(model, with_weights(graph, of_model))
+    of_model = {name: array for name, array in tensors.items() if not name.startswith(CONTROL)}
+    return version.weights if len(of_model) == len(tensors) else encode_tensors(of_model)
 
 
 def peak_rss_mb() -> float:

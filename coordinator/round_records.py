@@ -68,6 +68,9 @@ class Rules:
     grace_s: float
     fraction: float
     schedule: ScheduleRules = SYNCHRONOUS
+    over_select: float = 0.0
+    select: str = "uniform"
+    scale_work: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class State:
         cohort: The members of this round and what became of their tasks.
         since_s: When the phase began.
         paused: Whether no round is to be started.
+        wanted: With how many updates the round closes early, if it does.
     """
 
     rules: Rules
@@ -93,6 +97,7 @@ class State:
     cohort: Mapping[str, Outcome]
     since_s: float
     paused: bool = False
+    wanted: int | None = None
 
 
 @dataclass(frozen=True)
@@ -204,12 +209,22 @@ class StartRound:
     """Write into the journal that the round starts (again), and the tasks of those who are asked now.
 
     SendTask commands for `asked` follow; the rest of the cohort was asked in an earlier attempt.
+
+    Attributes:
+        round: Number.
+        attempt: From 1.
+        cohort: Everybody of the round.
+        asked: Who is asked now.
+        wanted: With how many updates the round closes early, if it does.
+        shares: How much of the whole work each of `asked` is to do; empty for all of it.
     """
 
     round: int
     attempt: int
     cohort: tuple[str, ...]
     asked: tuple[str, ...]
+    wanted: int | None = None
+    shares: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

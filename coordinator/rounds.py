@@ -11,13 +11,16 @@
 
 Round 1 needs `devices` devices with examples, every later start `min_updates`. A member of the cohort is awaited while
 it is online or was lost less than grace_s ago. What a member has delivered in one attempt of a round counts in the next
-one, and who is still at it goes on: the weights and the tasks are the same. The job fails when too few devices are left
-that have not failed a task. While it is paused no round is started, the one that runs goes on to its version.
+one, and who is still at it goes on: the weights and the tasks are the same. With over_select more are asked than are
+wanted, and the round closes with as many updates as are wanted; who is late is refused and loses nothing. The job fails
+when too few devices are left that have not failed a task. While it is paused no round is started, the one that runs
+goes on to its version.
 
 Restart: the shell rebuilds the state from the journal with `resumed`; every device then counts as lost since now, so
 that a round neither starts nor closes before the births had grace_s seconds to arrive.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -76,6 +79,7 @@ def resumed(rules: Rules, journalled: Journalled, now_s: float) -> State:
         journalled.cohort,
         now_s,
         journalled.paused,
+        journalled.wanted,
     )
 
 
@@ -180,7 +184,8 @@ def _take_evaluated(state: State, event: Evaluated, now_s: float) -> Move:
         return _finish(state, f"accuracy {event.accuracy:.4f} reaches the target {target:g}")
     if state.round >= state.rules.rounds:
         return _finish(state, f"all {state.rules.rounds} rounds are done")
-    return _phase(replace(state, round=state.round + 1, attempt=0, cohort={}), Phase.GATHERING, now_s), ()
+    following = replace(state, round=state.round + 1, attempt=0, cohort={}, wanted=None)
+    return _phase(following, Phase.GATHERING, now_s), ()
 
 
 def _finish(state: State, reason: str) -> Move:
@@ -227,26 +232,34 @@ def _start(state: State, now_s: float) -> Move:
     """
     kept = {name: each for name, each in state.cohort.items() if each is not Outcome.FAILED}
     asked = tuple(name for name in fleets.ready(state.fleet) if name not in kept)
+    wanted = state.wanted
     if state.attempt == 0:
-        asked = _share(state, asked)
+        wanted, asked = _choose(state, asked)
     attempt = state.attempt + 1
     fleet = fleets.was_asked(state.fleet, asked)
-    begun = replace(state, attempt=attempt, cohort=kept | dict.fromkeys(asked, Outcome.PENDING), fleet=fleet)
+    cohort = kept | dict.fromkeys(asked, Outcome.PENDING)
+    begun = replace(state, attempt=attempt, cohort=cohort, fleet=fleet, wanted=wanted)
     tasks = tuple(SendTask(name, state.round, attempt) for name in asked)
-    starting = StartRound(state.round, attempt, tuple(sorted(begun.cohort)), asked)
+    shares = tuple(fleets.work_share(fleet, name) for name in asked) if state.rules.scale_work else ()
+    starting = StartRound(state.round, attempt, tuple(sorted(begun.cohort)), asked, wanted, shares)
     return _phase(begun, Phase.COLLECTING, now_s), (starting, *tasks)
 
 
-def _share(state: State, names: tuple[str, ...]) -> tuple[str, ...]:
+def _choose(state: State, names: tuple[str, ...]) -> tuple[int | None, tuple[str, ...]]:
+    """With how many updates the round closes early, if it does, and who is asked: more than that by over_select."""
     rules = state.rules
-    return fleets.choose_cohort(
-        names, fraction=rules.fraction, least=rules.min_updates, seed=rules.seed, round_number=state.round
-    )
+    wanted = fleets.share_of(len(names), rules.fraction, rules.min_updates)
+    count = min(len(names), math.ceil((1.0 + rules.over_select) * wanted))
+    weights = fleets.selection_weights(state.fleet, names) if rules.select == "weighted" else None
+    asked = fleets.draw(names, count=count, seed=rules.seed, number=state.round, weights=weights)
+    return (wanted if rules.over_select > 0 else None), asked
 
 
 def _collect(state: State, now_s: float) -> Move:
     rules = state.rules
     late = now_s - state.since_s >= rules.deadline_s
+    if state.wanted is not None and len(delivered(state)) >= state.wanted:
+        return _close(state, now_s)
     open_tasks = (name for name, each in state.cohort.items() if each is Outcome.PENDING)
     if not late and any(_is_awaited(state, name, now_s) for name in open_tasks):
         return state, ()

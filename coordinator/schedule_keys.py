@@ -32,7 +32,7 @@ OF_SCHEDULES: Mapping[str, tuple[str, ...]] = {
 OF_STALENESS: Mapping[str, tuple[str, ...]] = {"a": ("polynomial", "hinge"), "b": ("hinge",)}
 # Xie et al. use a = 0.5 with the polynomial, a = 10 and b = 4 with the hinge.
 DEFAULT_A: Mapping[str, float] = {"constant": 0.0, "polynomial": 0.5, "hinge": 10.0}
-SYNC_ROUND_KEYS = ("fraction",)  # of [round]: what only synchronous rounds have
+SYNC_ROUND_KEYS = ("fraction", "over_select", "select", "scale_work")  # of [round]: what only synchronous rounds have
 
 
 def contradictions(table: Mapping[str, Any], rounds: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -51,7 +51,7 @@ def contradictions(table: Mapping[str, Any], rounds: Mapping[str, Any]) -> Itera
         yield "schedule.buffer", "is missing; fedbuff needs to know how many updates make a version"
     for key in SYNC_ROUND_KEYS:
         if name != "sync" and key in rounds:
-            yield f"round.{key}", f"belongs to synchronous rounds; {name} has schedule.concurrency"
+            yield f"round.{key}", f"belongs to synchronous rounds, not to {name}"
 
 
 def make_schedule(table: Mapping[str, Any]) -> ScheduleRules:

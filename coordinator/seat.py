@@ -159,6 +159,9 @@ def _leave(job: RunningJob, seat: Seat) -> int:
         message = "no link to the broker at the end of the job; to take its last messages off, start this command again"
         seat.parts.emit({"event": "warning", "message": message})
     send(link, job.stopping())
+    if link.connected and seat.parts.store.done() is not None:
+        with suppress(JournalUnwritable):  # then it is taken off once more
+            seat.parts.store.clear()
     return EXIT_DONE if code is None else code
 
 

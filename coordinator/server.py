@@ -22,7 +22,16 @@ from coordinator.broker.probe import without_password
 from coordinator.evaluate import Evaluation, EvaluationError, evaluate
 from coordinator.events import Emit, enduring, json_lines, log_lines, of_job, seldom
 from coordinator.gateway import EXIT_DONE, EXIT_FAILED, Parts
-from coordinator.home import JOB_FILE, HomeError, check_job, next_ready, remove_remains
+from coordinator.home import (
+    JOB_FILE,
+    HomeError,
+    Queued,
+    bring_up_to_date,
+    check_job,
+    next_ready,
+    queue,
+    remove_remains,
+)
 from coordinator.jobfile import JobFileError
 from coordinator.journal import JournalError, open_lock
 from coordinator.leftovers import clear_job
@@ -109,32 +118,58 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 def _serve_home(options: argparse.Namespace, emit: Emit, watched: Mapping[str, Any], asked_to_stop: list[int]) -> int:
     """Runs the jobs of a home in the order of their submission, and waits for more when there are none."""
-    home, unusable, idle = options.home, set[str](), False
+    home, seen, idle = options.home, set[str](), False
     with ExitStack() as stack:
         stack.enter_context(open_lock(home))
         remove_remains(home)
+        bring_up_to_date(home)
         broker = _broker(options, home, stack)
         while not asked_to_stop:
-            ready = next_ready(home, unusable)
-            if ready is None:
-                if not idle:
-                    emit({"event": "idle", "home": str(home), "url": without_password(broker[0]), **watched})
-                idle = True
-                time.sleep(IDLE_S)
-                continue
-            idle = False
-            with ExitStack() as of_one:
-                try:
-                    parts = _prepare(Place(ready.directory / JOB_FILE, ready.directory), emit, of_one)
-                except BAD_INPUT as error:
-                    _failed(emit, error, EXIT_BAD_INPUT)
-                    unusable.add(ready.name)
-                    continue
-                others = partial(next_ready, home, unusable)
-                code = _run(parts, options.site, broker, watched, asked_to_stop, others)
-                if code != EXIT_DONE and parts.store.failed() is None:
+            jobs = queue(home)
+            _tell_damaged(jobs, seen, emit)
+            ready = next((each for each in jobs if each.state in {"ready", "left"} and each.name not in seen), None)
+            if ready is not None:
+                code = _run_queued(ready, options, emit, (broker, watched), asked_to_stop, seen)
+                if code != EXIT_DONE:
                     return code
+            elif not idle:
+                emit({"event": "idle", "home": str(home), "url": without_password(broker[0]), **watched})
+            else:
+                time.sleep(IDLE_S)
+            idle = ready is None
     return EXIT_DONE
+
+
+def _tell_damaged(jobs: tuple[Queued, ...], seen: set[str], emit: Emit) -> None:
+    for each in jobs:
+        if each.state == "damaged" and each.name not in seen:
+            seen.add(each.name)
+            emit({"event": "warning", "message": f"job {each.name} is left out: {each.fault}", "rule": "JobDamaged"})
+
+
+def _run_queued(  # noqa: PLR0913, PLR0917 a job, and all that it runs on
+    ready: Queued,
+    options: argparse.Namespace,
+    emit: Emit,
+    outside: tuple[tuple[str, str], Mapping[str, Any]],
+    asked_to_stop: list[int],
+    seen: set[str],
+) -> int:
+    """Runs one job of a home, or takes one that has ended off the broker; `seen` gains those not to be tried again."""
+    with ExitStack() as stack:
+        try:
+            parts = _prepare(Place(ready.directory / JOB_FILE, ready.directory), emit, stack)
+        except BAD_INPUT as error:
+            _failed(emit, error, EXIT_BAD_INPUT)
+            seen.add(ready.name)
+            return EXIT_DONE
+        if ready.state == "left":
+            seen.add(ready.name)  # once is enough: a broker that is down now has forgotten by the time it is up
+            _clear_site(parts, options.site, outside[0][0])
+            return EXIT_DONE
+        others = partial(next_ready, options.home, seen)
+        code = _run(parts, options.site, *outside, asked_to_stop, others)
+        return EXIT_DONE if parts.store.failed() is not None else code
 
 
 def _prepare(place: Place, emit: Emit, stack: ExitStack) -> Parts:
@@ -209,6 +244,7 @@ def _clear_site(parts: Parts, site: str, url: str) -> None:
             parts.store.keep_epoch(entry.epoch)
             goodbye = GatewaySession(site, entry.epoch, entry.boot).stopping()
             send(link, [*clear_job(parts.program, parts.store, site), *goodbye])
+            parts.store.clear()
             return
     why = "no link to it" if older is None else "another coordinator is on this site"
     message = f"it was not looked after whether the job has left messages on the broker: {why}"

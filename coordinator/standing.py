@@ -3,11 +3,11 @@
 import json
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from coordinator.journal import is_held
+from coordinator.journal import JournalError, is_held
 from coordinator.store import Store, open_reader
 
 
@@ -17,9 +17,9 @@ class JobStanding:
 
     Attributes:
         name: Of the job.
-        state: "queued" (no coordinator has been on it), "running", "paused", "waiting" (for a coordinator), "done" or
-            "failed".
-        reason: Why it is done or failed.
+        state: "queued" (no coordinator has been on it), "running", "paused", "waiting" (for a coordinator), "done",
+            "failed" or "damaged".
+        reason: Why it is done, failed or damaged.
         round: The round that is open, or else the next one.
         rounds: So many the job file asks for.
         version: The newest.
@@ -68,14 +68,15 @@ class DeviceStanding:
     last_failure: str | None
 
 
-def job_standing(directory: Path) -> JobStanding:
-    """How the job of a state directory stands.
-
-    Raises:
-        JournalError: There is none, or it cannot be read.
-    """
-    with closing(open_reader(directory)) as store:
-        return standing_of(store)
+def job_standing(directory: Path, fault: str | None = None) -> JobStanding:
+    """How the job of a state directory stands; "damaged" where that, or its place in the queue, cannot be read."""
+    try:
+        with closing(open_reader(directory)) as store:
+            found = standing_of(store)
+    except JournalError as error:
+        fault = fault or str(error)
+        found = JobStanding(directory.name, "damaged", fault, 0, 0, 0, None, 0, str(directory))
+    return found if fault is None else replace(found, state="damaged", reason=fault)
 
 
 def standing_of(store: Store) -> JobStanding:

@@ -199,6 +199,15 @@ class Store:
         with explained(self._path):
             return give_back(self._connection, all_of_it=self.done() is not None)
 
+    def cleared(self) -> bool:
+        """Whether nothing of this job is left on the broker, as far as is known."""
+        return self.epoch() == 0 or bool(self._one("SELECT cleared FROM job")[0])
+
+    def clear(self) -> None:
+        """What the ended job had on the broker was taken off."""
+        with self._writing() as write:
+            write("UPDATE job SET cleared = 1")
+
     def failed(self) -> str | None:
         """Why the job failed when it last ran, or None."""
         found = self._one("SELECT failed FROM job")
@@ -251,7 +260,7 @@ class Store:
 
         Args:
             update: With its bytes.
-            seconds: From the task's publication to now, if this process published it.
+            seconds: What the device takes for the whole work, from publication to now, if this process published it.
 
         Returns:
             False, with nothing written, when its task is not open.

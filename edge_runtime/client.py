@@ -92,8 +92,7 @@ class Client:
         self._import_s = import_s
         while self._exit is None:
             idle = self._session.online and not self._session.busy
-            for event in self._link.poll(IDLE_TICK_S if idle else TICK_S):
-                self._do(self._on_link(event))
+            self._take_events(IDLE_TICK_S if idle else TICK_S)
             self._take_results()
             self._do(self._session.tick(time.monotonic()))
             if troubles := self._state.troubles():
@@ -102,8 +101,14 @@ class Client:
                 self._blobs.clear()  # of a task that was withdrawn before all of them had come
         return self._leave(self._exit)
 
+    # Not in run(), where the names would keep the last event, a chunk maybe, while the next one is read, and a result,
+    # and so its update, all through the next task.
+
+    def _take_events(self, timeout_s: float) -> None:
+        for event in self._link.poll(timeout_s):
+            self._do(self._on_link(event))
+
     def _take_results(self) -> None:
-        # Not in run(), where the name would keep a result, and so its update, all through the next task.
         for result in self._trainer.results():
             self._do(self._on_result(result))
 

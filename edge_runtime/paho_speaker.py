@@ -32,6 +32,7 @@ READS_A_POLL = 64
 # More than the default 20, so that a blob's chunks are not sent in lockstep with their acknowledgements.
 MAX_INFLIGHT = 128
 MISC_S = 1.0
+LARGE_BYTES = 1 << 14
 
 # paho turns the return codes of 3.1.1 into reason codes of 5.0.
 _CONNACK_CODES = {132: 1, 133: 2, 136: 3, 134: 4, 135: 5}
@@ -119,7 +120,7 @@ class PahoSpeaker:
                 self.happened.append(Lost(f"the broker sent a malformed packet: {error}"))
                 return
             # Only messages come in floods; after anything else the selector is asked again.
-            if len(self.happened) == before or self._client.socket() is None:
+            if len(self.happened) == before or self._client.socket() is None or _is_chunk(self.happened[-1]):
                 break
         self._notice()
 
@@ -174,6 +175,11 @@ class PahoSpeaker:
         topics = self._asked.pop(number, ())
         refused = tuple(t for t, reason in zip(topics, reasons, strict=False) if reason.is_failure)
         self.happened.append(Subscribed(tuple(t for t in topics if t not in refused), refused))
+
+
+def _is_chunk(happened: Happened) -> bool:
+    """Whether it is a message so large that it is worked off before the next one takes memory."""
+    return isinstance(happened, Message) and len(happened.payload) > LARGE_BYTES
 
 
 def _on_socket_register_write(_client: object, _data: object, _sock: object) -> None:

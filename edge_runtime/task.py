@@ -3,8 +3,9 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -281,7 +282,8 @@ def _run_phase(  # noqa: PLR0913, PLR0917 a phase: its plans, weights and data
         _write_inputs(engine, phase, plan, weights)
         if SEED in plan.named(ROLE_SCALAR):
             engine.write(SEED, np.array(derive_seed("random", seed, epochs.start) % (1 << 24), np.float32))
-        _train(engine, features, board, seed, epochs, losses)
+        batches = _batches(len(board.dataset), plan.named(ROLE_BATCH)[_Y].shape[0], seed, epochs)
+        _train(engine, features, board, islice(batches, phase.steps), losses)
         engine.release()  # so that the copies do not come on top of the peak
         return {name: engine.read(name) for name in plan.named(ROLE_TRAINED)}
     finally:
@@ -383,26 +385,31 @@ def _write_inputs(engine: Engine, phase: Phase, plan: Plan, weights: Mapping[str
         engine.write(name, np.array(value, np.float32))
 
 
-def _train(  # noqa: PLR0913, PLR0917 the loop over batches, with all it touches
-    engine: Engine, features: Features | None, board: _Board, seed: int, epochs: range, losses: list[float]
+def _batches(examples: int, batch: int, seed: int, epochs: range) -> Iterator[NDArray[np.int64]]:
+    """The rows of every step, epoch after epoch."""
+    for epoch in epochs:
+        yield from batch_indices(examples, batch, seed, epoch)
+
+
+def _train(
+    engine: Engine, features: Features | None, board: _Board, batches: Iterable[NDArray[np.int64]], losses: list[float]
 ) -> None:
     y, loss = engine.view(_Y), engine.view(_LOSS)
     columns = {name: engine.view(name) for name in engine.plan.named(ROLE_BATCH) if name != _Y}
     x = columns.pop(_X, None)
-    for epoch in epochs:
-        for rows in batch_indices(len(board.dataset), len(y), seed, epoch):
-            board.may_go_on()
-            if x is not None:
-                fill_examples(board.dataset, rows, x)
-            if features is not None:
-                features.fill(rows, columns)
-            fill_labels(board.dataset, rows, y)
-            engine.step()
-            losses.append(float(loss.reshape(())))
-            if not math.isfinite(losses[-1]):
-                raise NonFiniteUpdate(
-                    f"the loss is {losses[-1]} after {len(losses)} steps; lower the learning rate or check the data"
-                )
+    for rows in batches:
+        board.may_go_on()
+        if x is not None:
+            fill_examples(board.dataset, rows, x)
+        if features is not None:
+            features.fill(rows, columns)
+        fill_labels(board.dataset, rows, y)
+        engine.step()
+        losses.append(float(loss.reshape(())))
+        if not math.isfinite(losses[-1]):
+            raise NonFiniteUpdate(
+                f"the loss is {losses[-1]} after {len(losses)} steps; lower the learning rate or check the data"
+            )
 
 
 def _subtract(name: str, trained: NDArray[np.float32], received: NDArray[Any]) -> NDArray[np.float32]:

@@ -1,6 +1,7 @@
 """Codecs: named tensors <-> the bytes of an update."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from edge_runtime.codecs.codec import RESIDUAL, BadCodec, BadUpdate, Codec, State
 from edge_runtime.codecs.dense import DENSE
@@ -17,8 +18,11 @@ def find_codec(stages: Sequence[str]) -> Codec:
     Raises:
         BadCodec: A stage is unknown, out of place, or has arguments out of range.
     """
-    if tuple(stages) == DENSE.stages:
-        return DENSE
+    return DENSE if tuple(stages) == DENSE.stages else _built(tuple(stages))
+
+
+@lru_cache(maxsize=16)  # a gateway asks for every update
+def _built(stages: tuple[str, ...]) -> Codec:
     from edge_runtime.codecs.pipeline import build_pipeline  # noqa: PLC0415 boards that send all as it is need no more
 
     return build_pipeline(stages)

@@ -209,9 +209,9 @@ def _add(slot: Parts, found: Sequence[kernels.Selection], values: NDArray[np.flo
 def _scatter(places: NDArray[np.int32], shapes: Shapes) -> Layout:
     sizes = {name: prod(shapes[name]) for name in sorted(shapes)}
     starts = list(accumulate(sizes.values(), initial=0))
-    ends = np.searchsorted(places, starts)
 
     def restore(parts: Parts) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        ends = np.searchsorted(places, starts)
         for name, start, first, last in zip(sizes, starts, ends, ends[1:], strict=False):
             flat = np.zeros(sizes[name], np.float32)
             flat[places[first:last] - start] = parts[0][first:last]

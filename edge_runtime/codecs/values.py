@@ -6,7 +6,7 @@ values) and gives the arrays of a tensor file, in which the parts lie one behind
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -161,8 +161,7 @@ def _whole(arguments: Sequence[str], at: int, default: int | None, low: int, hig
 
 
 def _ranges(counts: Sequence[int]) -> list[tuple[int, int]]:
-    ends = np.concatenate([[0], np.cumsum(counts)])
-    return list(pairwise(int(end) for end in ends))
+    return list(pairwise(accumulate(counts, initial=0)))
 
 
 # Name of the stage -> what builds the format from the stage's arguments.

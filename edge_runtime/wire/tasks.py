@@ -65,6 +65,7 @@ class Phase:
         scalars: What it runs with.
         prefix: The plan that makes its batch columns from the data; None where it takes the data themselves.
         cache: How the prefix's results may be kept; None for not at all.
+        steps: The most that are done, however many the epochs have; None for all.
     """
 
     plan: str
@@ -72,6 +73,7 @@ class Phase:
     scalars: Mapping[str, float]
     prefix: str | None = None
     cache: Cache | None = None
+    steps: int | None = None
 
     @property
     def plans(self) -> tuple[str, ...]:
@@ -261,6 +263,7 @@ def _phase(item: object) -> Phase:
         scalars={name: fields.number(scalars, name, low=-3e38, high=3e38) for name in scalars},
         prefix=fields.digest(item, "prefix") if item.get("prefix") is not None else None,
         cache=_cache(fields.mapping(item, "cache", cap=16)) if item.get("cache") is not None else None,
+        steps=fields.integer(item, "steps", low=1) if item.get("steps") is not None else None,
     )
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bench import kernels_coders, kernels_low_rank, kernels_selection, kernels_softmax
+from bench import kernels_coders, kernels_fold, kernels_low_rank, kernels_selection, kernels_softmax
 from bench.kernel_rows import Machine
 from bench.recording import machine, save
 from edge_runtime.kernels import info
@@ -32,6 +32,7 @@ MEASURES: dict[str, Measure] = {
     **kernels_softmax.MEASURES,
     **kernels_low_rank.MEASURES,
     **kernels_coders.MEASURES,
+    **kernels_fold.MEASURES,
 }
 
 

@@ -20,6 +20,8 @@ from edge_runtime.task import (
     TaskStopped,
     Update,
     WeightMismatch,
+    format_task,
+    parse_task,
     run_task,
 )
 from edge_runtime.tensors import decode_tensors, encode_tensors
@@ -94,6 +96,20 @@ def test_a_proximal_pull_is_towards_what_the_task_brought(mlp: Compiled, mu: flo
     )
     gone = [float(sum(np.square(v).sum() for v in delta.values())) for delta in (far, near)]
     assert (gone[1] < 0.1 * gone[0]) == (mu > 0.0)
+
+
+def test_a_cap_on_steps_ends_a_phase_and_the_next_one_begins_with_its_own_epochs(mlp: Compiled) -> None:
+    """The first steps are those without a cap; epochs go on being counted as the task has them."""
+    whole = -(-len(DATA) // 8)
+    capped = make_task(mlp, phases=(Phase(mlp.sha256, 3, {"lr": 0.05}, steps=whole),))
+    one_epoch = make_task(mlp, phases=(Phase(mlp.sha256, 1, {"lr": 0.05}),))
+    assert decode_tensors(run(mlp, capped).data)[0].keys() == decode_tensors(run(mlp, one_epoch).data)[0].keys()
+    for name, tensor in decode_tensors(run(mlp, capped).data)[0].items():
+        np.testing.assert_array_equal(tensor, decode_tensors(run(mlp, one_epoch).data)[0][name])
+    assert run(mlp, capped).steps == whole
+    short = make_task(mlp, phases=(Phase(mlp.sha256, 3, {"lr": 0.05}, steps=1), Phase(mlp.sha256, 1, {"lr": 0.05})))
+    assert run(mlp, short).steps == 1 + whole
+    assert parse_task(format_task(short)) == short
 
 
 @pytest.mark.parametrize("split", [False, True], ids=["one phase", "two phases"])

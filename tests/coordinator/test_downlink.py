@@ -19,6 +19,7 @@ from coordinator.views import MAX_STEPS
 from edge_runtime.codecs import find_codec
 from edge_runtime.deltas import CHANGED, BadDelta, apply_delta, write_delta
 from edge_runtime.errors import RemoteError
+from edge_runtime.slots import Slots
 from edge_runtime.tensors import decode_tensors, encode_tensors
 from support.memory import finished, start_all
 from support.tiny_job import JOB, make_site
@@ -209,6 +210,40 @@ def test_a_device_that_comes_back_with_an_empty_disk_or_an_older_one_trains_from
     assert {task.round for task in site.devices["dev-b"].tasks} >= {1, 6}
     down = {event["round"]: event["bytes_down"] for event in site.seen("round_done")}
     assert down[3] < down[1] / 3
+
+
+@pytest.mark.parametrize("schedule", ['name = "fedasync"', 'name = "fedbuff"\nbuffer = 2'])
+def test_asynchronous_devices_hold_the_view_of_whatever_version_they_are_asked_from(
+    tmp_path: Path, schedule: str
+) -> None:
+    text = JOB.replace("rounds = 2", "rounds = 9")
+    text += f"[schedule]\n{schedule}\n[download]\ncodec = {LOSSY}\n"
+    for at in (7, 12, 20):
+        site = make_site(tmp_path / f"{at}", text, order=at)
+        start_all(site)
+        for _ in range(at):
+            site.turn()
+        site.kill()
+        site.devices["dev-b"].blobs.clear()
+        site.start()
+        site.run(lambda site=site: len(site.seen("version")) >= 4)
+        site.restart_broker()
+        finished(site)  # a device checks what it trains from against the task
+        assert site.seen("round_done")[-1]["accuracy"] > 0.5
+        assert not [topic for topic in site.broker.retained if "/b/" in topic]
+
+
+def test_control_variates_go_down_in_deltas_too(tmp_path: Path) -> None:
+    text = JOB.replace("rounds = 2", "rounds = 5").replace('"fedavg"', '"scaffold"').replace("momentum = 0.9\n", "")
+    site = make_site(tmp_path, f"{text}[download]\ncodec = {LOSSY}\n")
+    for name, device in site.devices.items():
+        device.slots = Slots(tmp_path / f"slots-{name}")
+    start_all(site)
+    finished(site)
+    assert site.seen("round_done")[-1]["accuracy"] > 0.5
+    assert any(task.deltas for task in site.devices["dev-a"].tasks)
+    down = [event["bytes_down"] for event in site.seen("round_done")]
+    assert max(down[1:]) < down[0] / 3
 
 
 @pytest.mark.parametrize(

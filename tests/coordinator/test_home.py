@@ -17,7 +17,17 @@ from hypothesis import strategies as st
 from coordinator import home as homes
 from coordinator import jobs_cli
 from coordinator.backup import back_up
-from coordinator.home import HomeError, clone, next_ready, parse_changes, remove_remains, submissions, submit
+from coordinator.home import (
+    HomeError,
+    bring_up_to_date,
+    clone,
+    next_ready,
+    parse_changes,
+    queue,
+    remove_remains,
+    submissions,
+    submit,
+)
 from coordinator.jobfile import JobFileError, load_job
 from coordinator.requests import request
 from coordinator.store import open_reader, open_store
@@ -167,11 +177,25 @@ def test_a_clone_with_a_bad_key_is_refused_and_named(
     assert [each.name for each in submissions(tmp_path / "home")] == ["tiny"]
 
 
-def test_a_damaged_note_of_submission_is_named(job_file: Path, tmp_path: Path) -> None:
-    submitted = submit(tmp_path / "home", job_file)
-    (submitted.directory / "submitted.json").write_bytes(b"{}")
-    with pytest.raises(HomeError, match=r"submitted.json cannot be read"):
-        submissions(tmp_path / "home")
+def test_a_damaged_job_is_named_and_keeps_no_other_from_running(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "home"
+    for name in ("one", "two", "three"):
+        submit(home, write_job(tmp_path / name, JOB.replace('"tiny"', f'"{name}"')))
+    (home / "jobs" / "one" / "submitted.json").write_bytes(b"{}")
+    (home / "jobs" / "two" / "journal.sqlite").write_bytes(b"rubbish" * 100)
+    (home / "jobs" / "two" / "journal.sqlite-wal").unlink(missing_ok=True)
+    assert {each.name: each.state for each in queue(home)} == {"one": "damaged", "two": "damaged", "three": "ready"}
+    ready = next_ready(home)
+    assert ready is not None
+    assert ready.name == "three"
+    assert jobs_cli.main(["list", "--home", str(home)]) == 0
+    told = capsys.readouterr().out
+    assert "submitted.json cannot be read" in told
+    assert "two: the journal" in told
+    bring_up_to_date(home)
+    assert jobs_cli.main(["show", "two", "--home", str(home)]) == 2
 
 
 def test_a_backup_is_a_job_and_is_not_written_over_anything(job_file: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator import rounds
-from coordinator.fleet import Device, Presence, choose_cohort
+from coordinator.fleet import Device, Presence, draw, selection_weights, share_of, work_share
 from coordinator.round_records import (
     CloseRound,
     Command,
@@ -23,6 +23,7 @@ from coordinator.round_records import (
     Journalled,
     Outcome,
     Phase,
+    Refusal,
     Rules,
     SendTask,
     StartRound,
@@ -265,15 +266,79 @@ def test_the_share_of_a_fraction_is_the_same_for_the_same_seed_and_differs_over_
     names = [f"dev-{i}" for i in range(20)]
 
     def chosen(number: int, people: list[str]) -> tuple[str, ...]:
-        return choose_cohort(people, fraction=0.3, least=2, seed=7, round_number=number)
+        return draw(people, count=share_of(len(people), 0.3, least=2), seed=7, number=number)
 
     assert chosen(1, names) == chosen(1, names[::-1])
     assert len(chosen(1, names)) == 6
     assert len({chosen(number, names) for number in range(1, 6)}) > 1
-    assert len(choose_cohort(names, fraction=0.01, least=4, seed=7, round_number=1)) == 4
+    assert [share_of(20, 0.01, least=4), share_of(3, 0.01, least=4), share_of(20, 0.26, least=1)] == [4, 3, 6]
     counts = [sum(name in chosen(number, names) for number in range(1, 301)) for name in names]
     assert min(counts) > 50  # 90 of 300 are expected; 50 lies five standard deviations below
     assert max(counts) < 130
+
+
+def test_with_over_selection_the_round_closes_with_the_wanted_updates_and_the_late_one_counts_nowhere() -> None:
+    rules = replace(RULES, devices=6, fraction=0.5, over_select=0.34)
+    state, commands = run(rounds.started(rules, 0.0), *((0.0, DeviceOnline(name, 10)) for name in "abcdef"))
+    starting = commands[0]
+    assert isinstance(starting, StartRound)
+    assert (len(starting.asked), starting.wanted) == (5, 3)  # ceil(1.34 * 3)
+    first, second, third, late, _ = starting.asked
+    state, commands = run(state, (1.0, UpdateJournalled(first, 1)), (1.0, UpdateJournalled(second, 1)))
+    assert commands == []
+    state, commands = run(state, (2.0, UpdateJournalled(third, 1)))
+    assert commands == [CloseRound(1, starting.asked, tuple(sorted((first, second, third))))]
+    refusal = rounds.counts_in(state, 1)
+    assert isinstance(refusal, Refusal)
+    assert refusal.rule == "StaleTask"
+    assert run(state, (3.0, UpdateJournalled(late, 1)))[1] == []
+
+
+def test_a_restart_keeps_how_many_updates_an_over_selected_round_wants() -> None:
+    cohort = {"a": Outcome.DELIVERED, "b": Outcome.PENDING, "c": Outcome.PENDING}
+    fleet = {name: Device(name, Presence.ONLINE, 10) for name in "abc"}
+    state = rounds.resumed(RULES, Journalled(Phase.COLLECTING, 2, 1, cohort, fleet, wanted=2), 0.0)
+    state, _ = run(state, *((0.1, DeviceOnline(name, 10)) for name in "abc"))
+    _, commands = run(state, (1.0, UpdateJournalled("b", 2)))
+    assert commands == [CloseRound(2, ("a", "b", "c"), ("a", "b"))]
+
+
+def test_weights_are_availability_times_speed() -> None:
+    fleet = {
+        "new": Device("new", Presence.ONLINE, 5),
+        "fast": Device("fast", Presence.ONLINE, 5, asked=9, delivered=9, times_s=(1.0, 1.0, 9.0)),
+        "slow": Device("slow", Presence.ONLINE, 5, asked=9, delivered=9, times_s=(8.0, 8.0)),
+        "usual": Device("usual", Presence.ONLINE, 5, asked=9, delivered=4, times_s=(2.0,)),
+    }
+    assert selection_weights(fleet, fleet) == {"new": 1.0, "fast": 1.0, "slow": 0.25, "usual": 0.5}
+
+
+def test_a_device_of_a_quarter_of_the_weight_is_drawn_first_a_quarter_as_often() -> None:
+    weights = {"a": 1.0, "b": 0.25}
+    drawn = [draw("ab", count=1, seed=11, number=number, weights=weights) for number in range(4000)]
+    assert drawn.count(("b",)) == pytest.approx(800, abs=100)  # a fifth; 100 are four standard deviations
+    assert drawn == [draw("ba", count=1, seed=11, number=number, weights=weights) for number in range(4000)]
+    equal = [draw("ab", count=1, seed=11, number=number, weights={"a": 3.0, "b": 3.0}) for number in range(200)]
+    assert equal == [draw("ab", count=1, seed=11, number=number) for number in range(200)]
+
+
+def test_slow_devices_are_asked_for_the_share_that_takes_them_as_long_as_others() -> None:
+    times = {"a": (1.0,), "b": (2.0,), "c": (8.0,), "d": (100.0,), "e": ()}
+    fleet = {name: Device(name, Presence.ONLINE, 5, times_s=each) for name, each in times.items()}
+    assert {name: work_share(fleet, name) for name in fleet} == {"a": 1.0, "b": 1.0, "c": 0.625, "d": 0.1, "e": 1.0}
+    rules = replace(RULES, devices=5, scale_work=True)
+    state = rounds.resumed(rules, Journalled(Phase.GATHERING, 2, 0, {}, fleet), 0.0)
+    _, commands = run(state, *((0.0, DeviceOnline(name, 5)) for name in "abcde"))
+    starting = commands[0]
+    assert isinstance(starting, StartRound)
+    assert dict(zip(starting.asked, starting.shares, strict=True))["c"] == 0.625
+
+
+def test_what_a_device_delivers_and_how_fast_is_remembered() -> None:
+    state, _ = three_online()
+    state, _ = run(state, (1.0, UpdateJournalled("a", 1, 1.5)), (1.0, UpdateJournalled("b", 1)))
+    known = {name: (each.asked, each.delivered, each.times_s) for name, each in state.fleet.items()}
+    assert known == {"a": (1, 1, (1.5,)), "b": (1, 1, ()), "c": (1, 0, ())}
 
 
 DEVICES = ("a", "b", "c", "d")

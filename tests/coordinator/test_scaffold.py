@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from edge_runtime.slots import Slots, own_controls
 from edge_runtime.task import SlotsMissing, run_task
 from edge_runtime.tensors import decode_tensors, encode_tensors
 from edge_runtime.wire.tasks import Carry, Task, format_task, parse_task
+from support.memory import MemorySite, finished, start_all
 from support.tiny_job import JOB, made_up, make_site
 
 if TYPE_CHECKING:
@@ -314,3 +316,27 @@ def gradient_norm(fed: Federation, directory: Path, settings: dict[str, Any]) ->
     deltas = [decode_tensors(probe.train(device)[1].data)[0] for device in fed.shards]
     mean = {name: np.mean([delta[name].astype(np.float64) for delta in deltas], axis=0) / 1e-3 for name in deltas[0]}
     return float(np.sqrt(sum(float((array**2).sum()) for array in mean.values())))
+
+
+def whole_job(tmp_path: Path, order: int = 0) -> MemorySite:
+    site = make_site(tmp_path, JOB.replace('"fedavg"', '"scaffold"').replace("rounds = 2", "rounds = 4"), order)
+    for name, device in site.devices.items():
+        device.slots = Slots(tmp_path / f"slots-{name}")
+    return site
+
+
+def test_a_job_has_the_same_bits_in_any_order_and_after_a_restart_in_the_middle(tmp_path: Path) -> None:
+    undisturbed = whole_job(tmp_path / "one")
+    start_all(undisturbed)
+    expected = finished(undisturbed)
+    disturbed = whole_job(tmp_path / "two", order=3)
+    start_all(disturbed)
+    disturbed.run(lambda: len(disturbed.seen("round_started")) == 3)
+    disturbed.kill()
+    for name, device in disturbed.devices.items():
+        device.slots = Slots(tmp_path / "two" / f"slots-{name}")
+    disturbed.start()
+    assert finished(disturbed) == expected
+    final = (tmp_path / "two" / "state" / "final.safetensors").read_bytes()
+    assert hashlib.sha256(final).hexdigest() == disturbed.seen("job_done")[0]["model_sha256"]
+    assert not any(name.startswith(CONTROL) for name in decode_tensors(final)[0])

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,21 @@ def test_a_bad_site_or_url_is_refused(
 ) -> None:
     assert run_main(job, tmp_path / "state", *option) == 2
     assert option[1] in capsys.readouterr().err
+
+
+def test_a_home_without_jobs_tells_where_its_metrics_are(tmp_path: Path, broker: RunningBroker) -> None:
+    command = ["coordinator", "--home", str(tmp_path / "home"), "--broker", broker.url, "--events", "--metrics", "0"]
+    (tmp_path / "home").mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-m", "edge_runtime", *command], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        idle = json.loads(process.stdout.readline())
+        text = urllib.request.urlopen(idle["metrics"], timeout=DEADLINE_S).read().decode()  # noqa: S310  http, here
+        process.terminate()
+        process.communicate(timeout=DEADLINE_S)
+    assert idle["event"] == "idle"
+    assert 'edge_events_total{event="idle"} 1.0' in text
 
 
 def test_a_metrics_port_that_is_taken_is_refused_before_the_job_begins(

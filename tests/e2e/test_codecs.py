@@ -60,3 +60,20 @@ def test_a_byte_a_value_learns_as_well(dense: tuple[dict[str, Any], list[int], F
     done, sizes, _ = run_job(tmp_path, ["int8"])
     assert max(sizes) <= min(dense[1]) / 3.5
     assert done["accuracy"] >= dense[0]["accuracy"] - 0.01
+
+
+def test_what_is_not_carried_is_missed(tmp_path: Path) -> None:
+    """At one value in five hundred, a device that forgets the others learns visibly less."""
+    carried, forgotten = (
+        run_job(tmp_path / name, [stage, "fp16", "rice"])[0]["accuracy"]
+        for name, stage in (("carried", "topk 0.002 ef"), ("forgotten", "topk 0.002"))
+    )
+    assert carried >= forgotten + 0.1
+
+
+def test_factors_in_coarse_levels_learn_as_well(
+    dense: tuple[dict[str, Any], list[int], Federation], tmp_path: Path
+) -> None:
+    done, sizes, _ = run_job(tmp_path, ["svd 0.98", "qsgd 15", "rans"])
+    assert max(sizes) <= min(dense[1]) / 4
+    assert done["accuracy"] >= dense[0]["accuracy"] - 0.02

@@ -286,11 +286,11 @@ def wrong_bytes(mallory: Hostile, task: Task) -> tuple[dict[str, int], dict[str,
     begin = messages.format_begin(messages.Begin(task.task, announced, len(data)))
     mallory.publish(topics.upload(SITE, mallory.name, uid, "begin"), begin)
     good = cut_chunk(data, 0)
-    for index, payload in [(0, good[:-1]), (0, good[:-1] + b"\x01"), (7, good), (0, b"")]:
+    for index, payload in [(0, good[:-1]), (0, good[:-1] + b"\x01"), (7, good), (0, b""), (0, bytes(200_000))]:
         mallory.publish(topics.upload(SITE, mallory.name, uid, index), payload)
     for _ in range(3):
         mallory.publish(topics.upload(SITE, mallory.name, uid, 0), good)
-    return {"ChecksumMismatch": 1}, {"BadChunk": 3, "BadChunkIndex": 1}
+    return {"ChecksumMismatch": 1}, {"BadChunk": 4, "BadChunkIndex": 1}
 
 
 def replays(mallory: Hostile, other: Hostile) -> dict[str, int]:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from chaos.surroundings import Disk, why_no_disks
 
 from coordinator.demo import fleet
+from edge_runtime.link import Connected, Link, Message
 from support.fleet import SITE, Federation, digits_federation, write_job
 
 EPOCHS = 60
@@ -92,6 +94,44 @@ def test_a_home_runs_its_jobs_one_after_the_other_and_takes_more_while_it_runs(f
     assert [(each["device"], each["updates"], each["last_round"]) for each in devices] == [
         (name, 3, 3) for name in federation.names
     ]
+
+
+def test_a_paused_job_gives_way_and_one_that_was_stopped_offline_is_taken_off_the_broker(
+    federation: Federation,
+) -> None:
+    home = str(federation.root / "home")
+    submit(federation, "first", rounds=100_000)
+    submit(federation, "second", rounds=2)
+    start_home(federation)
+    for name in federation.names:
+        federation.start_device(name)
+    of_round(federation, "round_done", 1)
+    command("job", "pause", "first", "--home", home)
+    federation.until(lambda e: e["event"] == "job_done" and e["job"] == "second", "end of the second job")
+    assert [each["state"] for each in command("job", "list", "--home", home)] == ["paused", "done"]
+    command("job", "resume", "first", "--home", home)
+    federation.until(lambda e: e["event"] == "round_done" and e["job"] == "first", "a round of the resumed job")
+    federation.until(lambda e: e["event"] == "round_started", "the next one")
+    federation.kill_coordinator()
+    assert retained(federation) != []
+    command("job", "stop", "first", "--home", home)
+    start_home(federation)
+    federation.until(lambda e: e["event"] == "idle", "idle home")
+    assert retained(federation) == []
+
+
+def retained(federation: Federation) -> list[str]:
+    """Topics of tasks and blobs that the broker keeps; what it sends after our own message is not retained."""
+    found, fence = list[str](), f"edge/v1/{SITE}/fence"
+    with closing(Link(federation.broker.url, "a-look-around")) as link:
+        while fence not in found:
+            for event in link.poll(0.1):
+                if isinstance(event, Connected):
+                    link.subscribe((f"edge/v1/{SITE}/#",), 1)
+                    link.publish(fence, b"fence", 1)
+                elif isinstance(event, Message):
+                    found.append(event.topic)
+    return [topic for topic in found if "/b/" in topic or topic.endswith("/task")]
 
 
 def test_pause_resume_rollback_evict_and_stop_while_devices_train(federation: Federation) -> None:

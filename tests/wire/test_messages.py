@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from edge_runtime.errors import RemoteError
 from edge_runtime.wire import (
+    Delta,
     DeviceSession,
     Outbox,
     Phase,
@@ -29,12 +30,20 @@ from support.joined import SITE, blob, make_task, sha256
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "wire"
 TASK = make_task("digits.3.dev-1", "dev-1", blob("plan", 4711), blob("weights", 815), round_=3)
+WITH_DELTAS = replace(
+    TASK,
+    deltas=(
+        Delta("ab" * 32, "cd" * 32, 300, ("topk 0.05", "fp16", "rice")),
+        Delta("12" * 32, "34" * 32, 400, ("changed",)),
+    ),
+)
 DIGEST = "ab" * 32
 
 GOLDEN_MESSAGES = {
     "gateway": messages.format_gateway(messages.GatewayState(17, "b00f", "up")),
     "status": messages.format_status(messages.Status("b00f", 3, "online", 599, {"isa": "avx2", "cores": 4})),
     "task": format_task(TASK),
+    "task_deltas": format_task(WITH_DELTAS),
     "begin": messages.format_begin(messages.Begin("digits.3.dev-1", DIGEST, 55_560)),
     "have": messages.format_down(messages.Have(DIGEST[:16], "07", 4)),
     "done": messages.format_down(messages.Done(DIGEST[:16], DIGEST)),
@@ -61,6 +70,7 @@ def test_the_bytes_on_the_wire_are_those_of_version_1(name: str) -> None:
             messages.Status("b00f", 3, "online", 599, {"isa": "avx2", "cores": 4}),
         ),
         ("task", parse_task, TASK),
+        ("task_deltas", parse_task, WITH_DELTAS),
         ("begin", messages.parse_begin, messages.Begin("digits.3.dev-1", DIGEST, 55_560)),
         ("have", messages.parse_down, messages.Have(DIGEST[:16], "07", 4)),
         ("done", messages.parse_down, messages.Done(DIGEST[:16], DIGEST)),
@@ -99,6 +109,10 @@ def changed(**fields: object) -> bytes:
 
 def phase(**fields: object) -> list[object]:
     return [{**asdict(TASK.phases[0]), **fields}]
+
+
+def delta(**fields: object) -> dict[str, object]:
+    return {**asdict(WITH_DELTAS.deltas[0]), **fields}
 
 
 @pytest.mark.parametrize(
@@ -142,6 +156,15 @@ def phase(**fields: object) -> list[object]:
         (changed(carry={"run": "0123456789abcdeg"}), fd.BadField, "16 hexadecimal digits"),
         (changed(carry={"counted": "t"}), fd.MissingField, "run"),
         (changed(carry={"run": "0" * 16, "counted": "a b"}), fd.BadField, "counted"),
+        (changed(deltas=[]), fd.BadField, "deltas"),
+        (changed(deltas=[delta()] * 17), fd.BadField, "deltas"),
+        (changed(deltas=["delta"]), fd.BadField, "every delta must be an object"),
+        (changed(deltas=[delta(base="0")]), fd.BadField, "base"),
+        (changed(deltas=[delta(blob=None)]), fd.BadField, "blob"),
+        (changed(deltas=[delta(bytes=0)]), fd.BadField, "bytes"),
+        (changed(deltas=[delta(bytes=1 << 29)]), fd.BadField, "bytes"),
+        (changed(deltas=[delta(codec=[])]), fd.BadField, "codec"),
+        (changed(deltas=[delta(codec=["x" * 65])]), fd.BadField, "codec"),
         (changed(control={"momentum": 0.9}), fd.BadField, "need `carry`"),
         (changed(control={}, carry={"run": "0" * 16}), fd.MissingField, "momentum"),
         (changed(control={"momentum": 1.0}, carry={"run": "0" * 16}), fd.BadField, "must be below"),

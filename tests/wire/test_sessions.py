@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from edge_runtime.errors import LocalError
+from edge_runtime.file_slice import FileUnreadable
 from edge_runtime.wire import AbandonTask, Publish, Subscribe, Task, Warned, messages, topics
 from edge_runtime.wire.chunks import cut_chunk
 from edge_runtime.wire.events import DeviceStatus, GatewaySuperseded, UpdateReceived, UpdateRefused
@@ -425,3 +426,32 @@ def test_a_slow_link_is_not_flooded_with_the_same_chunks() -> None:
             sent += 1
             commands += fetch.chunk(now, sha256(data), index, cut_chunk(data, index))
     assert sent <= 2 * 12
+
+
+class FailingDisk:
+    """An update whose bytes cannot be read any more."""
+
+    def __len__(self) -> int:
+        return len(b"update")
+
+    def __getitem__(self, where: slice) -> bytes:
+        raise FileUnreadable(f"{where}: Input/output error")
+
+
+def test_an_update_that_cannot_be_read_back_fails_its_task_by_a_rule_that_passes() -> None:
+    world = World("a")
+    task = running(world)
+    key = world.boards["a"].running[0].key
+    session = world.boards["a"].session
+    session.finished(world.now, key, b"update")
+    session.stored(key, FailingDisk())
+    uid = sha256(b"update")[:16]
+    have = messages.format_down(messages.Have(uid, "00", 4))
+    warning, fail = session.received(world.now, topics.down(SITE, "a"), have)
+    assert isinstance(warning, Warned)
+    assert warning.rule == "FileUnreadable"
+    assert isinstance(fail, Publish)
+    assert messages.parse_fail(fail.payload).rule == "CacheDamaged"
+    assert not session.busy
+    again = session.received(world.now, topics.task(SITE, "a"), format_task(task))
+    assert again == [fail]
