@@ -29,7 +29,7 @@ docs: $(STAMPS)/test ## write the tables in docs/ that are made from the code an
 	PYTHONPATH=.:tests $(BIN)/python -m support.pages
 
 fuzz-wire: $(STAMPS)/test ## break messages, blobs, updates and packets for FUZZ_S seconds (600)
-	PYTHONPATH=.:tests $(BIN)/python -m fuzz.wire --seconds $(FUZZ_S)
+	PYTHONPATH=.:tests $(BIN)/python -m fuzz.wire --seconds $(FUZZ_S) $(ARGS)
 
 fuzz-codecs: $(STAMPS)/test ## break updates of every codec for FUZZ_S seconds (600)
 	PYTHONPATH=.:tests $(BIN)/python -m fuzz.codecs --seconds $(FUZZ_S)

@@ -32,41 +32,44 @@ Weights = Mapping[str, NDArray[Any]]
 def with_view(program: Program, old: Version, made: Version) -> Version:
     """A new version together with its view, which is made of the one that devices hold of the old version."""
     held, wanted = decode_tensors(old.sent.data)[0], decode_tensors(made.weights)[0]
-    whole = View(made.sha256, made.weights)
+    whole = replace(made, view=View(made.sha256, made.weights))  # devices have the weights themselves
     if _shapes(held) != _shapes(wanted):
-        return replace(made, view=whole)
-    codec, names = program.job.download or CHANGED, _coded(program, made.version, held, wanted)
-    # The base seeds the formats that draw, so that no two versions draw alike; the round is for rising energies.
-    metadata = {"task": old.sent.sha256, "round": str(old.version)}
-    step = _step(metadata, held, wanted, names, codec)
-    if len(step.data) >= len(whole.data):
-        return replace(made, view=whole)  # and devices have the weights themselves
-    data = encode_tensors(apply_delta(held, step.data, step.codec)) if names else made.weights
+        return whole
+    changed = {name: array for name, array in wanted.items() if not _same(held[name], array)}
+    differences = _differences(program, made.version, held, changed)
+    exact = {name: array for name, array in changed.items() if name not in differences}
+    if len(exact) == len(wanted):
+        return whole
+    step = _step(program, old, exact, differences)
+    if len(step.data) >= len(made.weights):
+        return whole
+    data = encode_tensors(apply_delta(held, step.data, step.codec)) if differences else made.weights
     steps = worth_sending((step, *old.sent.steps), len(data))
     return replace(made, view=View(hashlib.sha256(data).hexdigest(), data, steps))
 
 
-def _step(
-    metadata: Mapping[str, str], held: Weights, wanted: Weights, names: list[str], codec: tuple[str, ...]
-) -> Step:
-    exact = {name: array for name, array in wanted.items() if name not in names and not _same(held[name], array)}
-    differences = {name: wanted[name] - held[name] for name in names}
-    coded = find_codec(codec).encode(differences, metadata, {}) if names else b""
+def _step(program: Program, old: Version, exact: Weights, differences: dict[str, NDArray[Any]]) -> Step:
+    """From the old version's view: tensors as they shall be, and differences, which are changed, through the codec."""
+    names, base, codec = sorted(differences), old.sent.sha256, CHANGED
+    coded = b""
+    if program.job.download is not None and differences:
+        codec = program.job.download
+        # The base seeds the formats that draw, so that no two versions draw alike; the round is for rising energies.
+        coded = find_codec(codec).encode(differences, {"task": base, "round": str(old.version)}, {})
     data = write_delta(exact, names, coded)
-    return Step(metadata["task"], hashlib.sha256(data).hexdigest(), data, codec if names else CHANGED)
+    return Step(base, hashlib.sha256(data).hexdigest(), data, codec)
 
 
-def _coded(program: Program, number: int, held: Weights, wanted: Weights) -> list[str]:
-    """The tensors whose difference goes through the codec: trained in the round that starts from this version."""
+def _differences(program: Program, number: int, held: Weights, changed: Weights) -> dict[str, NDArray[Any]]:
+    """What goes through the codec: of the tensors that are trained in the round that starts from this version."""
     if program.job.download is None:
-        return []
+        return {}
     stage = program.stage(number)
     trained = {name for plans in (stage, *(plans for _, plans in stage.boards)) for name in plans.trained}
-    names = sorted((trained - program.statistics) & wanted.keys())
-    names = [name for name in names if not _same(held[name], wanted[name])]
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = {name: changed[name] - held[name] for name in sorted(changed.keys() & trained - program.statistics)}
     # A model that has diverged is sent as it is: codecs want finite numbers, and the evaluation will say it.
-    finite = all(bool(np.isfinite(wanted[name] - held[name]).all()) for name in names)
-    return names if finite else []
+    return found if all(bool(np.isfinite(each).all()) for each in found.values()) else {}
 
 
 def _same(one: NDArray[Any], other: NDArray[Any]) -> bool:

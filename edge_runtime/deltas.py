@@ -18,7 +18,7 @@ from edge_runtime.tensors import decode_tensors, encode_tensors
 
 __all__ = ["CHANGED", "BadDelta", "apply_delta", "write_delta"]
 
-CHANGED = ("changed",)  # the stages of a delta in which nothing is coded
+CHANGED: tuple[str, ...] = ("changed",)  # the stages of a delta in which nothing is coded
 EXACT, CODED = "exact/", "coded"
 
 Weights = Mapping[str, NDArray[Any]]

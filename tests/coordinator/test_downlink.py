@@ -15,6 +15,7 @@ from coordinator.fields import download_codec
 from coordinator.jobfile import load_job
 from coordinator.program import Program, attempt_turn, build_program, make_task, make_version
 from coordinator.store import RoundFigures, open_store
+from coordinator.versions import roll_back
 from coordinator.views import MAX_STEPS
 from edge_runtime.codecs import find_codec
 from edge_runtime.deltas import CHANGED, BadDelta, apply_delta, write_delta
@@ -156,6 +157,27 @@ def test_the_journal_gives_the_same_view_and_steps_back(tmp_path: Path) -> None:
     assert len(kept) == MAX_STEPS
     on_broker = dict(store.digests(100))
     assert {sha256: len(data) for sha256, data in made[-1].sent.blobs.items()}.items() <= on_broker.items()
+    store.close()
+
+
+def test_after_a_rollback_devices_get_the_older_weights_whole_and_deltas_from_there(tmp_path: Path) -> None:
+    program = make_program(tmp_path, LOSSY)
+    store = open_store(tmp_path / "state")
+    made = versions(program, 3)
+    store.begin({}, made[0])
+    for version in made[1:]:
+        store.start_round(version.version - 1, 1, ())
+        store.fold_round(version.version - 1, version, FIGURES)
+    with store._writing() as write:
+        roll_back(store, write, 2, "a test")
+    back = store.latest()
+    assert (back.sent.sha256, back.sent.data, back.sent.steps) == (made[1].sha256, made[1].weights, ())
+    following = moved(program, back, 9)
+    store.start_round(4, 1, ())
+    store.fold_round(4, following, FIGURES)
+    assert store.latest() == following
+    assert [step.base for step in following.sent.steps] == [made[1].sha256]
+    assert applied(made[1].weights, following, 1) == following.sent.data
     store.close()
 
 

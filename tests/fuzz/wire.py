@@ -17,6 +17,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from bench.recording import as_lines, machine, save
+
 from edge_runtime.errors import EdgeError
 from fuzz.codecs import CPU_S, Broken, limit_memory
 from fuzz.wire_targets import Target, targets
@@ -52,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="decoders whose name begins so")
+    parser.add_argument("--save", action="store_true", help="keep what became of the inputs in tests/bench/results")
     parser.add_argument("--out", type=Path, default=Path("wire-crash.bin"))
     options = parser.parse_args(argv)
     chosen = [each for each in targets() if each.name.startswith(options.only)]
@@ -68,9 +71,13 @@ def main(argv: list[str] | None = None) -> int:
             options.out.write_bytes(data)
             print(json.dumps({"target": target.name, "input": str(options.out), "error": repr(error)}))
             return 1
-    outcomes = {name: dict(counts.most_common()) for name, counts in found.items()}
+    rows = [{"decoder": name, "outcomes": dict(counts.most_common())} for name, counts in found.items()]
     inputs = sum(counts.total() for counts in found.values())
-    print(json.dumps({"seconds": options.seconds, "seed": options.seed, "inputs": inputs, "outcomes": outcomes}))
+    ran = {"seconds": options.seconds, "seed": options.seed, "inputs": inputs}
+    result = {"bench": "fuzz-wire", "machine": machine(), **ran, "rows": rows}
+    print(as_lines(result))
+    if options.save:
+        save(result)
     return 0
 
 
