@@ -12,7 +12,7 @@ from coordinator.results import job_done
 from coordinator.store import Store
 from edge_runtime.wire.events import Command
 
-# Verbs that leave the job as it is in memory, and those that wait until no round is being closed.
+# Verbs that leave the job as it is in memory; others wait for what is being folded or judged.
 PAUSING = {"pause": True, "resume": False}
 
 
@@ -49,7 +49,9 @@ def attend(job: RunningJob, store: Store, inbox: Inbox, now_s: float) -> Attende
 
 def is_idle(job: RunningJob, store: Store) -> bool:
     """Whether the job is paused and no device has a task of it."""
-    return job.at_rest and store.paused() and not store.rows("SELECT 1 FROM tasks WHERE state = 'open' LIMIT 1")
+    if not job.at_rest or job.has_work or not store.paused():
+        return False
+    return not store.rows("SELECT 1 FROM tasks WHERE state = 'open' LIMIT 1")
 
 
 def _tell(job: RunningJob, request: Request, answer: Answer) -> None:

@@ -72,7 +72,8 @@ def roll_back(store: Store, write: Write, number: int, asked_by: str) -> int:
         (note, number_of_round),
     )
     write("UPDATE tasks SET state = 'failed', reason = ?, data = x'' WHERE state = 'open'", (note,))
-    write("UPDATE updates SET data = NULL, folded_in = 0 WHERE folded_in IS NULL")
+    # An asynchronous job may have accepted some for the round after this one already; they are this one's as well.
+    write("UPDATE updates SET data = NULL, folded_in = 0, round = ? WHERE folded_in IS NULL", (number_of_round,))
     made = number_of_round + 1
     write("UPDATE job SET run = lower(hex(randomblob(8))), run_from = ?", (made,))
     row = (made, old.sha256, len(old.weights), old.weights, old.state)
