@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
+from itertools import pairwise
 from statistics import median
 
 from coordinator.table import put
@@ -186,6 +187,27 @@ def selection_weights(fleet: Fleet, names: Iterable[str]) -> dict[str, float]:
         name: (fleet[name].delivered + 1) / (fleet[name].asked + 1) * min(1.0, usual / times.get(name, usual))
         for name in names
     }
+
+
+def tiers_of(fleet: Fleet, names: Iterable[str], count: int, least: int) -> tuple[tuple[str, ...], ...]:
+    """Devices in groups of like speed, the fastest first, each in ascending order.
+
+    Args:
+        fleet: Which knows their task times.
+        names: To be grouped; those whose time is not known yet are one group, and then the only one, if they are enough
+            for a round: to be measured.
+        count: Of groups, equal in size to one device.
+        least: Of devices in a group; where there are too few devices for that, there are fewer groups.
+    """
+    times = {name: task_seconds(fleet[name]) for name in names}
+    unmeasured = sorted(name for name, seconds in times.items() if seconds is None)
+    measured = sorted((seconds, name) for name, seconds in times.items() if seconds is not None)
+    if len(unmeasured) >= least or not measured:
+        return (tuple(unmeasured),)
+    ordered = [name for _, name in measured] + unmeasured
+    groups = max(1, min(count, len(ordered) // least))
+    ends = [len(ordered) * number // groups for number in range(groups + 1)]
+    return tuple(tuple(sorted(ordered[begin:end])) for begin, end in pairwise(ends))
 
 
 def work_share(fleet: Fleet, name: str) -> float:

@@ -50,7 +50,7 @@ select = "uniform"       # optional, or "weighted": by availability and past tim
 scale_work = false       # optional: slow devices do fewer steps
 
 [schedule]               # optional; without it rounds are synchronous
-name = "fedbuff"         # "sync", "fedasync" or "fedbuff"; the other keys are in docs/job-file.md
+name = "fedbuff"         # "sync", "tiers", "fedasync" or "fedbuff"; the other keys are in docs/job-file.md
 buffer = 4
 
 [upload]                 # optional

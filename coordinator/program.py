@@ -320,12 +320,12 @@ def definition(program: Program) -> dict[str, str]:
         **({"download.codec": job.download} if job.download else {}),
         **{f"plan.{name}": plan.sha256 for name, plan in program.plans.items()},
         # Only where there is one, so that journals from before are taken up.
-        **({f"schedule.{key}": value for key, value in asdict(job.schedule).items()} if _is_asynchronous(job) else {}),
+        **({f"schedule.{key}": value for key, value in asdict(job.schedule).items()} if _has_schedule(job) else {}),
     }
     return {key: json.dumps(value) for key, value in numbers.items()}
 
 
-def _is_asynchronous(job: Job) -> bool:
+def _has_schedule(job: Job) -> bool:
     return job.schedule != SYNCHRONOUS
 
 
@@ -398,7 +398,7 @@ def make_task(  # noqa: PLR0913, PLR0917  what a task is made of
     job, method, number = program.job, program.method, version.version
     stage = program.stage(number).for_device(device)
     return Task(
-        task=f"{job.name}.{number}.{device}{turn.suffix}",
+        task=_task_name(job, number, device, turn),
         job=job.name,
         round=number,
         version=number,
@@ -407,13 +407,27 @@ def make_task(  # noqa: PLR0913, PLR0917  what a task is made of
         weights=version.sent.sha256,
         blobs={version.sent.sha256: len(version.sent.data)} | {plan.sha256: len(plan.data) for plan in stage.files},
         classes=program.classes,
-        seed=derive_seed("task", job.seed, turn.draw, device),
+        seed=_task_seed(job, device, turn),
         upload=program.upload,
         deadline_s=job.round.deadline_s,
         carry=carry,
         control=Control(job.training.momentum) if method.control else None,
         deltas=tuple(Delta(step.base, step.sha256, len(step.data), step.codec) for step in version.sent.steps),
     )
+
+
+def same_task(task: Task, program: Program, device: str, turn: Turn, carry: Carry | None) -> Task:
+    """The task of another device that runs the same plans for as long; the two share all that they have in common."""
+    name, seed = _task_name(program.job, task.version, device, turn), _task_seed(program.job, device, turn)
+    return replace(task, task=name, device=device, seed=seed, carry=carry)
+
+
+def _task_name(job: Job, number: int, device: str, turn: Turn) -> str:
+    return f"{job.name}.{number}.{device}{turn.suffix}"
+
+
+def _task_seed(job: Job, device: str, turn: Turn) -> int:
+    return derive_seed("task", job.seed, turn.draw, device)
 
 
 def steps_of(job: Job, examples: int, share: float) -> int | None:

@@ -30,7 +30,7 @@ class ScheduleRules:
     """The [schedule] section of a job file.
 
     Attributes:
-        name: "sync", "fedasync" or "fedbuff".
+        name: "sync", "tiers", "fedasync" or "fedbuff".
         alpha: FedAsync's mixing weight of an update that is not stale.
         staleness: How the weight of an update falls with its staleness, a row of coordinator.staleness.
         a: Of "polynomial" and "hinge".
@@ -39,6 +39,7 @@ class ScheduleRules:
         concurrency: How many devices are asked at one time; None for all.
         max_staleness: An update that is more versions behind is refused.
         evaluate_every: Every so many versions one is judged; the last one always.
+        tiers: Into how many groups of like speed devices are put, of which a round asks one; None for no groups.
     """
 
     name: str = "sync"
@@ -50,6 +51,12 @@ class ScheduleRules:
     concurrency: int | None = None
     max_staleness: int = 0
     evaluate_every: int = 1
+    tiers: int | None = None
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether updates may start from older versions than the one they are folded into."""
+        return self.name in {"fedasync", "fedbuff"}
 
 
 SYNCHRONOUS = ScheduleRules()

@@ -16,6 +16,10 @@ wanted, and the round closes with as many updates as are wanted; who is late is 
 when too few devices are left that have not failed a task. While it is paused no round is started, the one that runs
 goes on to its version.
 
+With `schedule.tiers` every round is of one tier of devices of like speed, drawn from the seed: Z. Chai et al.: TiFL: A
+Tier-based Federated Learning System, HPDC 2020, with its uniform policy. Tiers are made anew for each round of the
+medians of the devices' last task times; devices that have none yet have rounds of their own first.
+
 Restart: the shell rebuilds the state from the journal with `resumed`; every device then counts as lost since now, so
 that a round neither starts nor closes before the births had grace_s seconds to arrive.
 """
@@ -55,6 +59,7 @@ from coordinator.round_records import (
     Warn,
 )
 from coordinator.table import put
+from edge_runtime.rng import derive_seed
 
 # A failure that may pass makes a device unfit all the same once its round has been tried so often.
 PATIENCE = 5
@@ -248,6 +253,9 @@ def _start(state: State, now_s: float) -> Move:
 def _choose(state: State, names: tuple[str, ...]) -> tuple[int | None, tuple[str, ...]]:
     """With how many updates the round closes early, if it does, and who is asked: more than that by over_select."""
     rules = state.rules
+    if rules.schedule.tiers is not None:
+        tiers = fleets.tiers_of(state.fleet, names, rules.schedule.tiers, rules.min_updates)
+        names = tiers[derive_seed("tier", rules.seed, state.round) % len(tiers)]
     wanted = fleets.share_of(len(names), rules.fraction, rules.min_updates)
     count = min(len(names), math.ceil((1.0 + rules.over_select) * wanted))
     weights = fleets.selection_weights(state.fleet, names) if rules.select == "weighted" else None

@@ -7,9 +7,10 @@ from coordinator.fields import Field, integer, number, one_of, shown
 from coordinator.round_records import SYNCHRONOUS, ScheduleRules
 from coordinator.staleness import STALENESS
 
-NAMES = ("sync", "fedasync", "fedbuff")
+NAMES = ("sync", "tiers", "fedasync", "fedbuff")
 SCHEDULE: Mapping[str, Field] = {
     "name": Field(one_of(NAMES)),
+    "tiers": Field(integer(2, 100), required=False),
     "alpha": Field(number(0, 1, above_low=True), required=False, default=0.6),
     "staleness": Field(one_of(STALENESS), required=False, default="polynomial"),
     "a": Field(number(0, 1e6), required=False),
@@ -20,6 +21,7 @@ SCHEDULE: Mapping[str, Field] = {
     "evaluate_every": Field(integer(1, 1_000_000), required=False, default=1),
 }
 OF_SCHEDULES: Mapping[str, tuple[str, ...]] = {
+    "tiers": ("tiers",),
     "alpha": ("fedasync",),
     "staleness": ("fedasync", "fedbuff"),
     "a": ("fedasync", "fedbuff"),
@@ -47,10 +49,12 @@ def contradictions(table: Mapping[str, Any], rounds: Mapping[str, Any]) -> Itera
     for key, owners in OF_STALENESS.items():
         if key in table and staleness in STALENESS and staleness not in owners:
             yield f"schedule.{key}", f"belongs to staleness = {' or '.join(map(repr, owners))}, not {shown(staleness)}"
+    if name == "tiers" and "tiers" not in table:
+        yield "schedule.tiers", "is missing; say into how many groups of like speed the devices are put"
     if name == "fedbuff" and "buffer" not in table:
         yield "schedule.buffer", "is missing; fedbuff needs to know how many updates make a version"
     for key in SYNC_ROUND_KEYS:
-        if name != "sync" and key in rounds:
+        if name in {"fedasync", "fedbuff"} and key in rounds:
             yield f"round.{key}", f"belongs to synchronous rounds, not to {name}"
 
 
@@ -59,6 +63,8 @@ def make_schedule(table: Mapping[str, Any]) -> ScheduleRules:
     name, staleness = table["name"], table["staleness"]
     if name in {None, "sync"}:
         return SYNCHRONOUS
+    if name == "tiers":
+        return ScheduleRules(name=name, tiers=table["tiers"])
     return ScheduleRules(
         name=name,
         alpha=float(table["alpha"]) if name == "fedasync" else 1.0,

@@ -68,4 +68,4 @@ BUFFERED = Schedule(
     buffered.candidates,
     buffered.needed,
 )
-SCHEDULES: Mapping[str, Schedule] = {"sync": ROUNDS, "fedasync": BUFFERED, "fedbuff": BUFFERED}
+SCHEDULES: Mapping[str, Schedule] = {"sync": ROUNDS, "tiers": ROUNDS, "fedasync": BUFFERED, "fedbuff": BUFFERED}

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.jobfile import JobFileError, OnnxFile, ZooModel, load_job
+from coordinator.round_records import ScheduleRules
 from coordinator.training_keys import Stage
 
 GOOD = """\
@@ -135,6 +136,52 @@ def test_missing_sections_are_named(tmp_path: Path) -> None:
     found = problems(tmp_path, "[job]\nname = 'a'\nseed = 1\nrounds = 1\n")
     for section in ("model", "method", "training", "round", "evaluate"):
         assert any(f"{section} is missing; add a section [{section}]" in line for line in found)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ('name = "fedavg"', "is 'fedavg'; known: fedasync, fedbuff, sync, tiers"),
+        ("alpha = 0.5", "schedule.name is missing"),
+        ('name = "fedbuff"', "schedule.buffer is missing; fedbuff needs to know how many updates make a version"),
+        ('name = "fedbuff"\nbuffer = 0', "schedule.buffer must be between 1 and 100000, not 0"),
+        ('name = "fedbuff"\nbuffer = 2\nalpha = 0.5', "schedule.alpha belongs to name = 'fedasync', not to 'fedbuff'"),
+        ('name = "sync"\nmax_staleness = 3', "schedule.max_staleness belongs to name = 'fedasync' or 'fedbuff'"),
+        ('name = "fedasync"\nalpha = 1.5', "schedule.alpha must be greater than 0 and at most 1, not 1.5"),
+        ('name = "fedasync"\nstaleness = "exp"', "is 'exp'; known: constant, hinge, polynomial"),
+        ('name = "fedasync"\nb = 3', "schedule.b belongs to staleness = 'hinge', not 'polynomial'"),
+        ('name = "fedasync"\nstaleness = "constant"\na = 1', "schedule.a belongs to staleness"),
+        ('name = "fedasync"\nmax_stalenes = 1', 'did you mean "max_staleness"?'),
+        ('name = "tiers"', "schedule.tiers is missing"),
+        ('name = "tiers"\ntiers = 1', "schedule.tiers must be between 2 and 100, not 1"),
+        ('name = "fedasync"\n[round]', "round.fraction belongs to synchronous rounds, not to fedasync"),
+    ],
+)
+def test_what_a_schedule_must_not_say_is_named(tmp_path: Path, section: str, message: str) -> None:
+    text = GOOD + f"[schedule]\n{section}\n"
+    if section.endswith("[round]"):
+        text = GOOD.replace("[round]", "[round]\nfraction = 0.5") + "[schedule]\n" + section.removesuffix("[round]")
+    assert any(message in line for line in problems(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("section", "rules"),
+    [
+        ("", ScheduleRules()),
+        ('[schedule]\nname = "sync"', ScheduleRules()),
+        (
+            '[schedule]\nname = "fedasync"',
+            ScheduleRules("fedasync", 0.6, "polynomial", 0.5, 4.0, 1, None, 100, 1),
+        ),
+        (
+            '[schedule]\nname = "fedbuff"\nbuffer = 3\nstaleness = "hinge"\nconcurrency = 2\nevaluate_every = 5',
+            ScheduleRules("fedbuff", 1.0, "hinge", 10.0, 4.0, 3, 2, 100, 5),
+        ),
+        ('[schedule]\nname = "tiers"\ntiers = 3', ScheduleRules("tiers", tiers=3)),
+    ],
+)
+def test_a_schedule_s_keys_have_their_defaults(tmp_path: Path, section: str, rules: ScheduleRules) -> None:
+    assert load_job(write(tmp_path, GOOD + section + "\n")).schedule == rules
 
 
 @pytest.mark.parametrize(

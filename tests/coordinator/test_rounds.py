@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator import rounds
-from coordinator.fleet import Device, Presence, draw, selection_weights, share_of, work_share
+from coordinator.fleet import Device, Presence, draw, selection_weights, share_of, tiers_of, work_share
 from coordinator.round_records import (
     CloseRound,
     Command,
@@ -25,6 +25,7 @@ from coordinator.round_records import (
     Phase,
     Refusal,
     Rules,
+    ScheduleRules,
     SendTask,
     StartRound,
     State,
@@ -332,6 +333,44 @@ def test_slow_devices_are_asked_for_the_share_that_takes_them_as_long_as_others(
     starting = commands[0]
     assert isinstance(starting, StartRound)
     assert dict(zip(starting.asked, starting.shares, strict=True))["c"] == 0.625
+
+
+def speeds(**times: float | None) -> dict[str, Device]:
+    known = {name: () if seconds is None else (seconds,) for name, seconds in times.items()}
+    return {name: Device(name, Presence.ONLINE, 5, times_s=each) for name, each in known.items()}
+
+
+@pytest.mark.parametrize(
+    ("times", "count", "least", "tiers"),
+    [
+        ({"a": 2.2, "b": 1.0, "c": 2.5, "d": 1.3}, 2, 1, (("b", "d"), ("a", "c"))),
+        ({"a": 2.2, "b": 1.0, "c": 2.5, "d": 1.3}, 4, 2, (("b", "d"), ("a", "c"))),
+        ({"a": 2.2, "b": 1.0, "c": 2.5, "d": 1.3}, 4, 3, (("a", "b", "c", "d"),)),
+        ({"a": 3.0, "b": 1.0, "c": 2.0}, 2, 1, (("b",), ("a", "c"))),
+        ({"a": 1.0, "b": 1.0, "c": 1.0, "d": 1.0}, 2, 1, (("a", "b"), ("c", "d"))),
+        ({"a": 2.0, "b": None, "c": 1.0, "d": None}, 2, 1, (("b", "d"),)),
+        ({"a": 2.0, "b": None, "c": 1.0, "d": 3.0}, 2, 2, (("a", "c"), ("b", "d"))),
+        ({"a": None}, 2, 3, (("a",),)),
+    ],
+)
+def test_tiers_are_devices_of_like_speed_and_the_unmeasured_come_first(
+    times: dict[str, float | None], count: int, least: int, tiers: tuple[tuple[str, ...], ...]
+) -> None:
+    assert tiers_of(speeds(**times), sorted(times), count, least) == tiers
+
+
+def test_a_round_asks_one_tier_and_every_tier_has_its_rounds() -> None:
+    rules = replace(RULES, rounds=60, devices=4, schedule=ScheduleRules(name="tiers", tiers=2))
+    fleet = speeds(a=2.2, b=1.0, c=2.5, d=1.3)
+    asked = []
+    for number in range(1, 61):
+        state = rounds.resumed(rules, Journalled(Phase.GATHERING, number, 0, {}, fleet), 0.0)
+        _, commands = run(state, *((0.0, DeviceOnline(name, 5)) for name in "abcd"))
+        starting = commands[0]
+        assert isinstance(starting, StartRound)
+        asked.append(starting.asked)
+    assert set(asked) == {("b", "d"), ("a", "c")}
+    assert 20 < asked.count(("b", "d")) < 40  # 30 are expected; ten are 2.6 standard deviations
 
 
 def test_what_a_device_delivers_and_how_fast_is_remembered() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from coordinator.jobfile import load_job
+from coordinator.program import build_program
 from coordinator.store import open_store
 from edge_runtime.wire import UpdateSettled
 from support.memory import MemoryDevice, MemorySite, finished, start_all
@@ -86,6 +88,28 @@ def test_a_slow_device_does_fewer_steps_and_the_round_is_as_short_as_for_the_oth
     times = {name: device.times_s for name, device in store.standing().fleet.items()}
     store.close()
     assert min(times["dev-c"]) > 6.0, "times are of the whole work, whatever was asked"
+
+
+def test_a_job_in_tiers_measures_first_and_then_gives_every_round_to_one_tier(tmp_path: Path) -> None:
+    """Restarts in between change nothing: what tiers are made of is in the journal."""
+    site = selecting(tmp_path, "", rounds=8, min_updates=1)
+    job = (tmp_path / "home" / "job.toml").read_text() + '[schedule]\nname = "tiers"\ntiers = 2\n'
+    (tmp_path / "home" / "job.toml").write_text(job)
+    site.program = build_program(load_job(tmp_path / "home" / "job.toml"))
+    start_all(site)
+    site.run(lambda: len(site.seen("round_done")) == 3)
+    site.kill()
+    site.start()
+    finished(site)
+    store = open_store(tmp_path / "state")
+    members = "SELECT round, device FROM tasks ORDER BY round, device"
+    asked: dict[int, list[str]] = {}
+    for number, device in store.rows(members):
+        asked.setdefault(number, []).append(device)
+    store.close()
+    assert asked.pop(1) == ["dev-a", "dev-b", "dev-c"]
+    # The slower one of two equally fast devices is in the tier of dev-c, whichever it was.
+    assert {("dev-c" in devices, len(devices)) for devices in asked.values()} == {(False, 1), (True, 2)}
 
 
 def test_the_journal_remembers_of_every_device_what_the_machine_does(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 from statistics import harmonic_mean, mean
 
 import pytest
@@ -67,3 +68,14 @@ def test_a_fast_device_delivers_in_proportion_to_its_speed() -> None:
     total = sum(1 / seconds for seconds in speeds.values())
     for device, seconds in speeds.items():
         assert counts[device] == pytest.approx(2000 / seconds / total, abs=2)
+
+
+def test_a_tier_s_round_takes_as_long_as_its_own_slowest_device() -> None:
+    """The first round measures all, later ones take 1.3 or 2.5 s."""
+    rules = replace(RULES, min_updates=2, schedule=ScheduleRules(name="tiers", tiers=2))
+    made = on_virtual_clock(rules, named(SPEEDS[0]))
+    first, *others = [b - a for a, b in pairwise([0.0, *(each.time_s for each in made)])]
+    assert first == 2.5
+    assert {round(seconds, 6) for seconds in others} == {1.3, 2.5}
+    assert made[-1].time_s == pytest.approx(2.5 + 99 * mean((1.3, 2.5)), rel=0.1)
+    assert made[-1].updates == 4 + 99 * 2

@@ -126,7 +126,7 @@ class Clock:
         empty = Standing(1, None, {}, {}, {})
         self._state: Any = (
             rounds.started(self.rules, 0.0)
-            if self.rules.schedule.name == "sync"
+            if not self.rules.schedule.asynchronous
             else buffered.resumed(self.rules, empty, 0.0)[0]
         )
         for name in self.seconds:
