@@ -22,7 +22,17 @@ from coordinator.events import Emit
 from coordinator.fleet import Presence
 from coordinator.gathering import Gathered, Gathering
 from coordinator.leftovers import clear_stage, clear_versions
-from coordinator.program import Program, Turn, attempt_turn, make_task, rules_of, serial_turn, share_asked, steps_of
+from coordinator.program import (
+    Program,
+    Turn,
+    attempt_turn,
+    make_task,
+    rules_of,
+    same_task,
+    serial_turn,
+    share_asked,
+    steps_of,
+)
 from coordinator.results import Diverged, export
 from coordinator.schedules import SCHEDULES
 from coordinator.store import EXPIRED, JournalTask, JournalUpdate, RoundFigures, Store, Version
@@ -96,6 +106,7 @@ class RunningJob:
         self._blobs = BlobUse()
         self._gathering = Gathering(parts.program)
         self._sent_s: dict[str, float] = {}
+        self._made_for: dict[tuple[int, int, int | None], Task] = {}  # version, plans and steps -> a task of them
         self._starting: dict[str, tuple[Task, bytes]] = {}  # journalled, and sent by the commands that follow
         self._evicted = parts.store.evicted()
         self._to_close: list[records.CloseRound] = []
@@ -474,7 +485,11 @@ class RunningJob:
         program, store = self._parts.program, self._parts.store
         carry = Carry(store.run(), store.last_counted(device)) if program.carries else None
         steps = steps_of(program.job, self._state.fleet[device].examples, share)
-        return make_task(program, self._version, device, turn, carry, steps)
+        work = (self._version.version, id(program.stage(self._version.version).for_device(device)), steps)
+        if work not in self._made_for:
+            self._made_for = {key: task for key, task in self._made_for.items() if key[0] == self._version.version}
+            self._made_for[work] = make_task(program, self._version, device, turn, carry, steps)
+        return same_task(self._made_for[work], program, device, turn, carry)
 
     def _send_task(self, task: Task, payload: bytes) -> list[Command]:
         """Publishes a task whose blobs are published, and takes those of the device's last one off."""

@@ -315,6 +315,8 @@ def _contradictions(document: Mapping[str, Any], home: Path) -> Iterator[tuple[s
     if isinstance(name, str) and name in METHODS:
         yield from _method_contradictions(name, training, _table(document, "schedule"))
     yield from _memory_contradictions(document)
+    if training.get("personal") and _table(document, "job").get("target_accuracy") is not None:
+        yield "job.target_accuracy", "is of the gateway's model, whose personal tensors nobody trains"
     least, devices = rounds.get("min_updates"), rounds.get("devices")
     if type(least) is int and type(devices) is int and least > devices:
         yield "round.min_updates", f"is {least}, more than round.devices = {devices}"

@@ -1,7 +1,7 @@
 """Prometheus metrics of a coordinator: a fold over its events.
 
-Labels are jobs, rules, kinds of events, presences and outcomes; never devices, of which there may be any number. A rule
-that a device makes up itself counts as "other" once MAX_RULES are known.
+Labels are jobs, rules, kinds of events, presences and outcomes; never devices, of which there may be any number. The
+rule of a failed task is the device's word: it counts as "other" once MAX_RULES are known.
 """
 
 from collections.abc import Callable, Mapping
@@ -99,7 +99,7 @@ class Metrics:
             take(self, event)
 
     def _bounded(self, rule: str) -> str:
-        """The rule as a label: a device may name a failure as it likes, and every label lives as long as we do."""
+        """A device's rule as a label: it may name a failure as it likes, and every label lives as long as we do."""
         if rule not in self._rules and len(self._rules) >= MAX_RULES:
             return "other"
         self._rules.add(rule)
@@ -128,14 +128,14 @@ class Metrics:
         self._histograms["update_staleness_versions"].observe(event.get("staleness", 0))
 
     def _take_refused(self, event: Mapping[str, Any]) -> None:
-        self._counters["updates_refused"].labels(event["job"], self._bounded(event["rule"])).inc()
+        self._counters["updates_refused"].labels(event["job"], event["rule"]).inc()
 
     def _take_task_failed(self, event: Mapping[str, Any]) -> None:
         self._counters["tasks_failed"].labels(event["job"], self._bounded(event["rule"])).inc()
 
     def _take_warning(self, event: Mapping[str, Any]) -> None:
         if "rule" in event:
-            self._counters["messages_ignored"].labels(self._bounded(event["rule"])).inc()
+            self._counters["messages_ignored"].labels(event["rule"]).inc()
 
     def _take_error(self, event: Mapping[str, Any]) -> None:
         if event.get("rule") == JOB_FAILED:

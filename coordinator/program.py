@@ -26,7 +26,7 @@ from edge_runtime.plan import AVERAGE, CONTROL, ROLE_FROZEN, ROLE_TRAINED, read_
 from edge_runtime.rng import derive_seed
 from edge_runtime.tensors import decode_tensors, encode_tensors
 from edge_runtime.wire.tasks import Cache, Carry, Control, Delta, Phase, Task, Upload
-from models.compiler import statistics_of, weights_of, with_weights
+from models.compiler import CompileError, statistics_of, weights_of, with_weights
 from models.compiler.budget import Budget, Found, Rate, compile_within
 from models.compiler.prefix import Split, compile_split
 from models.compiler.rules import AdamW, Rule, Sgd
@@ -71,6 +71,7 @@ class StagePlans:
         lr: Learning rate.
         phases: The plans of each phase of the method, by the name the method gives them.
         trained: Shapes of the tensors that a device sends back, by name.
+        personal: Names of those that it trains and keeps.
         boards: The same for devices with less memory, which train a part of it.
     """
 
@@ -80,6 +81,7 @@ class StagePlans:
     lr: float
     phases: Mapping[str, PhasePlans]
     trained: Mapping[str, tuple[int, ...]]
+    personal: tuple[str, ...] = ()
     boards: "tuple[tuple[Board, StagePlans], ...]" = ()
 
     @property
@@ -150,7 +152,7 @@ class Program:
     @property
     def carries(self) -> bool:
         """Whether devices keep something from task to task that depends on which updates counted."""
-        return self.method.control or bool(find_codec(self.upload.codec).carries)
+        return self.method.control or bool(self.job.training.personal or find_codec(self.upload.codec).carries)
 
     @property
     def plans(self) -> dict[str, PlanFile]:
@@ -179,6 +181,7 @@ def build_program(job: Job) -> Program:
     method = METHODS[job.method].build(job.method_options, job.training)
     ends = accumulate(stage.rounds for stage in job.training.stages)
     stages = tuple(_stage(job, method, model, *each) for each in zip(job.training.stages, ends, strict=True))
+    _check_personal(stages, job.training.personal)
     return Program(
         job=job,
         method=method,
@@ -215,9 +218,31 @@ def _stage(job: Job, method: Method, whole: bytes, stage: Stage, last_round: int
             for phase in method.phases
         }
         trained = {name: shape for each in phases.values() for name, shape in _trained(each.training).items()}
-        return StagePlans(last_round, model, tensors, stage.lr, phases, trained)
+        personal, sent = _divided(trained, job.training.personal)
+        return StagePlans(last_round, model, tensors, stage.lr, phases, sent, personal)
 
     return replace(plans(None), boards=tuple((board, plans(board)) for board in job.training.boards))
+
+
+def _divided(
+    trained: Mapping[str, tuple[int, ...]], patterns: tuple[str, ...]
+) -> tuple[tuple[str, ...], dict[str, tuple[int, ...]]]:
+    """The names of what stays on a device, and the shapes of what it sends."""
+    kept = sorted(name for name in trained if any(fnmatchcase(name, pattern) for pattern in patterns))
+    sent = {name: shape for name, shape in trained.items() if name not in kept}
+    if patterns and not sent:
+        raise CompileError(f"training.personal matches all that is trained ({', '.join(kept)}): nothing would be sent")
+    return tuple(kept), sent
+
+
+def _check_personal(stages: tuple[StagePlans, ...], patterns: tuple[str, ...]) -> None:
+    plans = [each for stage in stages for each in (stage, *(of_board for _, of_board in stage.boards))]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for each in plans for name in each.personal):
+            trained = sorted({name for each in plans for name in each.trained})
+            raise CompileError(
+                f"training.personal has {pattern!r}, which matches nothing trained: {', '.join(trained)}"
+            )
 
 
 def _compile(  # noqa: PLR0913, PLR0917 what a plan is made of
@@ -313,7 +338,7 @@ def definition(program: Program) -> dict[str, str]:
         "job.target_accuracy": job.target_accuracy,
         "method.name": job.method,
         **{f"method.{key}": value for key, value in job.method_options.items()},
-        **{f"training.{key}": value for key, value in asdict(job.training).items()},
+        **{f"training.{key}": value for key, value in asdict(job.training).items() if key != "personal" or value},
         **{f"round.{key}": value for key, value in asdict(job.round).items() if key not in NEW or value != NEW[key]},
         "upload.codec": program.upload.codec,
         "model": hashlib.sha256(program.model).hexdigest(),
@@ -398,7 +423,7 @@ def make_task(  # noqa: PLR0913, PLR0917  what a task is made of
     job, method, number = program.job, program.method, version.version
     stage = program.stage(number).for_device(device)
     return Task(
-        task=f"{job.name}.{number}.{device}{turn.suffix}",
+        task=_task_name(job, number, device, turn),
         job=job.name,
         round=number,
         version=number,
@@ -407,13 +432,28 @@ def make_task(  # noqa: PLR0913, PLR0917  what a task is made of
         weights=version.sent.sha256,
         blobs={version.sent.sha256: len(version.sent.data)} | {plan.sha256: len(plan.data) for plan in stage.files},
         classes=program.classes,
-        seed=derive_seed("task", job.seed, turn.draw, device),
+        seed=_task_seed(job, device, turn),
         upload=program.upload,
         deadline_s=job.round.deadline_s,
         carry=carry,
         control=Control(job.training.momentum) if method.control else None,
+        personal=stage.personal,
         deltas=tuple(Delta(step.base, step.sha256, len(step.data), step.codec) for step in version.sent.steps),
     )
+
+
+def same_task(task: Task, program: Program, device: str, turn: Turn, carry: Carry | None) -> Task:
+    """The task of another device that runs the same plans for as long; the two share all that they have in common."""
+    name, seed = _task_name(program.job, task.version, device, turn), _task_seed(program.job, device, turn)
+    return replace(task, task=name, device=device, seed=seed, carry=carry)
+
+
+def _task_name(job: Job, number: int, device: str, turn: Turn) -> str:
+    return f"{job.name}.{number}.{device}{turn.suffix}"
+
+
+def _task_seed(job: Job, device: str, turn: Turn) -> int:
+    return derive_seed("task", job.seed, turn.draw, device)
 
 
 def steps_of(job: Job, examples: int, share: float) -> int | None:

@@ -35,6 +35,7 @@ TRAINING: Mapping[str, Field] = {
     "ema": Field(number(0, 1, below_high=True), required=False),
     "trainable": Field(texts, required=False, default=["*"]),
     "frozen": Field(texts, required=False, default=[]),
+    "personal": Field(texts, required=False, default=[]),
     "stages": Field(tables(STAGE, MOST_STAGES), required=False),
     "boards": Field(tables(BOARD, MOST_BOARDS), required=False),
     "cache": Field(one_of(("off", "memory", "disk")), required=False, default="disk"),
@@ -79,6 +80,7 @@ class Training:
         max_norm: All gradients together are scaled down to this norm; None for not.
         proximal: Weight of half the squared distance from what was received.
         ema: Decay of a moving average over a round's steps, which a device sends back for its weights; None for not.
+        personal: Trained tensors (shell patterns) that stay on each device.
         stages: One for a job without stages.
         boards: Devices that train as much of the model as their memory allows; a device is of the first it matches,
             and one that matches none trains all.
@@ -97,6 +99,7 @@ class Training:
     max_norm: float | None
     proximal: float
     ema: float | None
+    personal: tuple[str, ...]
     stages: tuple[Stage, ...]
     boards: tuple[Board, ...]
     cache: str
@@ -134,6 +137,7 @@ def make_training(table: Mapping[str, Any], rounds: int) -> Training:
         max_norm=None if table["max_norm"] is None else float(table["max_norm"]),
         proximal=float(table["proximal"]),
         ema=None if table["ema"] is None else float(table["ema"]),
+        personal=tuple(table["personal"]),
         stages=tuple(_stage(stage, table) for stage in stages),
         boards=tuple(_board(with_defaults(BOARD, board)) for board in table["boards"] or ()),
         cache=table["cache"],

@@ -41,11 +41,13 @@ __all__ = [
     "encode_carried",
     "kept_answer",
     "own_controls",
+    "own_tensors",
     "read_kept",
     "state_before",
 ]
 
 SLOTS_NAME = "slots"  # in a device's state directory
+PERSONAL = "personal"  # the slot of tensors that never leave the device, as its last task left them
 CONTROLS = "control"  # the slot of what corrects gradients, as it was before the kept update
 UPDATE = "update"
 
@@ -139,8 +141,13 @@ def kept_answer(slots: Slots, task: Task) -> bytes | None:
     return kept.update if kept is not None and kept.key == key else None
 
 
-def encode_carried(
-    slots: Slots, codec: Codec, task: Task, tensors: dict[str, NDArray[Any]], metadata: Mapping[str, str]
+def encode_carried(  # noqa: PLR0913, PLR0917 an update, and all that is kept with it
+    slots: Slots,
+    codec: Codec,
+    task: Task,
+    tensors: dict[str, NDArray[Any]],
+    metadata: Mapping[str, str],
+    personal: Mapping[str, NDArray[Any]] | None = None,
 ) -> tuple[bytes, str]:
     """Encode an update, and keep it and what it leaves out before anybody hears of it.
 
@@ -150,6 +157,7 @@ def encode_carried(
         task: Which is answered; with `carry`.
         tensors: As `codec.encode` takes them; changed.
         metadata: The update's.
+        personal: Tensors that stay here, as the task left them.
 
     Returns:
         The bytes, and a warning where they and the slots could not be written to disk, or read ("" otherwise).
@@ -163,6 +171,8 @@ def encode_carried(
     state = state_before(slots.kept(run), task.carry, codec)
     for name in (name.removeprefix(CONTROL) for name in sent if name.startswith(CONTROL)):
         state.setdefault(CONTROLS, {}).setdefault(name, np.zeros(sent[name], np.float32))
+    if personal:
+        state[PERSONAL] = {**state.get(PERSONAL, {}), **personal}
     data = codec.encode(tensors, metadata, state)
     try:
         slots.keep(Kept(run, task.task, _key(task), state, data, sent, codec.stages, task.carry.counted))
@@ -216,6 +226,12 @@ def own_controls(slots: Slots, carry: Carry, codec: Codec) -> tuple[dict[str, ND
     if _is_behind(kept, carry):
         return {}, "the control variates of this device are lost; it begins anew, and its old ones stay in the mean"
     return state_before(kept, carry, codec).get(CONTROLS, {}), ""
+
+
+def own_tensors(slots: Slots, carry: Carry) -> dict[str, NDArray[np.float32]]:
+    """The tensors that stay on this device, as its last task of this run left them; whether it counted is all one."""
+    kept = slots.kept(carry.run)
+    return {} if kept is None else kept.state.get(PERSONAL, {})
 
 
 def _is_behind(kept: Kept | None, carry: Carry) -> bool:

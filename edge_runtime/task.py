@@ -42,7 +42,7 @@ from edge_runtime.plan import (
     with_averages,
 )
 from edge_runtime.rng import derive_seed
-from edge_runtime.slots import Slots, encode_carried, kept_answer, own_controls
+from edge_runtime.slots import Slots, encode_carried, kept_answer, own_controls, own_tensors
 from edge_runtime.tensors import decode_tensors
 from edge_runtime.wire.tasks import Phase, Task, Upload, format_task, parse_task
 
@@ -143,12 +143,12 @@ def run_task(  # noqa: PLR0913 the one seam between a task and what it runs on
     Args:
         task: What to do.
         plans: {SHA-256: plan}, at least those the phases name.
-        weights: {name: float32} to start from; not modified.
+        weights: {name: float32} to start from; not modified. A personal tensor starts from the device's own.
         dataset: The local examples.
         threads: Of the engine.
         memory_limit_bytes: Engines and features in memory that need more are refused.
         place: Where features may be kept on disk, and how many; without it they are kept in memory or not at all.
-        slots: Where a codec that carries something over keeps it; such a task needs them.
+        slots: Where a codec that carries something over keeps it, and personal tensors are; such a task needs them.
         should_stop: Asked before every step.
         warn: Told what costs time but not the task.
 
@@ -165,14 +165,16 @@ def run_task(  # noqa: PLR0913 the one seam between a task and what it runs on
     """
     codec = find_codec(task.upload.codec)
     _check_labels(dataset, task.classes)
-    if (codec.carries or task.control) and (slots is None or task.carry is None):
-        carried = codec.carries or "control variates"
+    keeps = bool(codec.carries or task.control or task.personal)
+    if keeps and (slots is None or task.carry is None):
+        carried = codec.carries or ("control variates" if task.control else "personal tensors")
         raise SlotsMissing(
             f"the task, with codec {list(codec.stages)}, carries {carried} over: it needs `carry`, and slots"
         )
     answered = _answered(task, slots, len(dataset))
     if answered is not None:
         return answered
+    weights = {**weights, **_own_tensors(task, slots)}
     trained: dict[str, NDArray[np.float32]] = {}
     losses: list[float] = []
     epoch = 0
@@ -191,6 +193,7 @@ def run_task(  # noqa: PLR0913 the one seam between a task and what it runs on
         )
         epoch += phase.epochs
     trained = _averaged(trained)
+    personal = {name: _finite(name, _taken(trained, name)) for name in task.personal}
     delta = {name: _subtract(name, trained.pop(name), weights[name]) for name in sorted(trained)}
     metadata = _metadata(task, len(dataset), losses)
     if task.control is not None and own is not None:
@@ -201,13 +204,26 @@ def run_task(  # noqa: PLR0913 the one seam between a task and what it runs on
         }
         joined = sorted(name for name in controls if name.removeprefix(CONTROL) not in own)
         metadata |= {JOINED: json.dumps(joined)} if joined else {}
-    if slots is None or task.carry is None or not (codec.carries or task.control):
+    if slots is None or not keeps:
         data = codec.encode(delta, metadata, {})
     else:
-        data, warning = encode_carried(slots, codec, task, delta, metadata)
+        data, warning = encode_carried(slots, codec, task, delta, metadata, personal)
         if warning:
             warn(warning)
     return Update(data, hashlib.sha256(data).hexdigest(), len(dataset), float(np.mean(losses)), len(losses))
+
+
+def _own_tensors(task: Task, slots: Slots | None) -> Mapping[str, NDArray[np.float32]]:
+    """What this device has of the task's personal tensors; of the others what it was sent is the start."""
+    if not task.personal or task.carry is None or slots is None:
+        return {}
+    return {name: array for name, array in own_tensors(slots, task.carry).items() if name in task.personal}
+
+
+def _taken(trained: dict[str, NDArray[np.float32]], name: str) -> NDArray[np.float32]:
+    if name not in trained:
+        raise WeightMismatch(f"{name!r} is to be personal, but no phase trains it")
+    return trained.pop(name)
 
 
 def _own_controls(

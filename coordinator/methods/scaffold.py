@@ -47,6 +47,6 @@ SCAFFOLD = MethodKind(
     options={"server_lr": SERVER_LR},
     build=_from_options,
     optimizers=("sgd",),
-    excludes=("nesterov", "proximal", "ema"),
+    excludes=("nesterov", "proximal", "ema", "personal"),
     synchronous=True,
 )

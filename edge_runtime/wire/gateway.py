@@ -33,8 +33,11 @@ MAX_DEVICES = 100_000
 SWEEP_S = 1.0
 # Failures that say that the broker's copy of a blob is of no use.
 LACKS_A_BLOB = frozenset({"BlobMissing", "BlobCorrupt"})
-# How often all devices are asked for their births because one of them came damaged.
-ROLL_CALL_S = 10.0
+# How soon all devices are asked for their births again because one of them came damaged, and how often anyway.
+ROLL_CALL_S, ROUTINE_ROLL_CALL_S = 10.0, 600.0
+# A task whose device says nothing of it is sent again after so many looks at all devices, then twice as many, and on.
+LOOK_S = 10.0
+FIRST_REMINDER, LAST_REMINDER = 6, 360
 
 
 class BlobUnknown(LocalError):
@@ -49,13 +52,16 @@ class TooManyDevices(RemoteError):
 class _Device:
     """What is known of a device: the task it was sent, in its bytes too, and the presence that was last believed.
 
-    heard: Whether that presence came live on this connection, and not out of the broker's memory.
+    heard: Whether that presence came live on this connection, and not out of the broker's memory. reminder: looks until
+    the task is sent again; patience: how many it was the last time, 0 once its update was offered.
     """
 
     task: Task | None = None
     payload: bytes = b""
     status: messages.Status | None = None
     heard: bool = False
+    reminder: int = 0
+    patience: int = FIRST_REMINDER
 
 
 def _never_done(device: str, task: str) -> str | None:  # noqa: ARG001 the default of a callback
@@ -110,7 +116,8 @@ class GatewaySession:
         self._online = False
         self._swept_at = -SWEEP_S
         self._roll_call = False
-        self._roll_call_at = 0.0
+        self._called_at = 0.0
+        self._looked_at = 0.0
 
     @property
     def open_bytes(self) -> int:
@@ -131,9 +138,9 @@ class GatewaySession:
         """Topic and payload of the last will, retained, QoS 1."""
         return topics.gateway(self.site), self._presence("lost")
 
-    def connected(self, now: float) -> list[Outcome]:  # noqa: ARG002 every input carries the time
+    def connected(self, now: float) -> list[Outcome]:
         """Take up a new connection: subscribe, then publish presence, blobs and tasks again."""
-        self._online = True
+        self._online, self._called_at = True, now
         outcomes: list[Outcome] = [
             Subscribe((topics.gateway(self.site), topics.status(self.site, "+"), topics.upload_all(self.site)), 1),
             Subscribe((topics.telemetry(self.site, "+"),), 0),
@@ -199,16 +206,29 @@ class GatewaySession:
     def tick(self, now: float) -> list[Outcome]:
         """Let time pass: uploads that stood still give their memory back, once a second, and who waits may have room.
 
-        Births that came damaged are asked for.
+        Births that came damaged are asked for, and every ten minutes all of them.
         """
         if now - self._swept_at >= SWEEP_S:
             self._swept_at = now
             self._intake.drop_idle(now)
-        admitted = self._admitted()
-        if not self._roll_call or not self._online or now < self._roll_call_at:
+        admitted = [*self._admitted(), *self._reminders(now)]
+        if not self._online or now - self._called_at < (ROLL_CALL_S if self._roll_call else ROUTINE_ROLL_CALL_S):
             return admitted
-        self._roll_call, self._roll_call_at = False, now + ROLL_CALL_S
+        self._roll_call, self._called_at = False, now
         return [*admitted, Publish(topics.gateway(self.site), self._presence("up"), 1, retain=True)]
+
+    def _reminders(self, now: float) -> list[Outcome]:
+        """The tasks to send again: a message can be lost in ways that neither end nor the broker can see."""
+        if now - self._looked_at < LOOK_S or not self._online:
+            return []
+        self._looked_at = now
+        due: list[Outcome] = []
+        for device, known in self._devices.items():
+            known.reminder = max(0, known.reminder - 1)
+            if known.reminder == 0 and known.patience and known.task is not None:
+                due.append(self._task(device, known.payload))
+                known.reminder = known.patience = min(2 * known.patience, LAST_REMINDER)
+        return due
 
     def publish_blob(self, sha256: str, data: bytes) -> list[Command]:
         """Offer a blob to every device until drop_blob; publishing one that is offered already does nothing."""
@@ -247,6 +267,7 @@ class GatewaySession:
             raise BlobUnknown(f"task {task.task} needs blob {absent[0]}, which was not published")
         known = self._device(device)
         known.task, known.payload = task, format_task(task) if payload is None else payload
+        known.reminder = known.patience = FIRST_REMINDER
         return [*commands, *self._if_online([self._task(device, known.payload)])]
 
     def task(self, device: str) -> Task | None:
@@ -331,6 +352,9 @@ class GatewaySession:
     def _on_begin(self, now: float, device: str, uid: str, begin: messages.Begin) -> list[Answer]:
         if not begin.sha256.startswith(uid):
             raise BadUid(f"upload {uid} offers {begin.sha256}; its id must be the first 16 digits")
+        known = self._device(device)
+        if known.task is not None and known.task.task == begin.task:
+            known.reminder = known.patience = 0
         done = self._already_done(device, begin.task)
         if done is not None:
             self._intake.drop(device, uid)

@@ -31,6 +31,7 @@ MAX_BLOBS = 256
 MAX_DELTAS = 16
 MAX_EPOCHS = 1_000_000
 MAX_TASK_NAME = 200
+MAX_PERSONAL, MAX_TENSOR_NAME = 1024, 1000
 MAX_CACHE_BYTES = 1 << 40
 
 _TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -145,6 +146,7 @@ class Task:
         deadline_s: How long the coordinator waits, counted from when it sent the task.
         carry: For a codec that carries something over, and for control variates.
         control: For control variates.
+        personal: Tensors that the device trains and keeps for itself; with `carry`.
         deltas: Steps to `weights`, the last one first: each gives what the one before it in this list starts from.
     """
 
@@ -163,6 +165,7 @@ class Task:
     carry: Carry | None = None
     deltas: tuple[Delta, ...] = ()
     control: Control | None = None
+    personal: tuple[str, ...] = ()
 
 
 def format_task(task: Task) -> bytes:
@@ -178,6 +181,7 @@ def format_task(task: Task) -> bytes:
             "upload": vars(task.upload),
             "carry": None if task.carry is None else vars(task.carry),
             "control": None if task.control is None else vars(task.control),
+            "personal": task.personal or None,
             "deltas": [vars(delta) for delta in task.deltas] or None,
         }
     )
@@ -214,8 +218,11 @@ def parse_task(payload: bytes) -> Task:
         carry=_carry(fields.mapping(message, "carry", cap=16)) if message.get("carry") is not None else None,
         deltas=_deltas(fields.sequence(message, "deltas", cap=MAX_DELTAS)) if message.get("deltas") is not None else (),
         control=_control(fields.mapping(message, "control", cap=16)) if message.get("control") is not None else None,
+        personal=_personal(message),
     )
     _check_control(task)
+    if task.personal and task.carry is None:
+        raise fields.BadField("personal tensors need `carry`: they belong to one run of a job")
     for blob in (task.weights, *(plan for phase in task.phases for plan in phase.plans)):
         if blob not in task.blobs:
             raise BlobNotListed(f"the task names blob {blob}, but blobs does not give its size")
@@ -298,6 +305,11 @@ def _control(message: dict[str, Any]) -> Control:
     if momentum == 1.0:
         raise fields.BadField("momentum is 1; it must be below")
     return Control(momentum)
+
+
+def _personal(message: dict[str, Any]) -> tuple[str, ...]:
+    names = fields.sequence(message, "personal", cap=MAX_PERSONAL) if message.get("personal") is not None else []
+    return tuple(fields.text({"personal": name}, "personal", cap=MAX_TENSOR_NAME) for name in names)
 
 
 def _check_control(task: Task) -> None:

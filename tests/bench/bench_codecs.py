@@ -1,7 +1,7 @@
 """`edge-runtime bench codecs`: what compressed traffic costs in accuracy, in whole jobs of real processes.
 
 Two networks learn Fashion-MNIST on 8 devices with a skew of labels (Dirichlet 0.5), through mosquitto where it is
-installed: LeNet-5 on 12,000 pictures, and the 1.6-million-parameter CNN of federated averaging on 4,000. Every
+installed: LeNet-5 on all 60,000 pictures, and the 1.6-million-parameter CNN of federated averaging on 4,000. Every
 codec runs with three seeds. An accuracy is the mean of the last three rounds, because single rounds of skewed devices
 differ by a point; traffic is what the coordinator counted, both ways, plans and first weights included.
 
@@ -91,7 +91,7 @@ class Work:
     judged: int
 
 
-WORKS = (Work("lenet5", 12_000, 10_000), Work("fedavg_cnn", 4_000, 4_000))
+WORKS = (Work("lenet5", 60_000, 10_000), Work("fedavg_cnn", 4_000, 4_000))
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ from edge_runtime.wire import (
 KEEPALIVE_S = 120
 TICK_S = 0.25
 CONNECTS_A_TICK = 250
+LAST_ANSWERS_S = 10.0
 BUFFER_BYTES = 4096
 EXAMPLES = 10
 NOISE = np.random.default_rng(1).normal(0.0, 1e-3, 1 << 20).astype(np.float32)
@@ -70,6 +71,7 @@ class Device:
         self._boot = os.urandom(4).hex()
         self.session = DeviceSession(driver.site, name, boot=self._boot, examples=EXAMPLES)
         self.ready: RunTask | None = None
+        self.offering = False
         self._round = 0
         self._offered_at = 0.0
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -137,7 +139,7 @@ class Device:
         """Hand over the update of the task that waits."""
         run, self.ready = self.ready, None
         assert run is not None, "only a device with a task offers"
-        self._offered_at, self._round = now, run.task.round
+        self._offered_at, self._round, self.offering = now, run.task.round, True
         self.do(self.session.finished(now, run.key, _update(run.task, self._shapes)))
         self.write()
 
@@ -179,6 +181,7 @@ class Device:
 
     def _done(self) -> None:
         now, seen = time.monotonic(), self._driver.seen
+        self.offering = False
         seen.latencies_s.append(now - self._offered_at)
         window = seen.rounds.setdefault(self._round, [self._offered_at, now, 0])
         window[0], window[1], window[2] = min(window[0], self._offered_at), now, window[2] + 1
@@ -201,30 +204,41 @@ class Driver:
         self.site = site
         self.seen = Seen()
         self.waiting = 0
+        self._connected = 0
+        self._next_tick = 0.0
         self.selector = selectors.DefaultSelector()
         self.devices = [Device(f"dev-{number:05}", self) for number in range(first, first + count)]
 
     def run(self) -> None:
-        """Connect all, then serve until the end of the input."""
-        connected, next_tick = 0, time.monotonic()
-        while not _input_ended():
-            now = time.monotonic()
-            if now >= next_tick:
-                next_tick = now + TICK_S
-                for device in self.devices[connected : connected + CONNECTS_A_TICK]:
-                    device.connect()
-                connected = min(len(self.devices), connected + CONNECTS_A_TICK)
-                for device in self.devices[:connected]:
-                    device.tick(now)
+        """Connect all, then serve until the end of the input, and on until the last answers have come."""
+        until: float | None = None
+        while until is None or (time.monotonic() < until and any(device.offering for device in self.devices)):
+            if until is None and _input_ended():
+                until = time.monotonic() + LAST_ANSWERS_S
+            self._tick(time.monotonic())
             if self.waiting == len(self.devices):
                 self.waiting = 0
                 for device in self.devices:
                     device.offer(time.monotonic())
-            for key, ready in self.selector.select(max(0.0, next_tick - time.monotonic())):
-                if ready & selectors.EVENT_WRITE:
-                    key.data.write()
-                if ready & selectors.EVENT_READ:
-                    key.data.read()
+            self._serve()
+
+    def _tick(self, now: float) -> None:
+        """A few more devices connect, and time passes for those that have."""
+        if now < self._next_tick:
+            return
+        self._next_tick = now + TICK_S
+        for device in self.devices[self._connected : self._connected + CONNECTS_A_TICK]:
+            device.connect()
+        self._connected = min(len(self.devices), self._connected + CONNECTS_A_TICK)
+        for device in self.devices[: self._connected]:
+            device.tick(now)
+
+    def _serve(self) -> None:
+        for key, ready in self.selector.select(max(0.0, self._next_tick - time.monotonic())):
+            if ready & selectors.EVENT_WRITE:
+                key.data.write()
+            if ready & selectors.EVENT_READ:
+                key.data.read()
 
 
 def _update(task: Task, shapes: dict[str, tuple[int, ...]]) -> bytes:

@@ -2,8 +2,8 @@
 
 Ours is what the gateway does with an update: header, decoding, every check, weighted sums. The peer decodes with the
 same codec, checks with one dot product a tensor, and adds to float64 arrays; as a fold out of a journal it has to
-decode twice, once to check, once to fold. The bound is bytes over bandwidth: the update read twice, and the sums of what it
-holds read and written.
+decode twice, once to check, once to fold. The bound is bytes over bandwidth: the update read twice, and the sums of
+what it holds read and written.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ COORDINATOR_PEER = "edge-coordinator-test"
 # What a service manager does with a process that has ended by itself: it starts it again a moment later.
 AGAIN_S = 1.0
 POLL_S = 0.2
-# Longer than any fault, its retries and a round on a machine that does much else.
-QUIET_S = 300.0
+# Longer than any fault, its retries (the slowest is the coordinator's roll call, every ten minutes) and a round.
+QUIET_S = 900.0
 
 
 class EndedByItself(AssertionError):

@@ -111,6 +111,8 @@ def test_rules_that_devices_make_up_cannot_grow_the_endpoint_without_bound() -> 
     failed = {"event": "task_failed", "job": "j", "device": "a", "round": 1, "message": "m"}
     metrics = folded(*({**failed, "rule": f"Made{number}"} for number in range(10 * MAX_RULES)))
     assert value(metrics, "tasks_failed_total", job="j", rule="other") == 9 * MAX_RULES
+    metrics.take({"event": "refused", "job": "j", "device": "a", "rule": "NonFinite", "message": "m"})
+    assert value(metrics, "updates_refused_total", job="j", rule="NonFinite") == 1, "our own rules keep their names"
     (family,) = [each for each in metrics.registry.collect() if each.name == "edge_tasks_failed"]
     assert len({sample.labels["rule"] for sample in family.samples}) == MAX_RULES + 1
 

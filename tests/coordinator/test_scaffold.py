@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from contextlib import closing
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from coordinator.aggregators import Contribution, uniform_mean
-from coordinator.jobfile import JobFileError, load_job
+from coordinator.jobfile import JobFileError
 from coordinator.methods.scaffold import scaffold
-from coordinator.program import Program, attempt_turn, build_program, make_task, make_version
-from coordinator.results import export_version, fold, keep_model
+from coordinator.program import Program, attempt_turn, make_task, make_version
+from coordinator.results import export_version, keep_model
 from coordinator.server_steps import CHANGES, MEMBERS
-from coordinator.store import JournalUpdate, Version, open_store
+from coordinator.store import open_store
 from coordinator.updates import UpdateError, check_update
 from coordinator.versions import roll_back
 from edge_runtime.codecs import find_codec
@@ -27,7 +25,8 @@ from edge_runtime.plan import CONTROL, read_plan
 from edge_runtime.slots import Slots, own_controls
 from edge_runtime.task import SlotsMissing, run_task
 from edge_runtime.tensors import decode_tensors, encode_tensors
-from edge_runtime.wire.tasks import Carry, Task, format_task, parse_task
+from edge_runtime.wire.tasks import Carry, Task
+from support.federation import RUN, SHARDS, Federation, program_of
 from support.memory import MemorySite, finished, start_all
 from support.tiny_job import JOB, made_up, make_site
 
@@ -36,81 +35,25 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from edge_runtime.task import Update
 
-RUN = "0123456789abcdef"
-SHARDS = {"dev-a": made_up(0, 24), "dev-b": made_up(1, 8), "dev-c": made_up(2, 40)}
-
-
-def program_of(tmp_path: Path, *, method: str = "scaffold", **training: object) -> Program:
-    make_site(tmp_path)
-    lines = {"epochs": 2, "batch": 8, "lr": 0.1, **training}
-    codec = lines.pop("codec", None)
-    job = JOB[: JOB.index("[method]")] + f'[method]\nname = "{method}"\n[training]\n'
-    job += "".join(f"{key} = {json.dumps(value)}\n" for key, value in lines.items()) + JOB[JOB.index("[round]") :]
-    job += f"[upload]\ncodec = {json.dumps(codec)}\n" if codec else ""
-    path = tmp_path / "home" / "job.toml"
-    path.write_text(job)
-    return build_program(load_job(path))
+def controls(fed: Federation) -> dict[str, NDArray[np.float32]]:
+    """C, by the names of the tensors."""
+    tensors = decode_tensors(fed.latest.weights)[0]
+    return {name.removeprefix(CONTROL): c for name, c in tensors.items() if name.startswith(CONTROL)}
 
 
-@dataclass
-class Federation:
-    """Devices and a gateway without a wire between them: real tasks, slots, checks and folds."""
+def own(fed: Federation, device: str) -> dict[str, NDArray[np.float32]]:
+    """c_i."""
+    codec = find_codec(fed.program.upload.codec)
+    return own_controls(fed.slots[device], Carry(RUN, fed.counted.get(device)), codec)[0]
 
-    program: Program
-    directory: Path
-    shards: dict[str, Dataset] = field(default_factory=lambda: dict(SHARDS))
-    counted: dict[str, str] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-    latest: Version = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.latest = make_version(1, self.program.weights, {})
-        self.slots = {name: Slots(self.directory / name) for name in self.shards}
-
-    def train(self, device: str, attempt: int = 1) -> tuple[str, Update]:
-        carry = Carry(RUN, self.counted.get(device))
-        task = parse_task(
-            format_task(make_task(self.program, self.latest, device, attempt_turn(self.latest.version, attempt), carry))
-        )
-        plans = {file.sha256: read_plan(file.data) for file in self.program.stage(1).files}
-        weights = decode_tensors(self.latest.weights)[0]
-        update = run_task(
-            task, plans, weights, self.shards[device], slots=self.slots[device], warn=self.warnings.append
-        )
-        check_update(update.data, task, self.program.stage(1).layout, len(self.shards[device]))
-        return task.task, update
-
-    def round(self, *devices: str, refused: tuple[str, ...] = ()) -> None:
-        """One round; updates of the refused do not count, and neither do first tries of theirs."""
-        journal = []
-        for device in devices or sorted(self.shards):
-            name, update = self.train(device)
-            if device in refused:
-                continue
-            number = self.latest.version
-            row = (number, device, name, number, "uid", update.sha256, update.examples, update.loss, update.data)
-            journal.append(JournalUpdate(*row))
-            self.counted[device] = name
-        self.latest = fold(self.program, journal, self.latest, lambda _: b"")
-
-    def controls(self) -> dict[str, NDArray[np.float32]]:
-        """C, by the names of the tensors."""
-        tensors = decode_tensors(self.latest.weights)[0]
-        return {name.removeprefix(CONTROL): c for name, c in tensors.items() if name.startswith(CONTROL)}
-
-    def own(self, device: str) -> dict[str, NDArray[np.float32]]:
-        """c_i."""
-        codec = find_codec(self.program.upload.codec)
-        return own_controls(self.slots[device], Carry(RUN, self.counted.get(device)), codec)[0]
-
-    def check_mean(self, *members: str, atol: float = 1e-6) -> None:
-        """The gateway's c is the mean of the c_i of all who have one, so corrections add up to zero."""
-        own = [self.own(device) for device in members]
-        for name, c in self.controls().items():
-            np.testing.assert_allclose(c, np.mean([each[name] for each in own], axis=0), atol=atol)
-            np.testing.assert_allclose(sum(c - each[name] for each in own), 0, atol=len(own) * atol)
+def check_mean(fed: Federation, *members: str, atol: float = 1e-6) -> None:
+    """The gateway's c is the mean of the c_i of all who have one, so corrections add up to zero."""
+    all_own = [own(fed, device) for device in members]
+    for name, c in controls(fed).items():
+        np.testing.assert_allclose(c, np.mean([each[name] for each in all_own], axis=0), atol=atol)
+        np.testing.assert_allclose(sum(c - each[name] for each in all_own), 0, atol=len(all_own) * atol)
 
 
 def first_task(program: Program) -> Task:
@@ -127,14 +70,14 @@ def test_c_stays_the_mean_of_all_devices_own_whatever_becomes_of_updates(
 ) -> None:
     fed = Federation(program_of(tmp_path, codec=codec, momentum=momentum), tmp_path)
     fed.round("dev-a", "dev-b")
-    fed.check_mean("dev-a", "dev-b")
+    check_mean(fed, "dev-a", "dev-b")
     fed.round("dev-b", "dev-c", "dev-a", refused=("dev-a",))
-    fed.check_mean("dev-a", "dev-b", "dev-c")
+    check_mean(fed, "dev-a", "dev-b", "dev-c")
     fed.train("dev-b", attempt=1)  # was asked, and its answer was lost
     fed.slots = {name: Slots(tmp_path / name) for name in fed.shards}  # everybody restarts
     fed.round("dev-a", "dev-c")
     fed.round()
-    fed.check_mean("dev-a", "dev-b", "dev-c")
+    check_mean(fed, "dev-a", "dev-b", "dev-c")
     assert decode_tensors(fed.latest.state)[0][f"{MEMBERS}{CONTROL}fc1.weight"] == 3
     assert not fed.warnings
 
@@ -144,8 +87,8 @@ def test_equal_data_and_whole_batches_give_equal_controls(tmp_path: Path) -> Non
     for _ in range(3):
         fed.round()
         for device in fed.shards:
-            for name, c in fed.controls().items():
-                np.testing.assert_allclose(fed.own(device)[name], c, atol=1e-6)
+            for name, c in controls(fed).items():
+                np.testing.assert_allclose(own(fed, device)[name], c, atol=1e-6)
 
 
 def test_one_device_walks_as_it_would_alone(tmp_path: Path) -> None:
@@ -166,7 +109,7 @@ def test_the_first_round_is_that_of_fedavg_over_equal_devices(tmp_path: Path) ->
     deltas = [decode_tensors(fed.train(device)[1].data)[0] for device in fed.shards]
     fed.round()
     after = decode_tensors(fed.latest.weights)[0]
-    for name in before.keys() - {CONTROL + name for name in fed.controls()}:
+    for name in before.keys() - {CONTROL + name for name in controls(fed)}:
         np.testing.assert_allclose(after[name] - before[name], np.mean([d[name] for d in deltas], axis=0), atol=1e-6)
 
 
@@ -174,11 +117,11 @@ def test_a_change_of_control_is_the_mean_gradient_less_the_devices_own(tmp_path:
     """One step of the whole batch: the gradient can be had from the step itself."""
     fed = Federation(program_of(tmp_path, epochs=1, batch=40), tmp_path, {"dev-c": SHARDS["dev-c"]})
     fed.round()
-    before, own = decode_tensors(fed.latest.weights)[0], fed.own("dev-c")
+    before, mine = decode_tensors(fed.latest.weights)[0], own(fed, "dev-c")
     delta = decode_tensors(fed.train("dev-c")[1].data)[0]
-    for name, c in fed.controls().items():
-        gradient = -delta[name].astype(np.float64) / 0.1 - (c - own[name])
-        np.testing.assert_allclose(delta[CONTROL + name], gradient - own[name], atol=1e-5)
+    for name, c in controls(fed).items():
+        gradient = -delta[name].astype(np.float64) / 0.1 - (c - mine[name])
+        np.testing.assert_allclose(delta[CONTROL + name], gradient - mine[name], atol=1e-5)
         assert name in before
 
 
@@ -188,12 +131,12 @@ def test_what_a_device_keeps_never_leaves_it_and_bytes_follow_the_formula(tmp_pa
         fed.round()
     _, update = fed.train("dev-a")
     sent, metadata = decode_tensors(update.data)
-    own = fed.own("dev-a")
-    trained = set(fed.controls())
+    mine = own(fed, "dev-a")
+    trained = set(controls(fed))
     assert sent.keys() == trained | {CONTROL + name for name in trained}
     for array in sent.values():
-        assert not any(array.shape == c.shape and np.allclose(array, c) for c in own.values())
-    values = sum(c.size for c in own.values())
+        assert not any(array.shape == c.shape and np.allclose(array, c) for c in mine.values())
+    values = sum(c.size for c in mine.values())
     assert len(update.data) - 8 - int.from_bytes(update.data[:8], "little") == 8 * values
     assert "joined" not in metadata
 
@@ -249,7 +192,7 @@ def test_what_is_exported_is_the_model_alone(tmp_path: Path) -> None:
     fed.round()
     keep_model(tmp_path, fed.program.model)
     export_version(tmp_path, fed.latest, tmp_path / "m.onnx", tmp_path / "w.safetensors")
-    assert decode_tensors((tmp_path / "w.safetensors").read_bytes())[0].keys() == set(fed.controls())
+    assert decode_tensors((tmp_path / "w.safetensors").read_bytes())[0].keys() == set(controls(fed))
 
 
 @pytest.mark.parametrize("key", ["nesterov", "proximal", "ema"])

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from coordinator.speaker import GatewaySpeaker
 from edge_runtime.link import Connected, Disconnected, Link, LinkEvent, Message
 from edge_runtime.tensors import encode_tensors
 from edge_runtime.wire import (
@@ -92,7 +93,7 @@ class Gateway:
         self.session = GatewaySession(
             site, epoch, os.urandom(8).hex(), already_done=lambda device, task: self.done.get((device, task))
         )
-        self.link = Link(url, f"gateway-{os.getpid()}-{id(self)}", self.session.will())
+        self.link = Link(url, f"gateway-{os.getpid()}-{id(self)}", self.session.will(), speak=GatewaySpeaker)
         self.events: list[Outcome] = []
         self.updates: list[UpdateReceived] = []
 

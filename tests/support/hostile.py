@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from coordinator.seat import send
 from edge_runtime.codecs import find_codec
 from edge_runtime.link import Connected, Disconnected, Link, Message, Subscribed
 from edge_runtime.tensors import decode_tensors
@@ -95,12 +96,8 @@ class Hostile:
     def _do(self, commands: list[Any]) -> None:
         for command in commands:
             match command:
-                case Publish(topic, payload, qos, retain):
-                    self.link.publish(topic, payload, qos, retain=retain)
-                case Subscribe(topics, qos):
-                    self.link.subscribe(topics, qos)
-                case Unsubscribe(topics):
-                    self.link.unsubscribe(topics)
+                case Publish() | Subscribe() | Unsubscribe():
+                    send(self.link, [command])
                 case RenewWill():
                     self.link.set_will(self.session.will())
                     self.link.reconnect()

@@ -125,3 +125,43 @@ def test_damage_to_the_check_sum_itself_is_damage(at: int) -> None:
 def test_a_changed_message_is_refused_by_its_check_sum() -> None:
     with pytest.raises(BadChecksum, match="damaged"):
         parse_task(TASK.replace(b'"seed":7', b'"seed":5'))
+
+
+def test_a_task_that_nobody_sees_get_lost_is_sent_again_after_a_minute_and_ever_more_seldom() -> None:
+    world = World("a")
+    world.connect_all()
+    world.run(lambda: any(isinstance(e, DeviceStatus) for e in world.events))
+    task = world.send("a", "t")
+    world.deliveries.clear()
+    begun, sent_at = world.now, []
+    for second in range(1000):
+        outcomes = world.gateway.tick(begun + second)
+        again = Publish(topics.task(SITE, "a"), format_task(task), 1, retain=True)
+        sent_at += [second] * outcomes.count(again)
+    assert sent_at == pytest.approx([60, 180, 420, 900], abs=10)
+
+
+def test_a_task_whose_update_was_offered_is_not_sent_again() -> None:
+    world = World("a")
+    world.connect_all()
+    world.send("a", "t")
+    world.run(lambda: bool(world.journal))
+    assert [each for second in range(200) for each in world.gateway.tick(world.now + second)] == []
+
+
+def test_every_device_is_asked_for_its_birth_every_ten_minutes() -> None:
+    world = World("a")
+    world.connect_all()
+    world.run(lambda: any(isinstance(e, DeviceStatus) for e in world.events))
+    calls = [second for second in range(1900) if world.gateway.tick(world.now + second)]
+    assert calls == pytest.approx([600, 1200, 1800], abs=10)
+
+
+def test_a_device_whose_task_went_to_another_topic_gets_it_in_the_end() -> None:
+    world = World("a")
+    world.connect_all()
+    world.run(lambda: any(isinstance(e, DeviceStatus) for e in world.events))
+    world.send("a", "t")
+    world.deliveries.clear()
+    del world.retained[topics.task(SITE, "a")]
+    world.run(lambda: bool(world.journal), 100.0)
