@@ -11,109 +11,47 @@ version r + 1.
 import json
 import secrets
 import sqlite3
-import time
-from collections.abc import Generator, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
-from coordinator.fleet import TIMES_KEPT, Device, Presence
+from coordinator.fleet import Presence
 from coordinator.journal import JOURNAL_NAME, JobChanged, connect, connect_to_read, explained, open_lock
+from coordinator.journal_beside import digests_beside, updates_beside, updates_of, weights_beside
+from coordinator.journal_records import EXPIRED, JournalTask, JournalUpdate, RoundFigures, Version
+from coordinator.journal_state import read_evicted, read_journalled, read_paused, read_standing
 from coordinator.keep import KEEP, drop_weights, give_back
-from coordinator.lease import Lease, beat, check_lease, end_lease, new_lease, take_lease, wait_for_silence
-from coordinator.round_records import Journalled, Outcome, Phase, Standing
-from coordinator.views import View, digests, drop_views, held, insert_view, read_view
+from coordinator.lease import Lease, beat, end_lease, new_lease, take_lease, wait_for_silence
+from coordinator.round_records import Journalled, Standing
+from coordinator.transactions import Transactions, Write
+from coordinator.views import digests, drop_views, held, insert_view, read_view
 
-# Why a task is failed whose update would come too late to count.
-EXPIRED = "StaleUpdate: its version is too far behind"
-
-
-@dataclass(frozen=True)
-class Version:
-    """Weights (a tensor file), the server step's state (a tensor file), and the number of the version.
-
-    `view` is what devices hold of it; None for the weights themselves, to which no step leads.
-    """
-
-    version: int
-    sha256: str
-    weights: bytes
-    state: bytes
-    view: View | None = None
-
-    @property
-    def sent(self) -> View:
-        """What devices hold of it."""
-        return self.view or View(self.sha256, self.weights)
+__all__ = [
+    "EXPIRED",
+    "JournalTask",
+    "JournalUpdate",
+    "RoundFigures",
+    "Store",
+    "Version",
+    "Write",
+    "digests_beside",
+    "open_reader",
+    "open_store",
+    "updates_beside",
+    "weights_beside",
+]
 
 
-@dataclass(frozen=True)
-class JournalTask:
-    """What a device was asked: the task's id and its bytes on the wire."""
-
-    device: str
-    task: str
-    data: bytes
-
-
-@dataclass(frozen=True)
-class JournalUpdate:
-    """An accepted update as it came, and what its metadata said.
-
-    Attributes:
-        round: In which it counts.
-        device: Whose it is; with `task` the update's key.
-        task: What it answers.
-        version: The version that its device trained from; that of the round but for asynchronous schedules.
-        uid: Of the upload.
-        sha256: Of the bytes.
-        examples: As the device says.
-        loss: As the device says.
-        data: None once its round is folded.
-    """
-
-    round: int
-    device: str
-    task: str
-    version: int
-    uid: str
-    sha256: str
-    examples: int
-    loss: float
-    data: bytes
-
-
-@dataclass(frozen=True)
-class RoundFigures:
-    """What is known of a round when it is folded; bytes and seconds as in coordinator.events."""
-
-    devices: int
-    cohort: int
-    bytes_up: int
-    bytes_down: int
-    seconds: float
-
-
-class Write(Protocol):
-    """Runs one statement of a transaction and returns how many rows it has changed."""
-
-    def __call__(self, statement: str, values: tuple[Any, ...] = (), /) -> int: ...  # noqa: D102  the class says it
-
-
-class Store:
+class Store(Transactions):
     """An open journal; holds the connection and the lock that keeps a second coordinator out."""
 
     def __init__(
         self, connection: sqlite3.Connection, lock: IO[bytes] | None, path: Path, lease: Lease | None = None
     ) -> None:
-        self._connection = connection
+        super().__init__(connection, path, lease)
         self._lock = lock
-        self._path = path
-        self._lease = lease
         self.keep = KEEP
-        self._batched = False
-        self.last_commit_s = 0.0  # how long the last commit took, its fsync included
 
     def close(self) -> None:
         """Close the journal and let another coordinator in."""
@@ -128,11 +66,6 @@ class Store:
         if self._lease is not None:
             with suppress(OSError):  # on a disk that takes nothing nobody else can take over either
                 beat(self.directory, self._lease)
-
-    @property
-    def directory(self) -> Path:
-        """The state directory."""
-        return self._path.parent
 
     # The job.
 
@@ -220,11 +153,11 @@ class Store:
 
     def paused(self) -> bool:
         """Whether an operator wants no further round."""
-        return bool(self._one("SELECT paused FROM job")[0])
+        return read_paused(self._all)
 
     def evicted(self) -> frozenset[str]:
         """The devices that an operator took out of the job."""
-        return frozenset(row[0] for row in self._all("SELECT device FROM evictions"))
+        return read_evicted(self._all)
 
     # Devices.
 
@@ -291,7 +224,7 @@ class Store:
 
     def updates(self, number: int) -> Iterator[JournalUpdate]:
         """The accepted updates of a round, in ascending order of (device, task), one at a time."""
-        return _updates(self._connection, self._path, number)
+        return updates_of(self._connection, self._path, number)
 
     def accepted_digest(self, device: str, task: str) -> str | None:
         """The SHA-256 of the update that was accepted for this task of this device, folded or not."""
@@ -422,115 +355,11 @@ class Store:
 
     def journalled(self) -> Journalled:
         """Where the job stands, for coordinator.rounds."""
-        fleet = self._fleet()
-        found = self._one("SELECT round, attempt, state, accuracy, wanted FROM rounds ORDER BY round DESC LIMIT 1")
-        if found is None:
-            return Journalled(Phase.GATHERING, 1, 0, {}, fleet, paused=self.paused())
-        number, attempt, state, accuracy, wanted = found
-        outcomes = {"open": Outcome.PENDING, "done": Outcome.DELIVERED, "failed": Outcome.FAILED}
-        # A device that was asked again counts with its last task.
-        rows = self._all("SELECT device, state FROM tasks WHERE round = ? ORDER BY rowid", (number,))
-        cohort = {device: outcomes[outcome] for device, outcome in rows}
-        phase = Phase.COLLECTING if state == "open" else Phase.JUDGING
-        return Journalled(phase, number, attempt, cohort, fleet, accuracy, wanted, self.paused())
+        return read_journalled(self._all)
 
     def standing(self) -> Standing:
         """Where the job stands, for coordinator.buffered."""
-        newest = int(self._one("SELECT max(version) FROM versions")[0])
-        judged = self._one("SELECT accuracy FROM rounds WHERE round = ?", (newest - 1,))
-        waiting = "SELECT round, count(*) FROM updates WHERE folded_in IS NULL GROUP BY round ORDER BY round"
-        return Standing(
-            newest=newest,
-            accuracy=None if judged is None else judged[0],
-            waiting=dict(self._all(waiting)),
-            pending=dict(self._all("SELECT device, round FROM tasks WHERE state = 'open' ORDER BY device")),
-            fleet=self._fleet(),
-            paused=self.paused(),
-        )
-
-    def _fleet(self) -> dict[str, Device]:
-        """Every device as last seen, with what its tasks came to."""
-        counts = "SELECT device, count(*), sum(state = 'done') FROM tasks GROUP BY device"
-        asked = {name: (int(count), int(done)) for name, count, done in self._all(counts)}
-        last = (
-            "SELECT device, seconds FROM (SELECT device, seconds, tasks.rowid AS turn, row_number() OVER "
-            "(PARTITION BY device ORDER BY tasks.rowid DESC) AS back FROM tasks WHERE seconds IS NOT NULL) "
-            "WHERE back <= ? ORDER BY turn"
-        )
-        times: dict[str, tuple[float, ...]] = {}
-        for name, seconds in self._all(last, (TIMES_KEPT,)):
-            times[name] = (*times.get(name, ()), float(seconds))
-        evicted = self.evicted()
-        fleet = {}
-        for name, last_seen, examples, unfit in self._all("SELECT * FROM devices"):
-            presence = Presence.STOPPED if name in evicted else Presence(last_seen)
-            history = (*asked.get(name, (0, 0)), times.get(name, ()))
-            fleet[name] = Device(name, presence, examples, None, unfit, *history)
-        return fleet
-
-    # For coordinator.requests and coordinator.versions, which change several things at once.
-
-    def transaction(self) -> AbstractContextManager[Write]:
-        """Everything that is written inside is written together, or not at all."""
-        return self._writing()
-
-    def rows(self, query: str, values: tuple[Any, ...] = ()) -> list[Any]:
-        """What a query finds; inside a transaction also what that has written."""
-        return self._all(query, values)
-
-    def foreign_changes(self) -> int:
-        """A number that differs from the last one when another process has written to the journal since."""
-        return int(self._one("PRAGMA data_version")[0])
-
-    # SQLite.
-
-    def _one(self, query: str, values: tuple[Any, ...] = ()) -> Any:
-        with explained(self._path):
-            return self._connection.execute(query, values).fetchone()
-
-    def _all(self, query: str, values: tuple[Any, ...] = ()) -> list[Any]:
-        with explained(self._path):
-            return self._connection.execute(query, values).fetchall()
-
-    @contextmanager
-    def batch(self) -> Iterator[None]:
-        """Make one transaction of all that is written inside, with one fsync at its end; reads inside see it already.
-
-        Nothing that follows from what is written may leave this process before the end. When the batch fails, all of
-        it is undone, whatever has been made of it in memory.
-        """
-        with explained(self._path):
-            self._batched = True
-            try:
-                yield
-                if self._connection.in_transaction:
-                    self._commit()
-            finally:
-                self._batched = False
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-
-    @contextmanager
-    def _writing(self) -> Iterator[Write]:
-        """One transaction, or a part of the batch's."""
-        with explained(self._path):
-            if not self._connection.in_transaction:
-                self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                if self._lease is not None:
-                    check_lease(self._connection, self.directory, self._lease)
-                yield lambda statement, values=(): self._connection.execute(statement, values).rowcount
-                if not self._batched:
-                    self._commit()
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
-
-    def _commit(self) -> None:
-        began_s = time.perf_counter()
-        self._connection.execute("COMMIT")
-        self.last_commit_s = time.perf_counter() - began_s
+        return read_standing(self._all)
 
 
 def open_store(directory: Path) -> Store:
@@ -563,63 +392,6 @@ def open_reader(directory: Path) -> Store:
     """
     path = directory / JOURNAL_NAME
     return Store(connect_to_read(path), None, path)
-
-
-def digests_beside(directory: Path, number: int) -> dict[tuple[str, str], str]:
-    """SHA-256 of a round's updates by device and task, for another thread than the store's.
-
-    Raises:
-        JournalError: The journal cannot be read.
-    """
-    path = directory / JOURNAL_NAME
-    with explained(path), closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        query = "SELECT device, task, sha256 FROM updates WHERE round = ? ORDER BY device, task"
-        return {(device, task): sha256 for device, task, sha256 in connection.execute(query, (number,))}
-
-
-def updates_beside(
-    directory: Path, number: int, keys: Iterable[tuple[str, str]] | None = None
-) -> Generator[JournalUpdate, None, None]:
-    """Store.updates for another thread than the store's: SQLite's connections are not shared.
-
-    Args:
-        directory: Of the journal.
-        number: The round.
-        keys: Of these devices and tasks alone; None for all.
-
-    Raises:
-        JournalError: The journal cannot be read.
-    """
-    path = directory / JOURNAL_NAME
-    with explained(path), closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        yield from _updates(connection, path, number, keys)
-
-
-def _updates(
-    connection: sqlite3.Connection, path: Path, number: int, keys: Iterable[tuple[str, str]] | None = None
-) -> Iterator[JournalUpdate]:
-    columns = "updates.round, device, task, tasks.round, uid, sha256, examples, loss, updates.data"
-    with explained(path):
-        names = "SELECT device, task FROM updates WHERE round = ? ORDER BY device, task"
-        for key in connection.execute(names, (number,)).fetchall() if keys is None else keys:
-            query = f"SELECT {columns} FROM updates JOIN tasks USING (device, task) WHERE device = ? AND task = ?"  # noqa: S608  columns is a constant
-            yield JournalUpdate(*connection.execute(query, key).fetchone())
-
-
-def weights_beside(directory: Path, number: int) -> bytes:
-    """What devices trained from that have a task of this version, for another thread than the store's.
-
-    Raises:
-        JournalError: The journal cannot be read.
-    """
-    path = directory / JOURNAL_NAME
-    with explained(path), closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        query = (
-            "SELECT coalesce(downloads.data, weights) FROM versions LEFT JOIN downloads USING (version) "
-            "WHERE version = ?"
-        )
-        found = connection.execute(query, (number,)).fetchone()
-    return bytes(found[0])
 
 
 def _open_round(write: Any, number: int) -> None:

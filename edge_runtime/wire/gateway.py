@@ -33,6 +33,8 @@ MAX_DEVICES = 100_000
 SWEEP_S = 1.0
 # Failures that say that the broker's copy of a blob is of no use.
 LACKS_A_BLOB = frozenset({"BlobMissing", "BlobCorrupt"})
+# A blob is published again at most so often: many devices miss it at one time, and one may say so all the time.
+BLOB_AGAIN_S = 10.0
 # How soon all devices are asked for their births again because one of them came damaged, and how often anyway.
 ROLL_CALL_S, ROUTINE_ROLL_CALL_S = 10.0, 600.0
 # A task whose device says nothing of it is sent again after so many looks at all devices, then twice as many, and on.
@@ -88,7 +90,7 @@ class GatewaySession:
         already_done: Callable[[str, str], str | None] = _never_done,
         judge: Callable[[str, str], Refusal | None] = _unknown_task,
         max_update_bytes: int = MAX_BLOB_BYTES,
-        budget_bytes: int = 64 << 20,
+        budget_bytes: int = 48 << 20,
     ) -> None:
         """Start a session that has sent nothing.
 
@@ -115,6 +117,7 @@ class GatewaySession:
         self._blobs: dict[str, bytes] = {}
         self._online = False
         self._swept_at = -SWEEP_S
+        self._said_again: dict[str, float] = {}
         self._roll_call = False
         self._called_at = 0.0
         self._looked_at = 0.0
@@ -193,11 +196,18 @@ class GatewaySession:
         self._roll_call |= address.kind == "status"
         return []
 
-    def _blobs_again(self, device: str, fail: messages.Fail) -> list[Outcome]:
+    def _blobs_again(self, now: float, device: str, fail: messages.Fail) -> list[Outcome]:
         """The blobs of the device's task: what the broker keeps of them is damaged or gone."""
         task = self._device(device).task
-        wanted = [] if task is None or task.task != fail.task else sorted(task.blobs)
-        return [each for sha256 in wanted if sha256 in self._blobs for each in self._blob_chunks(sha256)]
+        if task is None or task.task != fail.task:
+            return []
+        outcomes: list[Outcome] = []
+        for sha256 in sorted(task.blobs):
+            last = self._said_again.get(sha256)
+            if sha256 in self._blobs and (last is None or now - last >= BLOB_AGAIN_S):
+                self._said_again[sha256] = now
+                outcomes += self._blob_chunks(sha256)
+        return outcomes
 
     def _task_again(self, device: str) -> list[Outcome]:
         known = self._device(device)
@@ -239,6 +249,7 @@ class GatewaySession:
 
     def drop_blob(self, sha256: str) -> list[Command]:
         """Take a blob off the broker; unknown ones are left alone."""
+        self._said_again.pop(sha256, None)
         data = self._blobs.pop(sha256, b"")
         indexes = range(chunk_count(len(data)))
         return self._if_online(
@@ -341,7 +352,7 @@ class GatewaySession:
     def _on_upload(self, now: float, address: topics.Address, payload: bytes) -> list[Outcome]:
         if address.kind == "fail":
             fail = messages.parse_fail(payload)
-            again = self._blobs_again(address.device, fail) if fail.rule in LACKS_A_BLOB else []
+            again = self._blobs_again(now, address.device, fail) if fail.rule in LACKS_A_BLOB else []
             return [*again, TaskFailed(address.device, fail.task, fail.rule, fail.message)]
         if address.kind == "begin":
             begin = messages.parse_begin(payload)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from chaos.surroundings import Disk, why_no_disks
 
 from coordinator.broker import RunningBroker
 from edge_runtime.data import load_dataset
@@ -122,6 +123,31 @@ def test_a_client_starts_on_damaged_files_tells_of_them_and_does_its_task(
     assert (tmp_path / "state" / "gen.damaged").read_bytes() == damaged["gen"]
     assert client.stop() == 0
     assert "Traceback" not in client.text()
+
+
+@pytest.mark.skipif(why_no_disks() != "", reason=why_no_disks())
+def test_a_client_whose_disk_is_full_does_its_tasks_from_memory_and_tells(
+    gateway: Gateway, start: Start, lenet: Compiled, tmp_path: Path
+) -> None:
+    disk = Disk(tmp_path / "state")
+    disk.mount()
+    try:
+        client = start("a")
+        gateway.until(lambda: states(gateway) == ["online"])
+        disk.fill()
+        gateway.send("a", "t", lenet)
+        gateway.until(lambda: len(gateway.updates) == 1)
+        assert "StateUnusable" in client.text()
+        assert not (tmp_path / "state" / "outbox").exists()
+        disk.clear()
+        gateway.send("a", "u", lenet)
+        gateway.until(lambda: len(gateway.updates) == 2)
+        assert client.process.poll() is None
+        assert client.stop() == 0
+        assert "Traceback" not in client.text()
+        assert b'"task":"u"' in (tmp_path / "state" / "outbox").read_bytes()[:300].replace(b" ", b"")
+    finally:
+        disk.unmount()
 
 
 def test_an_update_that_was_trained_is_not_trained_again(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.recording import machine, save
 
-from chaos.run import BUFFERED, CARRYING, Outcome, disturbed
+from chaos.run import BUFFERED, CARRYING, DOWNLOAD, Outcome, disturbed
 from chaos.schedule import ALL, draw
 from coordinator.broker import BrokerError
 
@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     names = [f"dev-{number}" for number in range(options.devices)]
     rounds = max(4, round(options.seconds / SECONDS_A_ROUND))
     job: dict[str, Any] = {"devices": options.devices, "rounds": rounds, "epochs": EPOCHS, "codec": CARRYING}
+    job["download"] = DOWNLOAD
     job |= {"schedule": SCHEDULES[options.schedule]} if options.schedule != "sync" else {}
     options.keep.mkdir(parents=True, exist_ok=True)
     calm = None if "schedule" in job else disturbed(_fresh(options.keep / "calm"), 0, (), **job)

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
     from chaos.schedule import Strike
 
-__all__ = ["BUFFERED", "CARRYING", "Outcome", "disturbed"]
+__all__ = ["BUFFERED", "CARRYING", "DOWNLOAD", "Outcome", "disturbed"]
 
 # What devices carry from round to round must survive as well.
 CARRYING = ["topk 0.1 ef", "fp16", "rice"]
+DOWNLOAD = {"codec": ["topk 0.2", "fp16", "rice"]}
 BUFFERED = {"name": "fedbuff", "buffer": 3}
 # Longer than any fault and what it takes to get over it, so that every round waits for every device.
 PATIENT = {"grace_s": 120.0, "deadline_s": 600.0}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from chaos.run import BUFFERED, CARRYING, Outcome, disturbed
+from chaos.run import BUFFERED, CARRYING, DOWNLOAD, Outcome, disturbed
 from chaos.schedule import draw
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 SEEDS = [int(seed) for seed in os.environ.get("EDGE_CHAOS_SEEDS", "1").split(",")]
 SECONDS = 20.0
 NAMES = [f"dev-{number}" for number in range(4)]
-JOB = {"rounds": 6, "epochs": 20, "codec": CARRYING}
+JOB = {"rounds": 6, "epochs": 20, "codec": CARRYING, "download": DOWNLOAD}
 
 
 @pytest.fixture(scope="module")

@@ -197,6 +197,20 @@ def test_a_device_has_one_partial_upload() -> None:
     assert session.open_bytes == 2 * len(UPDATE) - 1
 
 
+def test_the_blobs_of_a_task_that_misses_them_are_published_again_once_in_ten_seconds() -> None:
+    session = gateway()
+    plan, weights = blob("plan", 100), blob("weights", 200_000)
+    task = make_task("t", "a", plan, weights)
+    session.send_task("a", task, {sha256(plan): plan, sha256(weights): weights})
+    fail = messages.format_fail(messages.Fail("t", "BlobMissing", "chunk 0"))
+
+    def published(now: float) -> int:
+        outcomes = session.received(now, topics.upload(SITE, "a", "0" * 16, "fail"), fail)
+        return sum(isinstance(each, Publish) for each in outcomes)
+
+    assert [published(now) for now in (0.0, 0.0, 9.9, 10.0, 10.1, 30.0)] == [5, 0, 0, 5, 0, 5]
+
+
 def test_the_budget_counts_all_devices_and_holds_at_its_edge() -> None:
     session = gateway(budget_bytes=2 * len(UPDATE))
     for device in ("a", "b"):
