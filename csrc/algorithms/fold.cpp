@@ -161,8 +161,9 @@ void Accumulator::Free::operator()(void* pointer) const { std::free(pointer); }
 
 // Pages of zeros that take no memory before they are written.
 Accumulator::Sums Accumulator::zeros(Index count) {
-  const auto wanted = static_cast<std::size_t>(std::max<Index>(count, 1));
-  void* pointer = std::calloc(wanted, sizeof(std::int64_t));
+  const auto wanted = static_cast<std::uint64_t>(std::max<Index>(count, 1));
+  if (wanted > SIZE_MAX / sizeof(std::int64_t)) throw std::bad_alloc();  // of 32 bits
+  void* pointer = std::calloc(static_cast<std::size_t>(wanted), sizeof(std::int64_t));
   if (pointer == nullptr) throw std::bad_alloc();
   return Sums(static_cast<std::int64_t*>(pointer));
 }
