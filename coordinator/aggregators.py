@@ -104,6 +104,11 @@ class Fold:
         self._joined.update(contribution.joined)
         self.updates.add(key)
 
+    @property
+    def memory_bytes(self) -> int:
+        """Of the sums."""
+        return sum(part.sums.nbytes for part in self._parts.values())
+
     def mean(self) -> Mean:
         """The mean of what was added, float64 by name.
 

@@ -145,7 +145,7 @@ CREATE VIEW IF NOT EXISTS versions_in_use AS
 """
 
 # Free pages are given back to the disk in coordinator.keep; the log's file beyond so many bytes by every checkpoint.
-# Updates are most of a journal's bytes. In pages of 64 KiB one takes a third of the processor time that it takes in
+# Updates are most of a journal's bytes. In pages of 64 KiB one takes half of the processor time that it takes in
 # those of 4 KiB; the price, a page or two for every small transaction, is shared by all that came with one poll.
 _PRAGMAS = (
     "page_size = 65536",

@@ -25,18 +25,22 @@ _CRC_BYTES = 4
 class BlobFile:
     """A wire.chunks.Sink on disk. Where the disk fails on the way, memory takes over, and `failed` is told why."""
 
-    def __init__(self, path: Path, size_bytes: int, failed: Callable[[OSError], None]) -> None:
+    def __init__(
+        self, path: Path, size_bytes: int, done: Callable[[str], None], failed: Callable[[OSError], None]
+    ) -> None:
         """Open or make the file, with all the room it needs.
 
         Args:
             path: Where the blob shall be.
             size_bytes: Of the blob.
+            done: Called with the file's name once it has it.
             failed: Called when the disk fails.
 
         Raises:
             OSError: There is no room, or no writing.
         """
-        self._path, self._size_bytes, self._failed = path, size_bytes, failed
+        self._path, self._size_bytes = path, size_bytes
+        self._done, self._failed = done, failed
         self._partial = path.with_name(path.name + PARTIAL)
         self._memory: bytearray | None = None
         whole_bytes = size_bytes + _CRC_BYTES * chunk_count(size_bytes)
@@ -109,6 +113,7 @@ class BlobFile:
             os.ftruncate(self._file, self._size_bytes)
             os.fsync(self._file)
             self._partial.replace(self._path)
+            self._done(self._path.name)
             _sync_directory(self._path.parent)
         except OSError as error:
             self._failed(error)

@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 CONNECT_TIMEOUT_S = 5.0
+MAX_CLOSE_S = 8.0
 MIN_DELAY_S = 0.5
 MAX_DELAY_S = 30.0
 # A short outage ends for everybody soon after it ends, well within the time a coordinator waits for lost devices.
@@ -175,7 +176,10 @@ class Link:
             self._lose(Lost(reason, hopeless=True))
 
     def close(self, timeout_s: float = 1.0) -> None:
-        """Send what is queued and DISCONNECT, so that the broker forgets the will; at most timeout_s.
+        """Send what is queued and DISCONNECT, so that the broker forgets the will.
+
+        Gives up when nothing moves for timeout_s, and what is queued after MAX_CLOSE_S: ten thousand last answers
+        take a few seconds.
 
         The link is of no use afterwards; closing it again does nothing.
         """
@@ -244,7 +248,9 @@ class Link:
 
     # Waiting and serving.
 
-    def _wait(self, timeout_s: float) -> None:
+    def _wait(self, timeout_s: float) -> bool:
+        """Serve what is ready within timeout_s; whether anything moved."""
+        moved = False
         if self._socket is not None and self._speaker is not None:
             wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._speaker.wants_write else 0)
             if wanted != self._watched:
@@ -255,8 +261,10 @@ class Link:
                 os.read(self._wake_read, 4096)
             elif self._speaker is not None:
                 self._serve(self._speaker, ready)
+                moved = True
             elif self._socket is not None:
                 self._greet(self._socket)
+        return moved
 
     def _serve(self, speaker: Speaker, ready: int) -> None:
         if ready & selectors.EVENT_WRITE:
@@ -300,12 +308,15 @@ class Link:
         return (self._next_dial if self._socket is None else self._give_up_at) - now
 
     def _disconnect_cleanly(self, timeout_s: float) -> None:
-        deadline = time.monotonic() + timeout_s
         speaker = self._speaker
         if speaker is not None and self._connected:
             speaker.write()
+            last = time.monotonic() + MAX_CLOSE_S
+            deadline = time.monotonic() + timeout_s
             while speaker.busy and speaker is self._speaker and time.monotonic() < deadline:
-                self._wait(deadline - time.monotonic())
+                if self._wait(deadline - time.monotonic()):
+                    deadline = min(last, time.monotonic() + timeout_s)
+            deadline = time.monotonic() + timeout_s
             speaker.goodbye()
             speaker.write()
             self._take(speaker)

@@ -14,6 +14,10 @@ in between. Momentum that ended with an update (`dgc`) does not come back with i
 A codec that remembers (`ef21`) carries what its updates said so far, which the gateway holds as well: there what did
 not count is taken out again. Such slots must hold all that counted and nothing else, or the sum on the gateway would be
 wrong for ever; so a device whose slots are lost, or older than what counted, fails its task with MemoryLost.
+
+Two more slots are of methods. Control variates (`control`, edge_runtime/control.py) are kept as they were before the
+update and advance by what it said once it has counted; a device that has lost them begins anew, and says so. Personal
+tensors (`personal`) go on from where the last task left them, whatever became of its update.
 """
 
 import hashlib

@@ -48,8 +48,8 @@ class WeightsCache:
             for path in self._directory.glob("*" + PARTIAL):
                 if path.name != sha256 + PARTIAL:
                     path.unlink()
-            self._checked.add(sha256)  # it is checked before it gets its name
-            self._sink = BlobFile(self._directory / sha256, size_bytes, self._told)
+            # It gets its name once it is checked.
+            self._sink = BlobFile(self._directory / sha256, size_bytes, self._checked.add, self._told)
         except OSError as error:
             self._told(error)
         return self._sink

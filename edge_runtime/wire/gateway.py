@@ -90,7 +90,7 @@ class GatewaySession:
         already_done: Callable[[str, str], str | None] = _never_done,
         judge: Callable[[str, str], Refusal | None] = _unknown_task,
         max_update_bytes: int = MAX_BLOB_BYTES,
-        budget_bytes: int = 64 << 20,
+        budget_bytes: int = 48 << 20,
     ) -> None:
         """Start a session that has sent nothing.
 

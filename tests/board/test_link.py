@@ -28,6 +28,7 @@ from edge_runtime.link import (
 )
 from support.boards import connect, poll_until
 from support.joined import blob
+from support.proxy import Proxy, Shape
 
 MakeLink = Callable[..., Link]
 
@@ -293,3 +294,29 @@ def test_a_connection_that_is_given_up_leaves_its_will_and_is_not_tried_again_at
     assert lost.reason.endswith("of no use")
     assert lost.retry_s >= MAX_DELAY_S / 2
     poll_until([watcher], of(Message))
+
+
+def test_closing_waits_for_all_that_is_queued_as_long_as_it_moves(
+    broker: RunningBroker, links: MakeLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through a proxy of a megabyte a second, two megabytes take longer than the time in which nothing may move."""
+    with Proxy(broker.url, Shape(rate_bytes_s=1_000_000.0)) as proxy:
+        watcher, slow = links(broker.url, "w"), links(proxy.url, "s")
+        connect(watcher, slow)
+        watcher.subscribe(("t/+",), 0)
+        poll_until([watcher], of(Subscribed))
+        for index in range(32):
+            slow.publish(f"t/{index}", bytes(65_536), 1)
+        slow.close(timeout_s=0.8)
+        got: list[LinkEvent] = []
+        while len(got) < 32:
+            got += [e for e in poll_until([watcher], of(Message)) if isinstance(e, Message)]
+    with Proxy(broker.url, Shape(rate_bytes_s=1_000.0)) as proxy:
+        monkeypatch.setattr("edge_runtime.link.MAX_CLOSE_S", 1.0)
+        stuck = links(proxy.url, "stuck")
+        connect(stuck)
+        for index in range(32):
+            stuck.publish(f"t/{index}", bytes(65_536), 1)
+        began_s = time.monotonic()
+        stuck.close(timeout_s=0.5)
+        assert time.monotonic() - began_s < 20.0, "a broker that takes next to nothing does not hold it"

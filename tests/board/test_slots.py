@@ -1,5 +1,7 @@
 """What is carried from task to task: nothing is lost and nothing counts twice, whatever becomes of an update."""
 
+import hashlib
+import json
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 from numpy.typing import NDArray
 
 from edge_runtime.codecs import RESIDUAL, Codec, find_codec
-from edge_runtime.slots import Kept, MemoryLost, Slots, encode_carried, kept_answer
+from edge_runtime.slots import Kept, MemoryLost, Slots, encode_carried, kept_answer, read_kept
+from edge_runtime.tensors import decode_tensors, encode_tensors
 from edge_runtime.wire.tasks import Carry, Phase, Task, Upload
 
 STAGES = ("topk 0.2 ef", "int8 8", "rice")
@@ -210,3 +213,17 @@ def test_slots_that_are_not_what_was_written_are_told_and_moved_aside(tmp_path: 
         assert (tmp_path / "slots.damaged").read_bytes() == damage
         assert not path.exists()
     assert Slots(path).kept(RUN) is None
+
+
+def test_slots_of_an_older_version_are_read(tmp_path: Path) -> None:
+    """Up to 0.2 a file named the update's tensors without their shapes, which are those of the residual."""
+    exchange = Exchange(Slots(tmp_path / "slots"))
+    exchange.train(task_of(1, None), 1)
+    kept = read_kept(tmp_path / "slots")
+    assert kept is not None
+    arrays, metadata = decode_tensors((tmp_path / "slots").read_bytes()[32:])
+    older = encode_tensors(arrays, {**metadata, "sent": json.dumps(sorted(SHAPES))})
+    (tmp_path / "older").write_bytes(hashlib.sha256(older).digest() + older)
+    read = read_kept(tmp_path / "older")
+    assert read is not None
+    assert read.sent == kept.sent == SHAPES

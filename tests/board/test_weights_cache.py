@@ -186,6 +186,27 @@ def test_a_damaged_file_counts_as_absent_and_is_removed(tmp_path: Path) -> None:
     assert make_cache(tmp_path).read(sha256(data)) is None
 
 
+def test_a_damaged_file_that_cannot_be_removed_is_never_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk that the kernel has made read-only: the weights come whole into memory, task after task."""
+    data = some_bytes(2 * CHUNK_BYTES)
+    make_cache(tmp_path).keep(sha256(data), [data])
+    (tmp_path / "weights" / sha256(data)).write_bytes(data[:-1] + b"?")
+    cache = make_cache(tmp_path)
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", read_only)
+    monkeypatch.setattr(blob_file.os, "ftruncate", read_only)
+    for _ in range(2):
+        assert cache.read(sha256(data)) is None
+        gathered = assembler(cache, data)
+        fill(gathered, data, range(2))
+        assert gathered.take() == data
+
+
 def test_only_the_names_that_are_needed_stay(tmp_path: Path) -> None:
     cache = make_cache(tmp_path)
     for data in (b"one", b"two", b"three"):

@@ -1,5 +1,7 @@
 """The weighted mean and the FedAvg step: laws and worked numbers."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,6 +10,7 @@ from numpy.typing import NDArray
 
 from coordinator.aggregators import Contribution, normalised_mean, weighted_mean
 from coordinator.server_steps import add_mean
+from edge_runtime.kernels import CodedUpdate, Layout
 
 
 def contribution(device: str, examples: int, **tensors: NDArray[np.float32]) -> Contribution:
@@ -51,6 +54,19 @@ def test_a_refused_update_leaves_the_fold_as_it_was() -> None:
         fold.add(contribution("b", 5, w=vector(7.0, np.inf)))
     fold.add(contribution("b", 2, w=vector(3.0, 1.0)))
     np.testing.assert_array_equal(fold.mean()["w"], [2.0, -1.0])
+
+
+def test_a_fold_takes_as_much_memory_for_many_devices_as_for_a_few() -> None:
+    layout, rng = Layout({"w": (300, 200), "b": (300,)}), np.random.default_rng(4)
+    tensors = {name: rng.normal(size=shape).astype(np.float32) for name, shape in layout.shapes.items()}
+    fold, held = weighted_mean.begin(()), []
+    tracemalloc.start()
+    for number in range(400):
+        fold.add(Contribution(f"d{number}", 5, CodedUpdate(layout.pieces(tensors), layout)))
+        held.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    assert held[-1] - held[9] < 400 * 500  # names, and nothing of the 241 KB of an update
+    assert fold.memory_bytes == 16 * 60_300
 
 
 def test_unequal_parts_in_any_order_give_the_same_bits() -> None:
