@@ -54,7 +54,7 @@ from coordinator.round_records import (
     Warn,
     WithdrawTask,
 )
-from coordinator.table import put, without
+from coordinator.table import Table, put, without
 
 # A failure that may pass makes a device unfit all the same when it comes so often in a row.
 PATIENCE = 5
@@ -83,6 +83,8 @@ class State:
         waits: The version that a device waits for before it is asked again.
         failures: How many tasks in a row a device has failed.
         since_s: When the phase began.
+        idle: The devices that were heard of and have no open task; the values mean nothing.
+        asked: How many tasks were ever sent.
         paused: Whether an operator wants nobody to be asked; what was asked for still counts.
     """
 
@@ -96,6 +98,8 @@ class State:
     waits: Mapping[str, int]
     failures: Mapping[str, int]
     since_s: float
+    idle: Mapping[str, None]
+    asked: int
     paused: bool = False
 
 
@@ -107,6 +111,7 @@ def resumed(rules: Rules, standing: Standing, now_s: float) -> Move:
     full = rules.schedule.buffer
     closed = [number for number, count in sorted(standing.waiting.items()) if count >= full]
     filling = max([standing.newest, *(number + 1 for number in closed)])
+    idle = standing.fleet.keys() - standing.pending.keys()
     begun = standing.newest > 1 or bool(standing.pending) or bool(standing.waiting)
     state = State(
         rules=rules,
@@ -115,11 +120,13 @@ def resumed(rules: Rules, standing: Standing, now_s: float) -> Move:
         filling=filling,
         filled=standing.waiting.get(filling, 0),
         fleet=fleets.all_lost(standing.fleet, now_s),
-        pending={name: Pending(version, now_s) for name, version in standing.pending.items()},
+        pending=Table({name: Pending(version, now_s) for name, version in standing.pending.items()}),
         # Nothing tells any more what an idle device waits for; at most it waits for what is closed.
-        waits=dict.fromkeys(standing.fleet.keys() - standing.pending.keys(), filling),
-        failures={},
+        waits=Table(dict.fromkeys(idle, filling)),
+        failures=Table({}),
         since_s=now_s,
+        idle=Table(dict.fromkeys(idle)),
+        asked=sum(device.asked for device in standing.fleet.values()),
         paused=standing.paused,
     )
     again = standing.newest - 1
@@ -135,9 +142,8 @@ def step(state: State, event: Event, now_s: float) -> Move:
     if state.phase is not Phase.COLLECTING:
         return state, commands
     state, closing = _close(state)
-    state, ending = _give_up(state)
     state, asking = _ask(state, now_s)
-    return state, (*commands, *closing, *ending, *asking)
+    return state, (*commands, *closing, *asking)
 
 
 def pending(state: State) -> tuple[str, ...]:
@@ -174,7 +180,9 @@ def _is_judged(rules: Rules, number: int) -> bool:
 
 def _take_presence(state: State, event: PresenceEvent, now_s: float) -> Move:
     fleet, warnings = take_presence(state.fleet, event, now_s)
-    return replace(state, fleet=fleet), warnings
+    if isinstance(event, FleetUnknown) or event.device in state.pending or event.device not in fleet:
+        return replace(state, fleet=fleet), warnings
+    return replace(state, fleet=fleet, idle=put(state.idle, event.device, None)), warnings
 
 
 def _take_update(state: State, event: UpdateJournalled, _now_s: float) -> Move:
@@ -200,7 +208,9 @@ def _take_failure(state: State, event: TaskFailed, _now_s: float) -> Move:
     if not event.unfit and failures < PATIENCE:
         return failed, (Warn(f"device {event.device} failed its task from version {event.round}: {event.reason}"),)
     warning = Warn(f"device {event.device} takes no further part in this job: {event.reason}")
-    return replace(failed, fleet=fleets.condemned(failed.fleet, event.device, event.reason)), (warning,)
+    condemned = replace(failed, fleet=fleets.condemned(failed.fleet, event.device, event.reason))
+    following, ending = _give_up(condemned)
+    return following, (warning, *ending)
 
 
 def _take_expired(state: State, event: TaskExpired, _now_s: float) -> Move:
@@ -240,7 +250,7 @@ def _take_paused(state: State, event: Paused, _now_s: float) -> Move:
 
 
 def _idle(state: State, device: str) -> State:
-    return replace(state, pending=without(state.pending, device))
+    return replace(state, pending=without(state.pending, device), idle=put(state.idle, device, None))
 
 
 # What follows from any event.
@@ -278,19 +288,19 @@ def _ask(state: State, now_s: float) -> Move:
     """Idle devices that are there are asked, up to the concurrency; by lot where not all can be."""
     if state.phase is not Phase.COLLECTING or state.paused or state.filling > state.rules.rounds:
         return state, ()
-    idle = tuple(
-        name
-        for name in fleets.ready(state.fleet)
-        if name not in state.pending and state.waits.get(name, 0) <= state.round
-    )
-    if state.rules.schedule.concurrency is not None:
+    waiting = (name for name in state.idle if state.waits.get(name, 0) <= state.round)
+    chosen = tuple(sorted(name for name in waiting if fleets.is_ready(state.fleet[name])))
+    if chosen and state.rules.schedule.concurrency is not None:
         room = max(0, state.rules.schedule.concurrency - _busy(state, now_s))
-        idle = fleets.draw(idle, count=room, seed=state.rules.seed, number=sum(d.asked for d in state.fleet.values()))
-    if not idle:
+        chosen = fleets.draw(chosen, count=room, seed=state.rules.seed, number=state.asked)
+    if not chosen:
         return state, ()
-    turns = tuple((name, state.fleet[name].asked) for name in idle)
-    asked = dict.fromkeys(idle, Pending(state.round, now_s))
-    after = replace(state, pending={**state.pending, **asked}, fleet=fleets.was_asked(state.fleet, idle))
+    turns = tuple((name, state.fleet[name].asked) for name in chosen)
+    pending, idle = state.pending, state.idle
+    for name in chosen:
+        pending, idle = put(pending, name, Pending(state.round, now_s)), without(idle, name)
+    fleet, asked = fleets.was_asked(state.fleet, chosen), state.asked + len(chosen)
+    after = replace(state, pending=pending, idle=idle, fleet=fleet, asked=asked)
     return after, (AskDevices(state.round, turns),)
 
 

@@ -102,7 +102,9 @@ def condemned(fleet: Fleet, name: str, reason: str) -> Fleet:
 
 def was_asked(fleet: Fleet, names: Iterable[str]) -> Fleet:
     """The devices were sent a task each."""
-    return {**fleet, **{name: replace(fleet[name], asked=fleet[name].asked + 1) for name in names}}
+    for name in names:
+        fleet = put(fleet, name, replace(fleet[name], asked=fleet[name].asked + 1))
+    return fleet
 
 
 def answered(fleet: Fleet, name: str, seconds: float | None) -> Fleet:
@@ -122,11 +124,14 @@ def takes_part(device: Device) -> bool:
     return device.unfit is None and device.examples > 0
 
 
+def is_ready(device: Device) -> bool:
+    """Whether the device can be asked now."""
+    return device.presence is Presence.ONLINE and takes_part(device)
+
+
 def ready(fleet: Fleet) -> tuple[str, ...]:
     """The devices that a round can ask now, in ascending order of their ids."""
-    return tuple(
-        sorted(name for name, device in fleet.items() if device.presence is Presence.ONLINE and takes_part(device))
-    )
+    return tuple(sorted(name for name, device in fleet.items() if is_ready(device)))
 
 
 def awaited(device: Device, now_s: float, grace_s: float) -> bool:

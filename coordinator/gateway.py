@@ -33,7 +33,7 @@ from coordinator.program import (
     share_asked,
     steps_of,
 )
-from coordinator.results import export
+from coordinator.results import Diverged, export
 from coordinator.schedules import SCHEDULES
 from coordinator.store import EXPIRED, JournalTask, JournalUpdate, RoundFigures, Store, Version
 from coordinator.updates import FleetFull, check_update, max_update_bytes
@@ -227,7 +227,11 @@ class RunningJob:
         if self.folding is not None:
             folding, self.folding = self.folding, None
             self._beside_s = now_s - self._beside_began_s
-            commands = self._take_version(folding.result())
+            try:
+                made = folding.result()
+            except Diverged as error:
+                return self._do_fail(records.FailJob(str(error)), now_s)
+            commands = self._take_version(made)
         else:
             commands = []
             self._closing, self._closed_s = self._to_close.pop(0), now_s

@@ -167,7 +167,7 @@ class JournalInUse(JournalError):
 
 
 class JournalUnwritable(JournalError):
-    """The disk is full, read-only or fails; what was committed stays, and writing may go on later."""
+    """The disk is full, read-only or fails, or another process keeps the journal; writing may go on later."""
 
 
 class JobChanged(JournalError):
@@ -300,8 +300,15 @@ def explained(path: Path) -> Iterator[None]:
         ) from error
 
 
-# SQLite's primary result codes: a full disk, a read-only one, one that fails; and a file that cannot be made.
-_UNWRITABLE = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
+# SQLite's primary result codes: a full disk, a read-only one, one that fails; a file that cannot be made; and another
+# process that keeps the journal locked for longer than BUSY_S.
+_UNWRITABLE = {
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_BUSY,
+}
 
 
 def _primary(error: sqlite3.DatabaseError) -> int:

@@ -26,6 +26,10 @@ WEIGHTS_NAME = "final.safetensors"
 GRAPH_NAME = "model.onnx"  # of the job, with its first weights
 
 
+class Diverged(Exception):
+    """A round cannot be folded, because the weights are beyond what can be added up."""
+
+
 class ModelMissing(Exception):
     """The state directory has no model to put weights into."""
 
@@ -50,7 +54,12 @@ def fold(
     present = decode_tensors(old.weights)[0]
     folding = begun or method.aggregate.begin(plain)
     for contribution in _contributions(program, updates, present, trained_from):
-        folding.add(contribution)
+        try:
+            folding.add(contribution)
+        except ValueError as error:
+            # Every update was looked through when it came; against weights that have run away its sum may not fit.
+            message = f"the update {contribution.task} cannot be folded into version {old.version}: {error}"
+            raise Diverged(f"{message}; training has diverged, roll back and lower the learning rate") from error
     weights, state = method.server_step(present, folding.mean(), decode_tensors(old.state)[0], plain)
     return with_view(program, old, make_version(old.version + 1, weights, state))
 

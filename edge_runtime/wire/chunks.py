@@ -117,10 +117,11 @@ class Sink(Protocol):
 
 
 class _Memory:
-    """A sink that keeps the bytes."""
+    """A sink that keeps the bytes, and hashes them as they come: at the end that would be a wait for nothing else."""
 
     def __init__(self, size_bytes: int) -> None:
         self._data = bytearray(size_bytes)
+        self.clear()
 
     def begin(self) -> bytes:
         return bytes(-(-chunk_count(len(self._data)) // 8))
@@ -128,12 +129,20 @@ class _Memory:
     def write(self, index: int, piece: memoryview, crc: bytes) -> None:  # noqa: ARG002 of use to a sink that may be torn
         first = index * CHUNK_BYTES
         self._data[first : first + len(piece)] = piece
+        if first == self._hashed_bytes:
+            self._hash(piece)
 
     def digest(self) -> str:
-        return hashlib.sha256(self._data).hexdigest()
+        self._hash(memoryview(self._data)[self._hashed_bytes :])
+        return self._sha256.hexdigest()
 
     def clear(self) -> None:
         """Chunks that come again are written over those that are here."""
+        self._sha256, self._hashed_bytes = hashlib.sha256(), 0
+
+    def _hash(self, piece: memoryview) -> None:
+        self._sha256.update(piece)
+        self._hashed_bytes += len(piece)
 
     def take(self) -> bytes:
         data, self._data = bytes(self._data), bytearray()

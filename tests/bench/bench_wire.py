@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.fleet_job import PARAMETERS, SIDE, network
 from bench.recording import as_lines, machine, save
 from bench.wire_download import chunked_peak_kb, single_message_peak_kb
 from bench.wire_transfer import (
@@ -38,14 +39,12 @@ from coordinator.demo import fleet
 from coordinator.demo.datasets import load_split
 from coordinator.demo.partition import dirichlet
 from edge_runtime.wire.chunks import CHUNK_BYTES
-from models.zoo.builder import Layers
-from support.fleet import Federation, write_job
+from support.fleet import Federation, enlarged, write_job
 from support.proxy import Proxy, Shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PARAMETERS = 105_866
 MODEL_BYTES, LARGE_BYTES = 16_000_000, 50_000_000
 # Slow enough for three cuts of a 16 MB upload at known places, and for some of a 50 MB one every three seconds.
 LINK = Shape(rate_bytes_s=6_000_000.0)
@@ -113,19 +112,13 @@ def _rounds(root: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _traffic(root: Path, rounds: int, codec: list[str], download: list[str] | None = None) -> _Traffic:
     """Four devices with digits behind a counting proxy; the first round, with its plan, is not counted."""
-    split = load_split("digits", None, seed=1)
+    split = enlarged(load_split("digits", None, seed=1), SIDE)
     names = [f"dev-{number}" for number in range(4)]
     shards = dirichlet(split.y_train, len(names), alpha=0.5, seed=1, min_examples=16)
     fleet.write_shards(split, dict(zip(names, shards, strict=True)), root)
-    layers = Layers(1, split.input_shape)
-    layers.flatten()
-    layers.dense("fc1", 68, relu=True)
-    layers.dense("fc2", 1284, relu=True)
-    layers.dense("fc3", 10, relu=False)
-    (root / "model.onnx").write_bytes(layers.model("dense", split.input_shape))
-    write_job(root, devices=4, min_updates=4, rounds=rounds, epochs=5, codec=codec, deadline_s=300.0)
-    if download is not None:
-        (root / "job.toml").open("a").write(f"[download]\ncodec = {json.dumps(download)}\n")
+    (root / "model.onnx").write_bytes(network())
+    down: dict[str, object] = {} if download is None else {"download": {"codec": download}}
+    write_job(root, devices=4, min_updates=4, rounds=rounds, codec=codec, deadline_s=300.0, **down)
     found = _Traffic()
     with start_broker(None, root / "broker", kind="mosquitto") as broker, Proxy(broker.url) as proxy:
         federation = Federation(root, broker, names, url=proxy.url)

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from coordinator.results import Diverged
 from coordinator.store import Version, open_store
 from edge_runtime.slots import Slots
 from support.dying_store import DyingStore, Killed
 from support.memory import MemorySite, finished, start_all
+from support.operated import Operated
 from support.tiny_job import EXAMPLES, JOB, make_site
 
 if TYPE_CHECKING:
@@ -176,6 +178,93 @@ def test_a_version_stays_published_while_a_device_is_still_at_it(tmp_path: Path)
     finished(site)
     (late,) = [event for event in site.seen("update") if event["task"] == command.task.task]
     assert late["staleness"] >= 5
+    assert not [topic for topic in site.broker.retained if "/b/" in topic]
+
+
+def operated(tmp_path: Path, job: str) -> Operated:
+    made = make_site(tmp_path, job)
+    return Operated(made.job_file, made.state, {name: each.dataset for name, each in made.devices.items()})
+
+
+def test_a_job_that_diverges_ends_with_the_reason(tmp_path: Path) -> None:
+    site = make_site(tmp_path, FEDASYNC)
+    broken: Future[Version] = Future()
+    broken.set_exception(Diverged("the update tiny.1.dev-a.1 cannot be folded into version 1"))
+    site._fold = lambda *_: broken  # type: ignore[method-assign]
+    start_all(site)
+    site.run()
+    assert site.stop() == 3
+    assert "tiny.1.dev-a.1 cannot be folded" in site.seen("error")[0]["message"]
+
+
+def test_while_an_asynchronous_job_is_paused_open_tasks_count_and_nobody_is_asked(tmp_path: Path) -> None:
+    site = operated(tmp_path, FEDASYNC)
+    start_all(site)
+    site.run(lambda: len(site.seen("update")) >= 2)
+    site.ask("pause")
+    for _ in range(100):
+        site.turn()
+    updates, asked = len(site.seen("update")), len(site.seen("asked"))
+    for _ in range(50):
+        site.turn()
+    assert (len(site.seen("update")), len(site.seen("asked"))) == (updates, asked)
+    site.ask("resume")
+    finished(site)
+    check_ledger(tmp_path, site, rounds=9, buffer=1)
+
+
+def test_a_rollback_of_an_asynchronous_job_makes_what_waits_void_and_starts_from_the_old_weights(
+    tmp_path: Path,
+) -> None:
+    site = operated(tmp_path, FEDBUFF.replace("rounds = 4", "rounds = 8"))
+    start_all(site)
+    site.run(lambda: len(site.seen("version")) == 2 and len(site.seen("update")) > 4)
+    site.ask("rollback", "2")
+    finished(site)
+    store = open_store(tmp_path / "state")
+    versions = dict(store.rows("SELECT version, sha256 FROM versions"))
+    rows = store.rows("SELECT round, folded_in FROM updates")
+    store.close()
+    (undone,) = [row[0] for row in site_rounds(tmp_path) if row[1] is not None]
+    assert versions[undone + 1] == versions[2]
+    assert {number for number, folded_in in rows if folded_in == 0} <= {undone}
+    assert all(folded_in in {0, number + 1} for number, folded_in in rows)
+    for number in set(range(1, 9)) - {undone}:
+        assert [folded_in for of_round, folded_in in rows if of_round == number] == [number + 1] * 2
+
+
+def site_rounds(tmp_path: Path) -> list[tuple[int, str | None]]:
+    store = open_store(tmp_path / "state")
+    found = store.rows("SELECT round, note FROM rounds ORDER BY round")
+    store.close()
+    return found
+
+
+def test_an_evicted_device_is_asked_no_more_and_a_readmitted_one_again(tmp_path: Path) -> None:
+    site = operated(tmp_path, FEDASYNC.replace("rounds = 9", "rounds = 14"))
+    start_all(site)
+    site.run(lambda: len(site.seen("update")) >= 3)
+    site.ask("evict", "dev-b")
+    before = site.devices["dev-b"].trained
+    site.run(lambda: len(site.seen("version")) >= 9)
+    assert site.devices["dev-b"].trained <= before + 1
+    site.ask("readmit", "dev-b")
+    site.devices["dev-b"].kill()
+    site.devices["dev-b"].start(site.now_s)
+    finished(site)
+    check_ledger(tmp_path, site, rounds=14, buffer=1)
+    assert "dev-b" in {event["device"] for event in site.seen("update")[9:]}
+
+
+def test_updates_of_an_earlier_stage_are_folded_into_versions_of_the_next_one(tmp_path: Path) -> None:
+    stages = 'momentum = 0.9\nstages = [{rounds = 4, trainable = ["*bias*"]}, {rounds = 8}]'
+    job = FEDASYNC.replace("rounds = 9", "rounds = 12").replace("momentum = 0.9", stages)
+    site = make_site(tmp_path, job)
+    start_all(site)
+    finished(site)
+    check_ledger(tmp_path, site, rounds=12, buffer=1)
+    across = [e for e in site.seen("update") if e["round"] > 4 and e["round"] - e["staleness"] <= 4]
+    assert across
     assert not [topic for topic in site.broker.retained if "/b/" in topic]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from coordinator.jobfile import load_job
 from coordinator.program import build_program, make_version
-from coordinator.results import fold
+from coordinator.results import Diverged, fold
 from coordinator.round_records import SYNCHRONOUS, ScheduleRules
 from coordinator.staleness import against_present, as_models, update_weight
 from coordinator.store import JournalUpdate
@@ -145,3 +145,9 @@ def test_the_schedule_of_a_job_file_reaches_the_program(tmp_path: Path) -> None:
         4.0,
         1.0,
     )
+
+
+def test_weights_that_have_run_away_are_told_of_by_name(program: Program) -> None:
+    """Version 2 has 1e30: against it, the difference to a version of 4.0 times the examples fits no sum."""
+    with pytest.raises(Diverged, match=r"tiny.2.dev-a.1 cannot be folded into version 5: .*roll back"):
+        folded(program, constant(program, 5, 8.0), {2: constant(program, 2, 1e30)}, update(program, 5, 2, 1.0))

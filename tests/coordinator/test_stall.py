@@ -127,7 +127,9 @@ def test_an_update_that_was_durable_before_the_disk_filled_is_still_answered_don
     site.kill()
 
 
-@pytest.mark.parametrize("code", ["SQLITE_FULL", "SQLITE_READONLY", "SQLITE_IOERR", "SQLITE_IOERR_WRITE"])
+@pytest.mark.parametrize(
+    "code", ["SQLITE_FULL", "SQLITE_READONLY", "SQLITE_IOERR", "SQLITE_IOERR_WRITE", "SQLITE_BUSY"]
+)
 def test_errors_of_a_disk_that_takes_nothing_are_told_from_others(tmp_path: Path, code: str) -> None:
     error = sqlite3.OperationalError(code)
     error.sqlite_errorcode = getattr(sqlite3, code)
