@@ -130,6 +130,11 @@ CREATE INDEX IF NOT EXISTS tasks_of_round ON tasks (round, device);
 CREATE INDEX IF NOT EXISTS open_tasks ON tasks (round) WHERE state = 'open';
 CREATE INDEX IF NOT EXISTS updates_of_round ON updates (round, device, task);
 CREATE INDEX IF NOT EXISTS waiting_updates ON updates (round) WHERE folded_in IS NULL;
+CREATE INDEX IF NOT EXISTS tasks_of_device ON tasks (device, round);
+CREATE INDEX IF NOT EXISTS updates_of_device ON updates (device);
+CREATE INDEX IF NOT EXISTS kept_versions ON versions (version) WHERE weights IS NOT NULL;
+CREATE INDEX IF NOT EXISTS kept_views ON downloads (version) WHERE data IS NOT NULL;
+CREATE INDEX IF NOT EXISTS kept_steps ON downloads (version) WHERE delta IS NOT NULL;
 """
 
 # Made at every start as well. rounds_v1 is for notebooks: one with other columns gets another number. versions_in_use
