@@ -1,6 +1,7 @@
 """Chunks: big things cut into pieces of 64 KiB, each with its own CRC-32, put together again in any order."""
 
 import hashlib
+import io
 import zlib
 from typing import Protocol
 
@@ -117,26 +118,39 @@ class Sink(Protocol):
 
 
 class _Memory:
-    """A sink that keeps the bytes."""
+    """A sink that keeps the bytes, and hashes them as they come: at the end that would be a wait for nothing else."""
 
     def __init__(self, size_bytes: int) -> None:
-        self._data = bytearray(size_bytes)
+        # Hands its bytes over without a copy, which no bytearray does.
+        self._data = io.BytesIO(bytes(size_bytes))
+        self._size_bytes = size_bytes
+        self.clear()
 
     def begin(self) -> bytes:
-        return bytes(-(-chunk_count(len(self._data)) // 8))
+        return bytes(-(-chunk_count(self._size_bytes) // 8))
 
     def write(self, index: int, piece: memoryview, crc: bytes) -> None:  # noqa: ARG002 of use to a sink that may be torn
         first = index * CHUNK_BYTES
-        self._data[first : first + len(piece)] = piece
+        self._data.seek(first)
+        self._data.write(piece)
+        if first == self._hashed_bytes:
+            self._hash(piece)
 
     def digest(self) -> str:
-        return hashlib.sha256(self._data).hexdigest()
+        with self._data.getbuffer() as whole, whole[self._hashed_bytes :] as rest:
+            self._hash(rest)
+        return self._sha256.hexdigest()
 
     def clear(self) -> None:
         """Chunks that come again are written over those that are here."""
+        self._sha256, self._hashed_bytes = hashlib.sha256(), 0
+
+    def _hash(self, piece: memoryview) -> None:
+        self._sha256.update(piece)
+        self._hashed_bytes += len(piece)
 
     def take(self) -> bytes:
-        data, self._data = bytes(self._data), bytearray()
+        data, self._data = self._data.getvalue(), io.BytesIO()
         return data
 
 

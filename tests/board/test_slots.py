@@ -14,7 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 from numpy.typing import NDArray
 
 from edge_runtime.codecs import RESIDUAL, Codec, find_codec
-from edge_runtime.slots import Kept, MemoryLost, Slots, encode_carried, kept_answer
+from edge_runtime.slots import Kept, MemoryLost, Slots, encode_carried, kept_answer, read_kept
+from edge_runtime.tensors import decode_tensors, encode_tensors
 from edge_runtime.wire.tasks import Carry, Phase, Task, Upload
 
 STAGES = ("topk 0.2 ef", "int8 8", "rice")
