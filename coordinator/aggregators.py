@@ -24,6 +24,10 @@ Mean = Mapping[str, NDArray[np.float64]]
 JOINED = "joined/"
 
 
+class FoldedTwice(ValueError):
+    """An update came into one fold a second time."""
+
+
 @dataclass(frozen=True)
 class Contribution:
     """One update as an aggregator sees it.
@@ -94,7 +98,7 @@ class Fold:
         if self._over is not None and len(self.updates) >= self._over:
             raise ValueError(f"the update of {contribution.device!r} is one more than the {self._over} there may be")
         if key in self.updates:
-            raise ValueError(f"the update of {contribution.device!r} is folded already")
+            raise FoldedTwice(f"the update of {contribution.device!r} is folded already")
         if examples < 1 or contribution.steps < 1:
             counted = f"{examples} examples and {contribution.steps} steps"
             raise ValueError(f"the update of {contribution.device!r} counts {counted}")

@@ -137,13 +137,12 @@ def resumed(rules: Rules, standing: Standing, now_s: float) -> Move:
 def step(state: State, event: Event, now_s: float) -> Move:
     """One event: the next state, and the commands it calls for, in order."""
     state, commands = _TAKE[type(event)](state, event, now_s)
-    if state.phase is Phase.GATHERING:
-        state = _gather(state, now_s)
-    if state.phase is not Phase.COLLECTING:
-        return state, commands
-    state, closing = _close(state)
-    state, asking = _ask(state, now_s)
-    return state, (*commands, *closing, *asking)
+    while True:
+        following, more = _ADVANCE[state.phase](state, now_s)
+        commands += more
+        if following is state:
+            return state, commands
+        state = following
 
 
 def pending(state: State) -> tuple[str, ...]:
@@ -253,16 +252,26 @@ def _idle(state: State, device: str) -> State:
     return replace(state, pending=without(state.pending, device), idle=put(state.idle, device, None))
 
 
-# What follows from any event.
+# What a phase does on its own, after every event. Returns the very same state when there is nothing to do.
 
 
-def _gather(state: State, now_s: float) -> State:
+def _gather(state: State, now_s: float) -> Move:
     in_grace = now_s - state.since_s < state.rules.grace_s
     if in_grace and fleets.returning(state.fleet, now_s, state.rules.grace_s):
-        return state
+        return state, ()
     if len(candidates(state)) < needed(state):
-        return state
-    return replace(state, phase=Phase.COLLECTING, since_s=now_s)
+        return state, ()
+    return replace(state, phase=Phase.COLLECTING, since_s=now_s), ()
+
+
+def _collect(state: State, now_s: float) -> Move:
+    state, closing = _close(state)
+    state, asking = _ask(state, now_s)
+    return state, closing + asking
+
+
+def _stay(state: State, _now_s: float) -> Move:
+    return state, ()
 
 
 def _close(state: State) -> Move:
@@ -286,7 +295,7 @@ def _give_up(state: State) -> Move:
 
 def _ask(state: State, now_s: float) -> Move:
     """Idle devices that are there are asked, up to the concurrency; by lot where not all can be."""
-    if state.phase is not Phase.COLLECTING or state.paused or state.filling > state.rules.rounds:
+    if state.paused or state.filling > state.rules.rounds:
         return state, ()
     waiting = (name for name in state.idle if state.waits.get(name, 0) <= state.round)
     chosen = tuple(sorted(name for name in waiting if fleets.is_ready(state.fleet[name])))
@@ -326,4 +335,11 @@ _TAKE: Mapping[type[Event], Callable[[State, Any, float], Move]] = {
     Paused: _take_paused,
     Evaluated: _take_evaluated,
     VersionMade: _take_version,
+}
+
+_ADVANCE: Mapping[Phase, Callable[[State, float], Move]] = {
+    Phase.GATHERING: _gather,
+    Phase.COLLECTING: _collect,
+    Phase.DONE: _stay,
+    Phase.FAILED: _stay,
 }

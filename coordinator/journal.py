@@ -130,6 +130,11 @@ CREATE INDEX IF NOT EXISTS tasks_of_round ON tasks (round, device);
 CREATE INDEX IF NOT EXISTS open_tasks ON tasks (round) WHERE state = 'open';
 CREATE INDEX IF NOT EXISTS updates_of_round ON updates (round, device, task);
 CREATE INDEX IF NOT EXISTS waiting_updates ON updates (round) WHERE folded_in IS NULL;
+CREATE INDEX IF NOT EXISTS tasks_of_device ON tasks (device, round);
+CREATE INDEX IF NOT EXISTS updates_of_device ON updates (device);
+CREATE INDEX IF NOT EXISTS kept_versions ON versions (version) WHERE weights IS NOT NULL;
+CREATE INDEX IF NOT EXISTS kept_views ON downloads (version) WHERE data IS NOT NULL;
+CREATE INDEX IF NOT EXISTS kept_steps ON downloads (version) WHERE delta IS NOT NULL;
 """
 
 # Made at every start as well. rounds_v1 is for notebooks: one with other columns gets another number. versions_in_use
@@ -167,7 +172,7 @@ class JournalInUse(JournalError):
 
 
 class JournalUnwritable(JournalError):
-    """The disk is full, read-only or fails; what was committed stays, and writing may go on later."""
+    """The disk is full, read-only or fails, or another process keeps the journal; writing may go on later."""
 
 
 class JobChanged(JournalError):
@@ -300,8 +305,15 @@ def explained(path: Path) -> Iterator[None]:
         ) from error
 
 
-# SQLite's primary result codes: a full disk, a read-only one, one that fails; and a file that cannot be made.
-_UNWRITABLE = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
+# SQLite's primary result codes: a full disk, a read-only one, one that fails; a file that cannot be made; and another
+# process that keeps the journal locked for longer than BUSY_S.
+_UNWRITABLE = {
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_BUSY,
+}
 
 
 def _primary(error: sqlite3.DatabaseError) -> int:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from coordinator.aggregators import Contribution, Fold, Tensors
+from coordinator.aggregators import Contribution, Fold, FoldedTwice, Tensors
 from coordinator.downlink import with_view
 from coordinator.gathering import Gathered, contribution_of
 from coordinator.journal import write_file
@@ -56,6 +56,8 @@ def fold(
     for contribution in _contributions(program, updates, present, trained_from):
         try:
             folding.add(contribution)
+        except FoldedTwice:
+            raise
         except ValueError as error:
             # Every update was looked through when it came; against weights that have run away its sum may not fit.
             message = f"the update {contribution.task} cannot be folded into version {old.version}: {error}"

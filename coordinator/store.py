@@ -323,7 +323,7 @@ class Store(Transactions):
         return tuple(dict([*digests(self._all, newest), *whole]).items())
 
     def held(self, number: int) -> dict[str, str]:
-        """The SHA-256 of the weights that devices hold when a round starts, as far as their updates tell."""
+        """The SHA-256 of the weights that a round's devices hold when it starts, as far as their updates tell."""
         return held(self._all, number)
 
     def open_tasks(self) -> tuple[JournalTask, ...]:

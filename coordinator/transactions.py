@@ -74,10 +74,11 @@ class Transactions:
     def _writing(self) -> Iterator[Write]:
         """One transaction, or a part of the batch's."""
         with explained(self._path):
-            if not self._connection.in_transaction:
+            begins = not self._connection.in_transaction
+            if begins:
                 self._connection.execute("BEGIN IMMEDIATE")
             try:
-                if self._lease is not None:
+                if begins and self._lease is not None:  # nobody else can write until this transaction ends
                     check_lease(self._connection, self.directory, self._lease)
                 yield lambda statement, values=(): self._connection.execute(statement, values).rowcount
                 if not self._batched:

@@ -102,10 +102,14 @@ def digests(rows: Rows, newest: int) -> list[tuple[str, int]]:
 
 
 def held(rows: Rows, number: int) -> dict[str, str]:
-    """The views that devices hold when a round starts, as far as is known: of the last round they have delivered in."""
+    """The views that devices asked in a round hold, as far as is known: of the last round they have delivered in."""
+    last = (
+        "SELECT round FROM tasks WHERE device = asked.device AND round < ? AND state = 'done' "
+        "ORDER BY round DESC LIMIT 1"
+    )
     query = (
-        "SELECT device, coalesce(downloads.sha256, versions.sha256) "
-        "FROM (SELECT device, max(round) AS last FROM tasks WHERE state = 'done' AND round < ? GROUP BY device) "
+        f"SELECT device, coalesce(downloads.sha256, versions.sha256) FROM (SELECT device, ({last}) AS last "  # noqa: S608  last is a constant
+        "FROM (SELECT DISTINCT device FROM tasks WHERE round = ?) AS asked) "
         "JOIN versions ON versions.version = last LEFT JOIN downloads USING (version)"
     )
-    return dict(rows(query, (number,)))
+    return dict(rows(query, (number, number)))

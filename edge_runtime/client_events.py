@@ -29,7 +29,11 @@ CLIENT_EVENTS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         },
         "connected": {},
         "not_connected": {"reason": "why", "retry_s": "seconds until it is tried again"},
-        "task": {"task": "its name", "round": "number"},
+        "task": {
+            "task": "its name",
+            "round": "number",
+            "deltas": "how many lead from the weights it holds to the new ones; 0 for all of them",
+        },
         "task_withdrawn": {},
         "task_done": {
             "task": "its name",

@@ -47,12 +47,16 @@ class ValueFormat:
 
 
 def entry(entries: Entries, name: str, dtype: str, count: int) -> NDArray[Any]:
-    """One array of a tensor file: of this name, type and length, or BadUpdate."""
+    """One array of a tensor file: of this name, type and length, or BadUpdate.
+
+    In place where its address fits its type, which that of an array behind an odd number of bytes does not: some
+    processors load no float32 from there.
+    """
     array = entries.get(name)
     if array is None or array.dtype != np.dtype(dtype) or array.shape != (count,):
         found = "is missing" if array is None else f"is {array.dtype} {array.shape}"
         raise BadUpdate(f"{name!r} {found}; it must be {dtype} ({count},)")
-    return array
+    return array if array.flags.aligned else array.copy()
 
 
 def _of_type(

@@ -1,6 +1,7 @@
 """Chunks: big things cut into pieces of 64 KiB, each with its own CRC-32, put together again in any order."""
 
 import hashlib
+import io
 import zlib
 from typing import Protocol
 
@@ -120,20 +121,24 @@ class _Memory:
     """A sink that keeps the bytes, and hashes them as they come: at the end that would be a wait for nothing else."""
 
     def __init__(self, size_bytes: int) -> None:
-        self._data = bytearray(size_bytes)
+        # Hands its bytes over without a copy, which no bytearray does.
+        self._data = io.BytesIO(bytes(size_bytes))
+        self._size_bytes = size_bytes
         self.clear()
 
     def begin(self) -> bytes:
-        return bytes(-(-chunk_count(len(self._data)) // 8))
+        return bytes(-(-chunk_count(self._size_bytes) // 8))
 
     def write(self, index: int, piece: memoryview, crc: bytes) -> None:  # noqa: ARG002 of use to a sink that may be torn
         first = index * CHUNK_BYTES
-        self._data[first : first + len(piece)] = piece
+        self._data.seek(first)
+        self._data.write(piece)
         if first == self._hashed_bytes:
             self._hash(piece)
 
     def digest(self) -> str:
-        self._hash(memoryview(self._data)[self._hashed_bytes :])
+        with self._data.getbuffer() as whole, whole[self._hashed_bytes :] as rest:
+            self._hash(rest)
         return self._sha256.hexdigest()
 
     def clear(self) -> None:
@@ -145,7 +150,7 @@ class _Memory:
         self._hashed_bytes += len(piece)
 
     def take(self) -> bytes:
-        data, self._data = bytes(self._data), bytearray()
+        data, self._data = self._data.getvalue(), io.BytesIO()
         return data
 
 

@@ -167,6 +167,7 @@ def running_s(pid: int) -> float:
 
 def _write_work(load: Load, root: Path) -> None:
     split = load_split("digits", None, seed=1)
+    root.mkdir(parents=True, exist_ok=True)
     fleet.write_shards(split, {}, root)
     layers = Layers(1, split.input_shape)
     layers.flatten()

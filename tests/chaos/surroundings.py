@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,14 @@ def why_no_disks() -> str:
     """Why no small file system can be mounted here, "" where it can."""
     if os.geteuid() != 0:
         return "a disk is filled on a tmpfs of its own, which only root can mount"
-    return "" if shutil.which("mount") else "mount is not installed"
+    with tempfile.TemporaryDirectory() as place:
+        disk = Disk(Path(place))
+        try:
+            disk.mount()
+        except (OSError, subprocess.CalledProcessError) as error:  # a container without the right to
+            return f"no tmpfs can be mounted: {error}"
+        disk.unmount()
+    return ""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edge_runtime.codecs import BadUpdate, find_codec
+from edge_runtime.codecs.values import entry
 from edge_runtime.errors import RemoteError
 from edge_runtime.kernels import encode_indices
 from edge_runtime.tensors import decode_tensors, encode_tensors
@@ -29,6 +30,26 @@ def test_bytes_that_no_encoder_wrote_are_refused_or_decoded_to_the_right_shapes(
     except RemoteError:
         return
     assert {name: tensor.shape for name, tensor in tensors.items()} == SHAPES
+
+
+@pytest.mark.parametrize("stages", PIPELINES[1:], ids=" | ".join)
+def test_arrays_at_odd_addresses_decode_to_the_same_bits(stages: tuple[str, ...]) -> None:
+    codec = find_codec(stages)
+    data = codec.encode(tree(2), {"task": "t", "round": "1"}, {})
+    expected, _ = codec.decode(data, SHAPES)
+    size = int.from_bytes(data[:8], "little")
+    odd = (size + 1).to_bytes(8, "little") + data[8 : 8 + size] + b" " + data[8 + size :]
+    found, _ = codec.decode(odd, SHAPES)
+    assert all(found[name].tobytes() == expected[name].tobytes() for name in SHAPES)
+
+
+def test_an_entry_is_where_its_type_can_be_loaded_from() -> None:
+    data = encode_tensors({"a": np.zeros(3, np.uint8), "b": np.arange(4, dtype=np.float32)})
+    entries, _ = decode_tensors(data)
+    assert not entries["b"].flags.aligned
+    found = entry(entries, "b", "<f4", 4)
+    assert found.flags.aligned
+    assert found.tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("stages", PIPELINES[1:], ids=" | ".join)

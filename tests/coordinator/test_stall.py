@@ -3,6 +3,8 @@
 import errno
 import os
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -127,7 +129,9 @@ def test_an_update_that_was_durable_before_the_disk_filled_is_still_answered_don
     site.kill()
 
 
-@pytest.mark.parametrize("code", ["SQLITE_FULL", "SQLITE_READONLY", "SQLITE_IOERR", "SQLITE_IOERR_WRITE"])
+@pytest.mark.parametrize(
+    "code", ["SQLITE_FULL", "SQLITE_READONLY", "SQLITE_IOERR", "SQLITE_IOERR_WRITE", "SQLITE_BUSY"]
+)
 def test_errors_of_a_disk_that_takes_nothing_are_told_from_others(tmp_path: Path, code: str) -> None:
     error = sqlite3.OperationalError(code)
     error.sqlite_errorcode = getattr(sqlite3, code)
@@ -182,6 +186,45 @@ def test_a_write_limit_shows_in_the_probe(tmp_path: Path) -> None:
         with pytest.raises(JournalUnwritable):
             stall.has_room(store)
     assert (site.state / JOURNAL_NAME).is_file()
+
+
+LIMITED = """
+import resource, sys
+from dataclasses import replace
+from pathlib import Path
+from coordinator.journal import JournalUnwritable
+from coordinator.store import JournalTask, JournalUpdate, Version, open_store
+store = open_store(Path(sys.argv[1]))
+store.begin({"job.name": '"x"'}, Version(1, "0" * 64, b"weights", b"state"))
+tasks = tuple(JournalTask(f"dev-{i}", f"x.1.dev-{i}", b"task") for i in range(40))
+store.start_round(1, 1, tasks)
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+log = Path(sys.argv[1]) / "journal.sqlite-wal"
+resource.setrlimit(resource.RLIMIT_FSIZE, (log.stat().st_size + (3 << 20), hard))
+written = 0
+def add(i):
+    store.add_update(JournalUpdate(1, f"dev-{i}", f"x.1.dev-{i}", 1, "0" * 16, "0" * 64, 7, 0.5, bytes([i]) * 200_000))
+try:
+    for i in range(40):
+        add(i)
+        written += 1
+except JournalUnwritable as error:
+    print("full after", written, "of 40")
+resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+for i in range(written, 40):
+    add(i)
+print(sum(each.data == bytes([int(each.device[4:])]) * 200_000 for each in store.updates(1)), "whole")
+print(store.rows("PRAGMA integrity_check")[0][0], store.rows("PRAGMA foreign_key_check"))
+"""
+
+
+def test_a_limit_on_the_size_of_files_is_a_full_disk_and_what_was_committed_is_whole(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", LIMITED, str(tmp_path / "state")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    full, whole, sound = done.stdout.splitlines()
+    assert 0 < int(full.split()[2]) < 40
+    assert (whole, sound) == ("40 whole", "ok []")
 
 
 def test_a_log_whose_disk_is_full_costs_lines_and_says_how_many() -> None:

@@ -406,3 +406,23 @@ def test_a_batch_that_fails_leaves_nothing_and_the_journal_goes_on(store: Store)
     assert list(store.updates(1)) == []
     together(lambda: store.add_update(update("b")))
     assert [each.device for each in store.updates(1)] == ["a", "b"]
+
+
+def test_what_every_fold_asks_of_the_journal_reads_no_more_the_longer_the_job_is(store: Store) -> None:
+    """An asynchronous job makes a version of every update: a table read whole for each would take its square."""
+    queries = {
+        "UPDATE versions SET weights = NULL WHERE version <= ? AND weights IS NOT NULL": (5,),
+        "UPDATE downloads SET data = NULL WHERE version <= ? AND data IS NOT NULL": (5,),
+        "UPDATE downloads SET delta = NULL WHERE delta IS NOT NULL AND version <= ?": (5,),
+        "UPDATE tasks SET state = 'failed' WHERE state = 'open' AND round < ?": (5,),
+        "SELECT task FROM updates WHERE device = ? ORDER BY rowid DESC LIMIT 1": ("a",),
+        "SELECT round FROM tasks WHERE device = ? AND round < ? AND state = 'done' ORDER BY round DESC LIMIT 1": (
+            "a",
+            5,
+        ),
+        "SELECT device FROM tasks WHERE round = ? ORDER BY device": (5,),
+        "SELECT device, task FROM updates WHERE round = ? ORDER BY device, task": (5,),
+    }
+    for query, values in queries.items():
+        plan = [str(row[3]) for row in store._all(f"EXPLAIN QUERY PLAN {query}", values)]
+        assert not [step for step in plan if step.startswith("SCAN") or "TEMP B-TREE" in step], (query, plan)

@@ -59,8 +59,10 @@ def test_the_notebooks_lines_read_the_rounds_of_a_job(
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["1", "2"]
     assert found["total_up"] == sum(event["bytes_up"] for event in told)
     assert found["best"]["accuracy"] == max(event["accuracy"] for event in told)  # type: ignore[index]
-    (names,) = re.findall(r"Its columns: (.*?)\.\n", (DOCS / "monitoring.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert re.findall(r"`(\w+)`", names) == list(found["best"].keys())  # type: ignore[attr-defined]
+    section = (DOCS / "monitoring.md").read_text(encoding="utf-8").partition("| column | unit | meaning |")[2]
+    cells = re.findall(r"^\| (`.*?`) \|", section.partition("\n## ")[0], re.MULTILINE)
+    names = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
+    assert names == list(found["best"].keys())  # type: ignore[attr-defined]
 
 
 def test_tensorboard_reads_back_every_round(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

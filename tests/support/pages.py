@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import edge_runtime.codecs
 import edge_runtime.wire
-from coordinator import rounds, updates
+from coordinator import buffered, rounds, updates
 from coordinator.event_kinds import COMMON, EVENTS
 from coordinator.metrics import COUNTERS, GAUGES, HISTOGRAMS
 from coordinator.round_records import Phase
@@ -123,6 +123,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "device work": lambda: state_table(work.Work, work._State),
     "gateway uploads": lambda: state_table(intake.Intake, intake._Stage, {"drop": "ABSENT"}),
     "job phases": lambda: phase_table(rounds, Phase),
+    "asynchronous phases": lambda: phase_table(buffered, Phase),
 }
 
 if __name__ == "__main__":
