@@ -95,11 +95,18 @@ class Client:
             self._take_events(IDLE_TICK_S if idle else TICK_S)
             self._take_results()
             self._do(self._session.tick(time.monotonic()))
+            self._write_slots()
             if troubles := self._state.troubles():
                 self._disk_trouble("; ".join(troubles))
             if not self._session.busy:
                 self._blobs.clear()  # of a task that was withdrawn before all of them had come
         return self._leave(self._exit)
+
+    def _write_slots(self) -> None:
+        try:
+            self._trainer.write_slots(time.monotonic())
+        except OSError as error:
+            self._disk_trouble(f"what the last update left out is still in memory alone: {error.strerror}")
 
     # Not in run(), where the names would keep the last event, a chunk maybe, while the next one is read, and a result,
     # and so its update, all through the next task.

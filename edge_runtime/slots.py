@@ -120,9 +120,26 @@ class Slots:
         """Put in place of what was there.
 
         Raises:
-            OSError: It could not be written; it stays in memory, and is lost with the process.
+            OSError: It could not be written; it stays in memory, for write_again().
         """
         self._unwritten, self._key = kept, kept.key
+        self._write(kept)
+
+    def write_again(self) -> None:
+        """Try once more to write what the disk did not take.
+
+        Raises:
+            OSError: As of keep().
+        """
+        if self._unwritten is not None:
+            self._write(self._unwritten)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether something is kept in memory alone, and would be lost with the process."""
+        return self._unwritten is not None
+
+    def _write(self, kept: Kept) -> None:
         tensors = {f"{slot}/{name}": array for slot, arrays in kept.state.items() for name, array in arrays.items()}
         tensors[UPDATE] = np.frombuffer(kept.update, np.uint8)
         metadata = {"run": kept.run, "task": kept.task, "key": kept.key}

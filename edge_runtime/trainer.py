@@ -22,6 +22,8 @@ from edge_runtime.wire.fetch import BlobMissing
 
 __all__ = ["Failure", "Job", "Result", "Trainer", "Unusable"]
 
+WRITE_AGAIN_S = 5.0  # between two tries to write what a disk did not take
+
 
 @dataclass(frozen=True)
 class Job:
@@ -98,6 +100,7 @@ class Trainer:
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._next: Job | None = None
+        self._write_again_s = 0.0
 
     def start(self, job: Job) -> None:
         """Run a job, after the one that is being stopped if there is one."""
@@ -117,6 +120,18 @@ class Trainer:
             self._thread = None
         self._start_next()
         return found
+
+    def write_slots(self, now_s: float) -> None:
+        """Between jobs, and at most every WRITE_AGAIN_S, try to write slots that the disk did not take.
+
+        Raises:
+            OSError: It still does not.
+        """
+        slots = self._slots
+        if slots is None or self._thread is not None or not slots.in_memory or now_s < self._write_again_s:
+            return
+        self._write_again_s = now_s + WRITE_AGAIN_S
+        slots.write_again()
 
     def finish(self, timeout_s: float) -> bool:
         """Stop, and wait for the present step to end; False if it has not by then."""

@@ -14,10 +14,12 @@ from chaos.surroundings import Disk, why_no_disks
 from coordinator.broker import RunningBroker
 from edge_runtime.data import load_dataset
 from edge_runtime.plan import read_plan
+from edge_runtime.slots import Slots, kept_answer
 from edge_runtime.task import run_task
 from edge_runtime.tensors import decode_tensors
 from edge_runtime.wire import Phase
 from edge_runtime.wire.events import DeviceStatus, TaskFailed, Telemetry
+from edge_runtime.wire.tasks import Carry, Upload
 from support.boards import ClientProcess, Compiled, Gateway, broker_that_denies, compile_model, start_client
 
 Start = Callable[..., ClientProcess]
@@ -146,6 +148,29 @@ def test_a_client_whose_disk_is_full_does_its_tasks_from_memory_and_tells(
         assert client.stop() == 0
         assert "Traceback" not in client.text()
         assert b'"task":"u"' in (tmp_path / "state" / "outbox").read_bytes()[:300].replace(b" ", b"")
+    finally:
+        disk.unmount()
+
+
+@pytest.mark.skipif(why_no_disks() != "", reason=why_no_disks())
+def test_what_a_full_disk_did_not_take_of_the_slots_is_written_when_there_is_room(
+    gateway: Gateway, start: Start, lenet: Compiled, tmp_path: Path
+) -> None:
+    disk, state = Disk(tmp_path / "state"), tmp_path / "state"
+    disk.mount()
+    try:
+        client = start("a")
+        gateway.until(lambda: states(gateway) == ["online"])
+        disk.fill()
+        carrying = Upload("delta", ("topk 0.1 ef",))
+        task = gateway.send("a", "t", lenet, upload=carrying, carry=Carry("0123456789abcdef", None))
+        gateway.until(lambda: len(gateway.updates) == 1)
+        assert not (state / "slots").exists()
+        disk.clear()
+        gateway.until((state / "slots").exists)
+        client.process.kill()
+        client.process.wait()
+        assert kept_answer(Slots(state / "slots"), task) == gateway.updates[0].data
     finally:
         disk.unmount()
 
@@ -327,7 +352,7 @@ def test_a_broker_that_refuses_a_subscription_is_told_of_and_not_hammered(digits
     with broker_that_denies("edge/v1/default/d/+/task") as url:
         client = start_client(url, "a", digits, tmp_path / "state", "--log-json")
         gateway = Gateway(url)
-        gateway.until(lambda: states(gateway)[-1:] == ["lost"] and "not connected" in client.text())
+        gateway.until(lambda: states(gateway)[-1:] == ["lost"] and "not_connected" in client.text())
         assert client.stop() == 0
         gateway.link.close()
     told = [json.loads(line) for line in client.text().splitlines()]

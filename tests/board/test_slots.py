@@ -167,6 +167,19 @@ def test_what_the_disk_cannot_take_stays_in_memory_and_is_told(tmp_path: Path) -
     data, warning = encode_carried(slots, find_codec(STAGES), task, delta_of(1), {"task": task.task})
     assert "could not be kept" in warning
     assert kept_answer(slots, task) == data
+    with pytest.raises(OSError, match="No such file"):
+        slots.write_again()
+    assert slots.in_memory
+
+
+def test_what_stayed_in_memory_is_written_when_there_is_room(tmp_path: Path) -> None:
+    slots = Slots(tmp_path / "absent" / "slots")
+    task = task_of(1, None)
+    data, _ = encode_carried(slots, find_codec(STAGES), task, delta_of(1), {"task": task.task})
+    (tmp_path / "absent").mkdir()
+    slots.write_again()
+    assert not slots.in_memory
+    assert kept_answer(Slots(tmp_path / "absent" / "slots"), task) == data
 
 
 def test_a_tensor_that_was_not_trained_this_time_keeps_what_it_carries(tmp_path: Path) -> None:

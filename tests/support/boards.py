@@ -178,5 +178,7 @@ def broker_that_denies(*filters: str) -> Iterator[str]:
     command = [sys.executable, "-m", "coordinator.broker.cli", "--port", "0", *denied]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
-        yield process.stdout.readline().decode().split()[1]
-        process.terminate()
+        try:
+            yield process.stdout.readline().decode().split()[1]
+        finally:
+            process.terminate()
