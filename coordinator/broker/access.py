@@ -126,7 +126,8 @@ def _covers(wide: str, narrow: str) -> bool:
     """Whether every topic that the second filter matches is matched by the first."""
     if narrow.startswith("$") and wide[0] in "+#":
         return False
-    outer, inner = wide.split("/"), narrow.split("/")
+    # Every topic has a level, so "#" alone is "+/#"; further down "#" may also stand for no level at all.
+    outer, inner = wide.split("/"), ["+", "#"] if narrow == "#" else narrow.split("/")
     for i, level in enumerate(outer):
         if level == "#":
             return True

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from broker.conftest import KINDS, Embedded, port_of
 from broker.raw_client import RawClient
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from coordinator.broker.access import _covers, read_access_list
@@ -67,6 +67,7 @@ def test_a_users_name_cannot_widen_a_pattern(tmp_path: Path, name: str) -> None:
     assert (access.reads, access.writes) == ((), ())
 
 
+@example(wide="+/#", narrow="#")
 @given(wide=filters(), narrow=filters())
 def test_a_filter_is_covered_exactly_when_no_topic_of_it_is_outside(wide: str, narrow: str) -> None:
     assert _covers(wide, narrow) == all(matches(wide, topic) for topic in TOPICS if matches(narrow, topic))
