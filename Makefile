@@ -41,7 +41,7 @@ format: $(STAMPS)/dev ## rewrite Python and C++ in the house format
 
 test: $(STAMPS)/test compiled test-core cuda ## C++ tests under sanitizers, then pytest
 	@sh tests/ensure-mosquitto.sh
-	$(BIN)/pytest $(ARGS)
+	@if [ -n "$(ARGS)" ]; then $(BIN)/pytest $(ARGS); else sh tests/in-two.sh $(BIN)/pytest; fi
 
 test-core: $(STAMPS)/demo
 	$(BIN)/cmake -S . -B $(SANITIZED) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \

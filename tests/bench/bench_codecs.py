@@ -77,7 +77,7 @@ CASES = (
         total_ratio=20,
     ),
     Case("topk, nothing carried", ("topk 0.01", "fp16", "rice")),
-    Case("svd", ("svd 0.98", "qsgd 15", "rans"), below=0.01, up_ratio=10),
+    Case("svd", (f"svd 0.95 0.98 {ROUNDS}", "qsgd 15", "rans"), below=0.01, up_ratio=10),
     Case("int8", ("int8",), below=0.003, up_ratio=3.9),
 )
 

@@ -342,7 +342,7 @@ def test_hostile_devices_change_nothing_and_every_attack_is_counted_under_its_ru
     with ExitStack() as stack:
         for each in everybody:
             stack.callback(each.link.close)
-        pump(everybody, lambda: mallory.session.online, "link")
+        pump(everybody, lambda: mallory.session.online and mallory.sees_gateway, "link")
         ignored = spam(mallory)
         forge(mallory)
         for name in HONEST:

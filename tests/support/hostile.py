@@ -21,6 +21,7 @@ from edge_runtime.wire import (
     Subscribe,
     Unsubscribe,
     UpdateSettled,
+    topics,
 )
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Hostile:
     task: Task | None = None
     update: bytes = b""
     settled: list[UpdateSettled] = field(default_factory=list)
+    sees_gateway: bool = False
 
     def __post_init__(self) -> None:
         self._blobs: dict[str, bytes] = {}
@@ -85,9 +87,11 @@ class Hostile:
         match event:
             case Connected():
                 return self.session.connected(now)
-            case Subscribed(topics, ()):
-                return self.session.subscribed(now, topics)
+            case Subscribed(granted, ()):
+                return self.session.subscribed(now, granted)
             case Message(topic, payload, retain):
+                # A coordinator says that it is up after it has subscribed: what is sent from now on reaches it.
+                self.sees_gateway |= topic == topics.gateway(self.site) and b'"up"' in payload
                 return self.session.received(now, topic, payload, retain=retain)
             case Disconnected():
                 return self.session.disconnected(now)
