@@ -121,6 +121,8 @@ def test_a_folder_for_results_that_cannot_be_made_is_told_before_the_work(option
 def test_a_demo_that_is_asked_to_stop_leaves_no_process_and_no_folder(number: signal.Signals, tmp_path: Path) -> None:
     arguments = ("--broker", "embedded", "--devices", "2", "--rounds", "100000")
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    # Whatever a shell starts in the background ignores SIGINT, and so would the demo.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(
         command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as running:
