@@ -56,7 +56,7 @@ from edge_runtime.wire.tasks import Carry, Task, format_task, parse_task
 EXIT_DONE, EXIT_FAILED = 0, 3
 
 # Failures that say nothing about the device: it is asked again in the next attempt or round.
-PASSING_RULES = frozenset({"BlobMissing", "BlobCorrupt", "CacheDamaged", "TaskStopped"})
+PASSING_RULES = frozenset({"BlobMissing", "BlobCorrupt", "CacheDamaged", "TaskStopped", "ChecksumMismatch"})
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,10 @@ from edge_runtime.wire.fetch import BlobCorrupt, Fetch
 from edge_runtime.wire.offer import Offer
 from edge_runtime.wire.tasks import Delta, Task, parse_task, steps_from
 
+# Refusals of updates that nobody looked at: the gateway did not ask for them, or not any more. After any other the task
+# has failed: the same task would give the same update.
+NOT_ASKED = frozenset({"UnknownTask", "StaleTask", "StaleUpdate"})
+
 __all__ = ["NotMyTask", "Outbox", "Shelf", "Work", "WorkInput"]
 
 
@@ -75,7 +79,7 @@ class Shelf:
 
 @dataclass(frozen=True)
 class _Settled:
-    """What became of the last task, should it be asked for again: an update, a failure, or neither (refused)."""
+    """What the last task is answered with, should it be asked for again: its update or its failure."""
 
     key: str
     offer: Offer | None = None
@@ -190,8 +194,7 @@ class Work:
     def _answer_again(self, now: float, settled: _Settled) -> list[DeviceCommand]:
         if settled.fail is not None:
             return [self.fail(settled.fail.task, settled.fail.rule, settled.fail.message)]
-        if settled.offer is None:
-            return []
+        assert settled.offer is not None, "what has settled has an update or a failure"
         commands = self._abandon()
         self._state, self._key, self._offer, self._settled = _State.OFFERING, settled.key, settled.offer, None
         return [*commands, *settled.offer.start(now)]
@@ -286,13 +289,20 @@ class Work:
             self._offer.data = data
 
     def _settle(self, answer: messages.Done | messages.Refuse, offer: Offer) -> list[DeviceCommand]:
-        key, done = self._key, isinstance(answer, messages.Done)
-        # An update that is done is kept until the next task: should this one be asked for again, it is all there.
-        self._settled = _Settled(key, offer=offer if done else None)
+        key = self._key
         self._abandon()
         if isinstance(answer, messages.Done):
+            # Kept until the next task: should this one be asked for again, it is all there.
+            self._settled = _Settled(key, offer=offer)
             return [UpdateSettled(key, offer.task, "done")]
-        return [UpdateSettled(key, offer.task, "refused", answer.rule, answer.message)]
+        refused = UpdateSettled(key, offer.task, "refused", answer.rule, answer.message)
+        if answer.rule in NOT_ASKED:
+            # A gateway that asks for it after all, as one does that was restored from a backup and comes to a round it
+            # has forgotten, means it: the task begins anew.
+            self._settled = None
+            return [refused]
+        self._settled = _Settled(key, fail=messages.Fail(offer.task, answer.rule, answer.message))
+        return [refused, self.fail(offer.task, answer.rule, answer.message)]
 
     def _rest(self, now: float, _: Any) -> list[DeviceCommand]:
         if now < self._rest_until:

@@ -118,12 +118,30 @@ def test_a_full_gateway_asks_to_come_back_and_takes_the_update_then() -> None:
     assert any(w.rule == "GatewayBusy" for w in world.warnings)
 
 
+def test_a_gateway_that_has_forgotten_a_task_and_comes_to_it_again_gets_its_update() -> None:
+    world = World("a")
+    world.connect_all()
+    task = world.send("a", "t")
+    while not world.boards["a"].running:
+        while world.deliveries:
+            world.deliver()
+        world.tick()
+    world.all_do(GATEWAY, world.gateway.clear_task("a"))
+    world.deliveries.clear()  # the device has not heard of it when it is done
+    world.finish("a")
+    world.run(lambda: bool(world.boards["a"].settled))
+    assert world.boards["a"].settled[0].rule == "UnknownTask"
+    world.all_do(GATEWAY, world.gateway.send_task("a", task))
+    world.run(lambda: bool(world.journal))
+
+
 def test_an_update_over_the_cap_is_refused_for_good() -> None:
     world = World("a", max_update_bytes=299_999)
     world.connect_all()
     world.send("a", "t")
     world.run(lambda: bool(world.boards["a"].settled))
     assert world.boards["a"].settled[0].rule == "UpdateTooLarge"
+    world.run(lambda: any(isinstance(e, TaskFailed) and e.rule == "UpdateTooLarge" for e in world.events))
     assert world.gateway.open_bytes == 0
 
 

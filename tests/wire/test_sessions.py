@@ -8,7 +8,7 @@ from edge_runtime.errors import LocalError
 from edge_runtime.file_slice import FileUnreadable
 from edge_runtime.wire import AbandonTask, Publish, Subscribe, Task, Warned, messages, topics
 from edge_runtime.wire.chunks import cut_chunk
-from edge_runtime.wire.events import DeviceStatus, GatewaySuperseded, UpdateReceived, UpdateRefused
+from edge_runtime.wire.events import DeviceStatus, GatewaySuperseded, UpdateReceived, UpdateRefused, UpdateSettled
 from edge_runtime.wire.fetch import Fetch
 from edge_runtime.wire.gateway import BlobUnknown, GatewaySession
 from edge_runtime.wire.intake import MAX_ATTEMPTS, NotOffered, Refusal
@@ -469,3 +469,31 @@ def test_an_update_that_cannot_be_read_back_fails_its_task_by_a_rule_that_passes
     assert not session.busy
     again = session.received(world.now, topics.task(SITE, "a"), format_task(task))
     assert again == [fail]
+
+
+def refused(world: World, rule: str) -> tuple[list[object], bytes]:
+    """What the device does when its update is refused, and the task that it was of."""
+    task = running(world)
+    session = world.boards["a"].session
+    session.finished(world.now, world.boards["a"].running[0].key, UPDATE)
+    answer = messages.format_down(messages.Refuse(UID, rule, "no", None))
+    return session.received(world.now, topics.down(SITE, "a"), answer), format_task(task)
+
+
+@pytest.mark.parametrize("rule", ["UnknownTask", "StaleTask", "StaleUpdate"])
+def test_a_task_that_was_not_asked_for_and_then_is_begins_anew(rule: str) -> None:
+    world = World("a")
+    (settled,), payload = refused(world, rule)
+    assert isinstance(settled, UpdateSettled)
+    again = world.boards["a"].session.received(world.now, topics.task(SITE, "a"), payload)
+    world.all_do("a", again)
+    world.run(lambda: world.boards["a"].runs == 2)
+
+
+def test_an_update_that_was_judged_and_refused_fails_its_task() -> None:
+    world = World("a")
+    (settled, fail), payload = refused(world, "UpdateTooLarge")
+    assert isinstance(settled, UpdateSettled)
+    assert isinstance(fail, Publish)
+    assert messages.parse_fail(fail.payload) == messages.Fail("t", "UpdateTooLarge", "no")
+    assert world.boards["a"].session.received(world.now, topics.task(SITE, "a"), payload) == [fail]
