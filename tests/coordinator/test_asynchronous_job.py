@@ -113,9 +113,9 @@ def test_a_fold_that_was_killed_is_done_again_with_the_same_bits(tmp_path: Path)
     fold, made = site._fold, Future[Version]()
     site._fold = lambda _old, _gathered: made  # type: ignore[method-assign]
     start_all(site)
-    site.run(lambda: site.job is not None and site.job.folding is not None)
+    site.run(lambda: site.job is not None and site.job.closing.beside is not None)
     assert site.job is not None
-    expected = fold(site.job._version, None).result()
+    expected = fold(site.job.published.version, None).result()
     for _ in range(5):
         site.turn()  # others deliver in the meantime, into the next round
     site.kill()
