@@ -165,6 +165,10 @@ class Program:
         """The stage of a round; rounds beyond the last stage are its."""
         return next((stage for stage in self.stages if number <= stage.last_round), self.stages[-1])
 
+    def first_round(self, number: int) -> int:
+        """The first round of a round's stage."""
+        return 1 + max((stage.last_round for stage in self.stages[:-1] if stage.last_round < number), default=0)
+
 
 def build_program(job: Job) -> Program:
     """Compiles the job's model for every stage and every phase of its method.
