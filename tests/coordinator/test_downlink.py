@@ -13,8 +13,9 @@ import pytest
 from coordinator.downlink import with_view
 from coordinator.fields import download_codec
 from coordinator.jobfile import load_job
-from coordinator.program import Program, attempt_turn, build_program, make_task, make_version
+from coordinator.program import Program, build_program, make_version
 from coordinator.store import RoundFigures, open_store
+from coordinator.tasks import attempt_turn, make_task
 from coordinator.versions import roll_back
 from coordinator.views import MAX_STEPS
 from edge_runtime.codecs import find_codec

@@ -13,10 +13,11 @@ from coordinator.aggregators import Contribution, uniform_mean
 from coordinator.evaluate import evaluate
 from coordinator.jobfile import JobFileError
 from coordinator.methods.scaffold import scaffold
-from coordinator.program import Program, attempt_turn, judged_model, make_task, make_version
+from coordinator.program import Program, judged_model, make_version
 from coordinator.results import export_version, keep_model
 from coordinator.server_steps import CHANGES, MEMBERS
 from coordinator.store import open_store
+from coordinator.tasks import attempt_turn, make_task
 from coordinator.updates import UpdateError, check_update
 from coordinator.versions import roll_back
 from edge_runtime.codecs import RESIDUAL, find_codec
