@@ -342,7 +342,8 @@ def _method_contradictions(
 
 def _memory_contradictions(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """A codec that remembers and the method that does go together, and only where every update counts alike."""
-    remembers = _table(document, "method").get("name") == "ef21"
+    name = _table(document, "method").get("name")
+    remembers = name == "ef21"
     stages = _table(document, "upload").get("codec")
     if stages is not None and codec(stages) is None and find_codec(stages).remembers != remembers:
         yield "upload.codec", f"is {shown(stages)}; a stage ef21 and the method ef21 need each other"
@@ -351,6 +352,8 @@ def _memory_contradictions(document: Mapping[str, Any]) -> Iterator[tuple[str, s
         yield "round.devices", f"is {waited}, more than method.devices = {members}"
     if remembers and _table(document, "schedule").get("name", "sync") != "sync":
         yield "schedule.name", "is not for the method ef21, whose updates must count alike however old they are"
+    if name == "scaffold" and stages is not None and codec(stages) is None and "momentum" in find_codec(stages).carries:
+        yield "upload.codec", f"is {shown(stages)}; its momentum would multiply the method's control variates"
     if remembers and "boards" in _table(document, "training"):
         yield "training.boards", "are not for the method ef21: every device must train the same tensors"
 

@@ -7,11 +7,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from coordinator import stall
+from coordinator.closing import Parts
 from coordinator.control import attend, is_idle
 from coordinator.events import Emit
-from coordinator.gateway import EXIT_DONE, EXIT_FAILED, Parts, RunningJob, refused, superseded
+from coordinator.gateway import EXIT_DONE, EXIT_FAILED, RunningJob
 from coordinator.journal import JournalUnwritable
 from coordinator.lease import BEAT_S
+from coordinator.reports import refused, superseded
 from coordinator.requests import Inbox
 from coordinator.watch import every, stand
 from edge_runtime.link import Connected, Disconnected, Link, LinkEvent, Message, Refused, Subscribed
@@ -145,8 +147,8 @@ def _turn(job: RunningJob, inbox: Inbox, seat: Seat) -> RunningJob:
     _exchange(job, link, seat.parts.emit, 0.0 if due else POLL_S)
     if due:
         send(link, job.work(time.monotonic()))
-        if job.beside is not None:
-            job.beside.add_done_callback(lambda _: link.wake())
+        if job.closing.beside is not None:
+            job.closing.beside.add_done_callback(lambda _: link.wake())
     if job.exit_code is not None:
         return job
     attended = attend(job, seat.parts.store, inbox, time.monotonic())
