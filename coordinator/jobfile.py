@@ -82,11 +82,11 @@ from coordinator.fields import (
     Field,
     boolean,
     codec,
-    did_you_mean,
     download_codec,
     integer,
     number,
     one_of,
+    or_known,
     shape,
     shown,
     text,
@@ -256,7 +256,7 @@ def key_lines(source: str) -> dict[str, int]:
     lines: dict[str, int] = {}
     section = ""
     for count, line in enumerate(source.splitlines(), start=1):
-        if header := re.match(r"\s*\[\s*([\w.-]+)\s*\]", line):
+        if header := re.match(r"\s*\[{1,2}\s*([\w.-]+)\s*\]", line):
             section = header[1]
             lines.setdefault(section, count)
         elif key := re.match(r"\s*([\w.-]+)\s*=", line):
@@ -279,7 +279,7 @@ def _schema_for(document: Mapping[str, Any]) -> dict[str, Mapping[str, Field]]:
 def _misfits(document: Mapping[str, Any], schema: Mapping[str, Mapping[str, Field]]) -> Iterator[tuple[str, str]]:
     """Unknown and missing sections and keys, and values that fail their check."""
     for section in document.keys() - schema.keys():
-        yield section, f"is not a section of a job file{did_you_mean(section, schema)}"
+        yield section, f"is not a section of a job file{or_known(section, schema)}"
     for section, fields in schema.items():
         table = document.get(section)
         if table is None and section in OPTIONAL:
@@ -294,7 +294,7 @@ def _misfits(document: Mapping[str, Any], schema: Mapping[str, Mapping[str, Fiel
 
 def _misfits_of(section: str, table: Mapping[str, Any], fields: Mapping[str, Field]) -> Iterator[tuple[str, str]]:
     for key in table.keys() - fields.keys():
-        yield f"{section}.{key}", f"is not a key of [{section}]{did_you_mean(key, fields)}"
+        yield f"{section}.{key}", f"is not a key of [{section}]{or_known(key, fields)}"
     for key, field in fields.items():
         where = f"{section}.{key}"
         if key not in table:

@@ -314,7 +314,8 @@ def _train(
 
 
 def _subtract(trained: NDArray[np.float32], received: NDArray[Any]) -> NDArray[np.float32]:
-    return np.subtract(trained, received, out=trained)
+    np.subtract(trained, received, out=trained)
+    return trained
 
 
 def _fitting(tensors: dict[str, NDArray[np.float32]], examples: int) -> dict[str, NDArray[np.float32]]:

@@ -161,10 +161,9 @@ def test_the_journal_gives_the_same_view_and_steps_back(tmp_path: Path) -> None:
     store.close()
 
 
-@pytest.mark.parametrize("codec", [["int8"], ["svd 0.9", "int8"], ["qsgd 3", "rans"]], ids=" ".join)
-def test_weights_that_have_run_away_are_sent_as_they_are(tmp_path: Path, codec: list[str]) -> None:
-    """Codecs would make infinities of them, or refuse them in the middle of a fold."""
-    program = make_program(tmp_path, codec)
+def test_weights_that_have_run_away_are_sent_as_they_are(tmp_path: Path) -> None:
+    """A codec would refuse, in the middle of a fold, what factors of them overflow to."""
+    program = make_program(tmp_path, ["svd 0.9", "int8"])
     first = make_version(1, program.weights, {})
     away = {name: np.full_like(array, 3.4e38) for name, array in program.weights.items()}
     made = with_view(program, first, make_version(2, away, {}))
