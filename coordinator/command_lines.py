@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,8 +25,8 @@ EXIT_DONE, EXIT_BAD_INPUT, EXIT_FAILED, EXIT_NO_ANSWER, EXIT_INTERRUPTED = 0, 2,
 EXIT_CODES = """\
 exit codes:
   0    done
-  2    bad input: no such job, version or device, or a job file with problems, which are listed
-  3    the job failed, or what was asked was refused
+  2    bad input: no such job, no version or device of this name, or a job file with problems, which are listed
+  3    the job failed, or it refused what was asked: the message says why
   4    the coordinator that holds the job did not answer in time; the request waits for it
   130  interrupted"""
 
@@ -84,10 +85,36 @@ def ask(options: argparse.Namespace, directory: Path, verb: str, argument: str =
     return code
 
 
+def version_number(word: str) -> int:
+    """A version as an argument: 1, 2, 3 ...
+
+    Raises:
+        argparse.ArgumentTypeError: It is none.
+    """
+    if not word.isascii() or not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word!a} is no version: give its number, as `job show` lists them")
+    return int(word)
+
+
+def seconds(word: str) -> float:
+    """A time to wait as an argument: a number of seconds, 0 or more.
+
+    Raises:
+        argparse.ArgumentTypeError: It is none.
+    """
+    try:
+        number = float(word)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{word!a} is no number of seconds, 0 or more")
+    return number
+
+
 def add_timeout(parser: argparse.ArgumentParser) -> None:
     """How long to wait for the coordinator."""
     parser.add_argument(
-        "--timeout", type=float, default=30.0, metavar="S", help="wait so long for an answer (default 30)"
+        "--timeout", type=seconds, default=30.0, metavar="S", help="wait so long for an answer (default 30)"
     )
 
 

@@ -81,11 +81,11 @@ from coordinator.fields import (
     Field,
     boolean,
     codec,
-    did_you_mean,
     download_codec,
     integer,
     number,
     one_of,
+    or_known,
     shape,
     shown,
     text,
@@ -257,7 +257,7 @@ def key_lines(source: str) -> dict[str, int]:
     lines: dict[str, int] = {}
     section = ""
     for count, line in enumerate(source.splitlines(), start=1):
-        if header := re.match(r"\s*\[\s*([\w.-]+)\s*\]", line):
+        if header := re.match(r"\s*\[{1,2}\s*([\w.-]+)\s*\]", line):
             section = header[1]
             lines.setdefault(section, count)
         elif key := re.match(r"\s*([\w.-]+)\s*=", line):
@@ -280,7 +280,7 @@ def _schema_for(document: Mapping[str, Any]) -> dict[str, Mapping[str, Field]]:
 def _misfits(document: Mapping[str, Any], schema: Mapping[str, Mapping[str, Field]]) -> Iterator[tuple[str, str]]:
     """Unknown and missing sections and keys, and values that fail their check."""
     for section in document.keys() - schema.keys():
-        yield section, f"is not a section of a job file{did_you_mean(section, schema)}"
+        yield section, f"is not a section of a job file{or_known(section, schema)}"
     for section, fields in schema.items():
         table = document.get(section)
         if table is None and section in OPTIONAL:
@@ -295,7 +295,7 @@ def _misfits(document: Mapping[str, Any], schema: Mapping[str, Mapping[str, Fiel
 
 def _misfits_of(section: str, table: Mapping[str, Any], fields: Mapping[str, Field]) -> Iterator[tuple[str, str]]:
     for key in table.keys() - fields.keys():
-        yield f"{section}.{key}", f"is not a key of [{section}]{did_you_mean(key, fields)}"
+        yield f"{section}.{key}", f"is not a key of [{section}]{or_known(key, fields)}"
     for key, field in fields.items():
         where = f"{section}.{key}"
         if key not in table:
@@ -342,7 +342,8 @@ def _method_contradictions(
 
 def _memory_contradictions(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """A codec that remembers and the method that does go together, and only where every update counts alike."""
-    remembers = _table(document, "method").get("name") == "ef21"
+    name = _table(document, "method").get("name")
+    remembers = name == "ef21"
     stages = _table(document, "upload").get("codec")
     if stages is not None and codec(stages) is None and find_codec(stages).remembers != remembers:
         yield "upload.codec", f"is {shown(stages)}; a stage ef21 and the method ef21 need each other"
@@ -351,6 +352,8 @@ def _memory_contradictions(document: Mapping[str, Any]) -> Iterator[tuple[str, s
         yield "round.devices", f"is {waited}, more than method.devices = {members}"
     if remembers and _table(document, "schedule").get("name", "sync") != "sync":
         yield "schedule.name", "is not for the method ef21, whose updates must count alike however old they are"
+    if name == "scaffold" and stages is not None and codec(stages) is None and "momentum" in find_codec(stages).carries:
+        yield "upload.codec", f"is {shown(stages)}; its momentum would multiply the method's control variates"
     if remembers and "boards" in _table(document, "training"):
         yield "training.boards", "are not for the method ef21: every device must train the same tensors"
 

@@ -19,9 +19,10 @@ from typing import Any
 
 from coordinator.broker import BrokerError, start_broker
 from coordinator.broker.probe import without_password
+from coordinator.closing import Parts
 from coordinator.evaluate import Evaluation, EvaluationError, evaluate
 from coordinator.events import Emit, enduring, json_lines, log_lines, of_job, seldom
-from coordinator.gateway import EXIT_DONE, EXIT_FAILED, Parts
+from coordinator.gateway import EXIT_DONE, EXIT_FAILED
 from coordinator.home import (
     JOB_FILE,
     HomeError,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.codecs import find_codec
+from edge_runtime.codecs import LARGEST, find_codec
 from edge_runtime.control import JOINED, changes, corrections, path_length
 from edge_runtime.data import (
     Dataset,
@@ -193,15 +193,13 @@ def run_task(  # noqa: PLR0913 the one seam between a task and what it runs on
         )
         epoch += phase.epochs
     trained = _averaged(trained)
-    personal = {name: _finite(name, _taken(trained, name)) for name in task.personal}
-    delta = {name: _subtract(name, trained.pop(name), weights[name]) for name in sorted(trained)}
+    personal = _fitting({name: _taken(trained, name) for name in task.personal}, 1)
+    delta = _fitting({name: _subtract(trained.pop(name), weights[name]) for name in sorted(trained)}, len(dataset))
     metadata = _metadata(task, len(dataset), losses)
     if task.control is not None and own is not None:
         controls = [name for name in plans[task.phases[0].plan].named(ROLE_FROZEN) if name.startswith(CONTROL)]
         walked = task.phases[0].scalars["lr"] * path_length(len(losses), task.control.momentum)
-        delta |= {
-            name: _finite(name, change) for name, change in changes(controls, weights, own, delta, walked).items()
-        }
+        delta |= _fitting(changes(controls, weights, own, delta, walked), len(dataset))
         joined = sorted(name for name in controls if name.removeprefix(CONTROL) not in own)
         metadata |= {JOINED: json.dumps(joined)} if joined else {}
     if slots is None or not keeps:
@@ -428,16 +426,24 @@ def _train(
             )
 
 
-def _subtract(name: str, trained: NDArray[np.float32], received: NDArray[Any]) -> NDArray[np.float32]:
+def _subtract(trained: NDArray[np.float32], received: NDArray[Any]) -> NDArray[np.float32]:
     np.subtract(trained, received, out=trained)
-    return _finite(name, trained)
+    return trained
 
 
-def _finite(name: str, tensor: NDArray[np.float32]) -> NDArray[np.float32]:
-    # The sum of squares in float64 is finite exactly when every float32 is: their squares stay below 1e77.
-    if not math.isfinite(float(np.square(tensor, dtype=np.float64).sum())):
-        raise NonFiniteUpdate(f"tensor {name!r} holds NaN or infinity after training; lower the learning rate")
-    return tensor
+def _fitting(tensors: dict[str, NDArray[np.float32]], examples: int) -> dict[str, NDArray[np.float32]]:
+    """The tensors, if a fold can take them with so many examples as their weight.
+
+    What it cannot would be refused; and once it were in a residual, so would all that follows.
+    """
+    for name, tensor in tensors.items():
+        peak = max(float(tensor.max(initial=0)), -float(tensor.min(initial=0)))  # NaN where there is one
+        if not math.isfinite(peak):
+            raise NonFiniteUpdate(f"tensor {name!r} holds NaN or infinity after training; lower the learning rate")
+        if peak * examples >= LARGEST:
+            most = f"with {examples} examples less than {LARGEST / examples:.2g} can be summed"
+            raise NonFiniteUpdate(f"tensor {name!r} has gone as far as {peak:.2g}, {most}; lower the learning rate")
+    return tensors
 
 
 def _metadata(task: Task, examples: int, losses: list[float]) -> dict[str, str]:
