@@ -207,8 +207,8 @@ def encode_carried(  # noqa: PLR0913, PLR0917 an update, and all that is kept wi
 def _forget_controls(state: State) -> None:
     """Carry nothing of control variates over.
 
-    What an update leaves out of their change is in the next one anyway, which is made against c_i as it then is: carried
-    beside that, it would be sent again and again, and throw c_i far beyond what it follows.
+    What an update leaves out of their change is in the next one anyway, which is made against c_i as it then is:
+    carried beside that, it would be sent again and again, and throw c_i far beyond what it follows.
     """
     carried = state.get(RESIDUAL, {})
     for name in [name for name in carried if name.startswith(CONTROL)]:

@@ -18,8 +18,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 # {slot: {tensor: (...) float32}}, carried over to the next encoding; empty for a codec that carries nothing.
 State = dict[str, dict[str, NDArray[Any]]]
 
-# No value of an update, times the examples it counts for, may reach this: a fold takes terms below 2^72, whatever else a
-# method weighs by, and what codecs make of such values, or carry of a thousand of them, stays far from float32's end.
+# No value of an update, times the examples it counts for, may reach this: a fold takes terms below 2^72, whatever else
+# a method weighs by; and what codecs make of such values, or carry of many of them, stays far from float32's end.
 LARGEST = 2.0**70
 
 RESIDUAL = "residual"  # the slot of what is still to be sent

@@ -3,8 +3,8 @@
 Entries: "place", which values were sent, counted through all tensors in the order of their names, ascending: int32, or
 the coded gaps of edge_runtime/kernels/coders.py after `rice`. One part: the values.
 
-Control variates (SCAFFOLD, names `control/...`) are chosen among themselves: their changes are a gradient's size, often a
-hundred times that of the weights' changes, of which nothing would be sent.
+Control variates (SCAFFOLD, names `control/...`) are chosen among themselves: their changes are of a gradient's size,
+often a hundred times that of the weights' changes, of which nothing would be sent.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
