@@ -357,10 +357,15 @@ class GatewaySession:
         if address.kind == "begin":
             begin = messages.parse_begin(payload)
             return self._answers(address.device, self._on_begin(now, address.device, address.name, begin))
+        if address.kind == "whole":
+            begin, piece = messages.parse_whole(payload)
+            return self._answers(address.device, self._on_begin(now, address.device, address.name, begin, piece))
         answers = self._intake.chunk(now, address.device, address.name, address.index, payload)
         return self._answers(address.device, answers)
 
-    def _on_begin(self, now: float, device: str, uid: str, begin: messages.Begin) -> list[Answer]:
+    def _on_begin(
+        self, now: float, device: str, uid: str, begin: messages.Begin, piece: bytes | None = None
+    ) -> list[Answer]:
         if not begin.sha256.startswith(uid):
             raise BadUid(f"upload {uid} offers {begin.sha256}; its id must be the first 16 digits")
         known = self._device(device)
@@ -370,7 +375,7 @@ class GatewaySession:
         if done is not None:
             self._intake.drop(device, uid)
             return [messages.Done(uid, done)]
-        return self._intake.begin(now, device, uid, begin, lambda: self._unwanted(device, begin.task))
+        return self._intake.begin(now, device, uid, begin, lambda: self._unwanted(device, begin.task), piece)
 
     def _unwanted(self, device: str, task: str) -> Refusal | None:
         known = self._device(device)
@@ -424,4 +429,6 @@ class GatewaySession:
         return Publish(topics.down(self.site, device), messages.format_down(answer), 1)
 
     def _presence(self, state: str) -> bytes:
-        return messages.format_gateway(messages.GatewayState(self.epoch, self.boot, state))
+        return messages.format_gateway(
+            messages.GatewayState(self.epoch, self.boot, state, whole_bytes=messages.MAX_WHOLE_BYTES)
+        )
