@@ -59,7 +59,7 @@ class GatewayState:
 
 @dataclass(frozen=True)
 class Status:
-    """Presence of a device: birth, will, or goodbye; `answers` is the boot of another of its id that it has met live."""
+    """Presence of a device: birth, will, or goodbye; `answers` is the boot of another of its id that it has met."""
 
     boot: str
     gen: int
