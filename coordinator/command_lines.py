@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from models.compiler import CompileError
 from models.zoo import ZooError
 
 EXIT_DONE, EXIT_BAD_INPUT, EXIT_FAILED, EXIT_NO_ANSWER, EXIT_INTERRUPTED = 0, 2, 3, 4, 130
+EXIT_NO_READER = 141  # as a shell says of a program that SIGPIPE ended
 
 EXIT_CODES = """\
 exit codes:
@@ -119,9 +121,14 @@ def add_timeout(parser: argparse.ArgumentParser) -> None:
 
 
 def show(options: argparse.Namespace, record: Mapping[str, Any], text: str) -> None:
-    """One record as a line of JSON, or as a line of text."""
-    sys.stdout.write((json.dumps(record, allow_nan=False) if options.json else text) + "\n")
-    sys.stdout.flush()
+    """One record as a line of JSON, or as a line of text; ends the process where whoever read them has gone."""
+    try:
+        sys.stdout.write((json.dumps(record, allow_nan=False) if options.json else text) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is left in the buffer would be complained about when the interpreter goes down.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(EXIT_NO_READER) from None
 
 
 def table(rows: list[tuple[Any, ...]]) -> str:

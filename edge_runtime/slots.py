@@ -278,7 +278,7 @@ def _check_memory(kept: Kept | None, carry: Carry) -> None:
     if _is_behind(kept, carry):
         raise MemoryLost(
             f"the update that counted last is that of {carry.counted}, but the slots end with "
-            f"{'nothing' if kept is None else kept.task}; only a new run of the job can take this device in again"
+            f"{'nothing' if kept is None else kept.task}; only a new run can take this device in again: clone the job"
         )
 
 

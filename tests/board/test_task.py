@@ -11,24 +11,11 @@ from edge_runtime.data import Dataset, NoExamples, ShapeMismatch, batch_indices
 from edge_runtime.engine import Engine, EngineMemoryError
 from edge_runtime.plan import read_plan
 from edge_runtime.slots import Slots
-from edge_runtime.task import (
-    BadBatchShape,
-    LabelOutOfRange,
-    NonFiniteUpdate,
-    PlanMissing,
-    ScalarMismatch,
-    SlotsMissing,
-    Task,
-    TaskStopped,
-    Update,
-    WeightMismatch,
-    format_task,
-    parse_task,
-    run_task,
-)
+from edge_runtime.task import NonFiniteUpdate, PlanMissing, SlotsMissing, TaskStopped, Update, run_task
+from edge_runtime.task_checks import BadBatchShape, LabelOutOfRange, ScalarMismatch, WeightMismatch
 from edge_runtime.tensors import decode_tensors, encode_tensors
 from edge_runtime.wire import Phase, Upload
-from edge_runtime.wire.tasks import Carry
+from edge_runtime.wire.tasks import Carry, Task, format_task, parse_task
 from models.compiler import compile_training, import_onnx
 from models.compiler.rules import Sgd
 from models.zoo import MODELS

@@ -1,11 +1,13 @@
 """A home: jobs come in whole or not at all, need nothing outside it, and are taken in their order."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tomllib
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +275,16 @@ def test_a_clone_is_made_in_a_home_that_is_named_by_a_relative_path(
     assert [each.name for each in submissions(Path("home"))] == ["tiny", "again", "third"]
 
 
+def test_a_reader_that_goes_away_ends_a_command_without_a_word(job_file: Path, tmp_path: Path) -> None:
+    submit(tmp_path / "home", job_file)
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [sys.executable, "-m", "edge_runtime", "job", "list", "--home", str(tmp_path / "home")]
+    done = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 def test_a_table_for_people_and_records_for_scripts_say_the_same(
     job_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -310,3 +322,37 @@ def test_a_second_coordinator_on_a_home_is_refused(job_file: Path, tmp_path: Pat
         )
     assert done.returncode == 2
     assert f"another coordinator works on {home}" in done.stderr
+
+
+@contextmanager
+def serving(home: Path) -> Iterator[Callable[[str], dict[str, Any]]]:
+    """A coordinator on a home, whose broker is down; gives a function that reads on to an event of a kind."""
+    words = ["coordinator", "--home", str(home), "--broker", "mqtt://127.0.0.1:9", "--events"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "edge_runtime", *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        told = map(json.loads, process.stdout)
+        yield lambda kind: next(event for event in told if event["event"] == kind)
+        process.terminate()
+
+
+def test_a_job_that_a_command_is_just_at_work_on_is_begun_when_that_has_done(job_file: Path, tmp_path: Path) -> None:
+    directory = submit(tmp_path / "home", job_file).directory
+    with ExitStack() as at_work:
+        at_work.enter_context(closing(open_store(directory)))
+        with serving(tmp_path / "home") as until:
+            assert until("warning")["rule"] == "JournalInUse"
+            at_work.close()
+            assert until("listening")["job"] == "tiny"
+
+
+def test_a_job_whose_file_was_spoilt_is_begun_when_that_is_mended(job_file: Path, tmp_path: Path) -> None:
+    copy = submit(tmp_path / "home", job_file).directory / "job.toml"
+    good = copy.read_text()
+    copy.write_text(good.replace("[round]", "[rond]"))
+    with serving(tmp_path / "home") as until:
+        assert until("error")["rule"] == "JobFileError"
+        until("idle")
+        copy.write_text(good)
+        assert until("listening")["job"] == "tiny"

@@ -30,6 +30,18 @@ def test_an_undisturbed_upload_sends_every_chunk_once() -> None:
     assert world.chunks_up == 16
 
 
+def test_a_small_update_takes_one_message_each_way() -> None:
+    world = World("a", update_of=lambda task: blob(task, 10_000))
+    world.connect_all()
+    world.send("a", "t")
+    sent: list[str] = []
+    publish = world.publish
+    world.publish = lambda message: (sent.append(message.topic.rsplit("/", 1)[1]), publish(message))[1]  # type: ignore[method-assign]
+    world.run(lambda: bool(world.boards["a"].settled))
+    assert world.boards["a"].settled[0].outcome == "done"
+    assert sent[sent.index("whole") :] == ["whole", "down"]
+
+
 def test_a_cut_upload_is_resumed_and_not_sent_again() -> None:
     world = World("a", update_of=lambda task: blob(task, 1_000_000))
     world.connect_all()
@@ -226,12 +238,17 @@ def test_a_device_with_a_fresh_disk_renews_its_will_with_the_right_generation() 
     assert b'"gen":2' in world.wills["a"][1]
 
 
+def update(task: str) -> bytes:
+    """Every other one so small that it comes with its offer."""
+    return blob(task, 10_000 if int(task.split("-")[1]) % 2 else 300_000)
+
+
 class Faults(RuleBasedStateMachine):
     """Whatever is lost, repeated, overtaken, cut or restarted: every update that is asked for arrives exactly once."""
 
     @initialize()
     def start(self) -> None:
-        self.world = World("a", "b")
+        self.world = World("a", "b", update_of=update)
         self.world.connect_all()
         self.rounds = 0
 
