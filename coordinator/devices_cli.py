@@ -10,6 +10,7 @@ from coordinator import command_lines as lines
 from coordinator.home import HomeError, queue
 from coordinator.standing import DeviceStanding, device_standings
 from coordinator.store import open_reader
+from edge_runtime.wire.topics import check_id
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -84,6 +85,7 @@ def _print(options: argparse.Namespace, found: list[DeviceStanding]) -> None:
 
 
 def _request(options: argparse.Namespace) -> int:
+    check_id(options.device, "device")
     places = _places(options)
     if not places:
         raise HomeError(f"{options.home} has no job that is not done")

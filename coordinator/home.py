@@ -11,6 +11,7 @@ A job's directory appears by a rename when all of it is written and synced, so t
 """
 
 import json
+import re
 import secrets
 import shutil
 import sys
@@ -38,6 +39,7 @@ from edge_runtime.data import Dataset, load_dataset
 JOBS, JOB_FILE, HELD_OUT, SUBMITTED = "jobs", "job.toml", "held-out", "submitted.json"
 # Directories being made begin with this, which no job's name can.
 MAKING = "."
+_KEY = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 
 
 class HomeError(Exception):
@@ -130,6 +132,20 @@ def job_directory(home: Path, name: str) -> Path:
     return home / JOBS / name
 
 
+def home_of(directory: Path) -> Path:
+    """The home that a job's directory is in.
+
+    Raises:
+        HomeError: It is in none: a state directory of `coordinator --job FILE --state DIR`.
+    """
+    if not (directory / SUBMITTED).is_file():
+        raise HomeError(
+            f"{directory} is of no home and has no copy of its job file; "
+            "submit a job file of your own, with [model] onnx = what `job export` gives"
+        )
+    return directory.resolve().parent.parent
+
+
 @dataclass(frozen=True)
 class CheckedJob:
     """A job of which nothing is wrong."""
@@ -217,9 +233,13 @@ def clone(home: Path, source: Path, version: Version, name: str, changes: Mappin
         copy = Path(directory)
         export_version(source, version, copy / GRAPH_NAME, copy / "weights.safetensors")
         document["model"] = {"onnx": GRAPH_NAME}
-        document["evaluate"] = {**document["evaluate"], "data": str(source / HELD_OUT)}
+        document["evaluate"] = {**document["evaluate"], "data": str((source / HELD_OUT).resolve())}
         (copy / JOB_FILE).write_text(toml_text(document), encoding="utf-8")
-        return submit(home, copy / JOB_FILE)
+        try:
+            return submit(home, copy / JOB_FILE)
+        except JobFileError as error:  # its file is gone when anybody could look there
+            problems = (Problem(None, each.where, each.message) for each in error.problems)
+            raise JobFileError(Path(f"clone of {source.name}"), tuple(problems)) from error
 
 
 def parse_changes(words: tuple[str, ...]) -> dict[str, Any]:
@@ -231,7 +251,7 @@ def parse_changes(words: tuple[str, ...]) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     for word in words:
         key, equals, text = word.partition("=")
-        if not equals or "." not in key:
+        if not equals or _KEY.fullmatch(key.strip()) is None:
             problem = Problem(None, word, "is not SECTION.KEY=VALUE, such as training.lr=0.01")
             raise JobFileError(Path("--set"), (problem,))
         try:
