@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import math
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,12 +22,13 @@ from models.compiler import CompileError
 from models.zoo import ZooError
 
 EXIT_DONE, EXIT_BAD_INPUT, EXIT_FAILED, EXIT_NO_ANSWER, EXIT_INTERRUPTED = 0, 2, 3, 4, 130
+EXIT_NO_READER = 141  # as a shell says of a program that SIGPIPE ended
 
 EXIT_CODES = """\
 exit codes:
   0    done
-  2    bad input: no such job, version or device, or a job file with problems, which are listed
-  3    the job failed, or what was asked was refused
+  2    bad input: no such job, no version or device of this name, or a job file with problems, which are listed
+  3    the job failed, or it refused what was asked: the message says why
   4    the coordinator that holds the job did not answer in time; the request waits for it
   130  interrupted"""
 
@@ -84,17 +87,48 @@ def ask(options: argparse.Namespace, directory: Path, verb: str, argument: str =
     return code
 
 
+def version_number(word: str) -> int:
+    """A version as an argument: 1, 2, 3 ...
+
+    Raises:
+        argparse.ArgumentTypeError: It is none.
+    """
+    if not word.isascii() or not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word!a} is no version: give its number, as `job show` lists them")
+    return int(word)
+
+
+def seconds(word: str) -> float:
+    """A time to wait as an argument: a number of seconds, 0 or more.
+
+    Raises:
+        argparse.ArgumentTypeError: It is none.
+    """
+    try:
+        number = float(word)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{word!a} is no number of seconds, 0 or more")
+    return number
+
+
 def add_timeout(parser: argparse.ArgumentParser) -> None:
     """How long to wait for the coordinator."""
     parser.add_argument(
-        "--timeout", type=float, default=30.0, metavar="S", help="wait so long for an answer (default 30)"
+        "--timeout", type=seconds, default=30.0, metavar="S", help="wait so long for an answer (default 30)"
     )
 
 
 def show(options: argparse.Namespace, record: Mapping[str, Any], text: str) -> None:
-    """One record as a line of JSON, or as a line of text."""
-    sys.stdout.write((json.dumps(record, allow_nan=False) if options.json else text) + "\n")
-    sys.stdout.flush()
+    """One record as a line of JSON, or as a line of text; ends the process where whoever read them has gone."""
+    try:
+        sys.stdout.write((json.dumps(record, allow_nan=False) if options.json else text) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is left in the buffer would be complained about when the interpreter goes down.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(EXIT_NO_READER) from None
 
 
 def table(rows: list[tuple[Any, ...]]) -> str:

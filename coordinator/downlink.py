@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from coordinator.program import Program
 from coordinator.store import Version
 from coordinator.views import Step, View, worth_sending
-from edge_runtime.codecs import find_codec
+from edge_runtime.codecs import LARGEST, find_codec
 from edge_runtime.deltas import CHANGED, apply_delta, write_delta
 from edge_runtime.tensors import decode_tensors, encode_tensors
 
@@ -68,8 +68,8 @@ def _differences(program: Program, number: int, held: Weights, changed: Weights)
     trained = {name for plans in (stage, *(plans for _, plans in stage.boards)) for name in plans.trained}
     with np.errstate(over="ignore", invalid="ignore"):
         found = {name: changed[name] - held[name] for name in sorted(changed.keys() & trained - program.statistics)}
-    # A model that has diverged is sent as it is: codecs want finite numbers, and the evaluation will say it.
-    return found if all(bool(np.isfinite(each).all()) for each in found.values()) else {}
+    # A model that has diverged is sent as it is: codecs take no such numbers, and the evaluation will say it.
+    return found if all(bool((np.abs(each) < LARGEST).all()) for each in found.values()) else {}
 
 
 def _same(one: NDArray[Any], other: NDArray[Any]) -> bool:

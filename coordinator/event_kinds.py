@@ -36,10 +36,10 @@ _FIGURES = {
     "accuracy": "held-out, 0 .. 1",
     "loss": "held-out mean",
     "devices": "updates folded",
-    "cohort": "devices asked",
+    "cohort": "tasks sent: devices asked, and in an asynchronous job each as often as it was",
     "bytes_up": "of the accepted updates",
-    "bytes_down": "weights or deltas for every member of the cohort, by what its last update says it holds, and plans "
-    "for members that had not been sent them; what a device really received is in its telemetry",
+    "bytes_down": "weights or deltas, once for every device asked, by what its last update says it holds, and plans "
+    "for those that had not been sent them; what a device really received is in its telemetry",
     "seconds": "from the start of the round, or of the coordinator where that was later, to the new version's commit",
     "judge_s": "seconds the evaluation took",
 }

@@ -21,6 +21,7 @@ MAX_QUIET = 1000  # devices and rules; warnings of more are left out until the n
 # Kinds that a device can bring about as often as it likes, and how many of one device are told in QUIET_S.
 _ONCE = frozenset({"warning", "refused", "task_failed"})
 _OFTEN = {"device": 20, "telemetry": 200}
+_ENCODER = json.JSONEncoder(allow_nan=False)  # json.dumps makes a new one for every call with options
 
 
 def utc_now() -> str:
@@ -36,7 +37,7 @@ def json_lines(stream: TextIO, now: Callable[[], str] = utc_now) -> Emit:
         kind = EVENTS.get(event["event"])
         stamp = {"seq": next(numbers), "time": now(), "level": INFO if kind is None else kind.level}
         # The stamp stands first and wins: telemetry has fields of a device's own choice.
-        stream.write(json.dumps({**stamp, **event, **stamp}, allow_nan=False) + "\n")
+        stream.write(_ENCODER.encode({**stamp, **event, **stamp}) + "\n")
         stream.flush()
 
     return emit

@@ -164,6 +164,12 @@ def shown(value: Any) -> str:
     return whole if len(whole) <= 60 else whole[:57] + "..."
 
 
+def or_known(name: str, known: Iterable[str]) -> str:
+    """`; did you mean "x"?` when a known name is near, else all that are known."""
+    names = sorted(known)
+    return did_you_mean(name, names) or f"; known: {', '.join(names)}"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`; did you mean "x"?` when a known name is near, else nothing."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

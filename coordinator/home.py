@@ -1,6 +1,7 @@
 """A gateway's home: the jobs that were submitted to it, each in a directory of its own that needs nothing outside.
 
     HOME/lock                      held by the coordinator that serves it
+    HOME/evicted.json              devices that jobs to come begin without, and by whom they were taken out
     HOME/jobs/NAME/job.toml        the job file, with its files' places in this directory
     HOME/jobs/NAME/model.onnx      the model
     HOME/jobs/NAME/held-out/       the held-out data
@@ -11,6 +12,7 @@ A job's directory appears by a rename when all of it is written and synced, so t
 """
 
 import json
+import re
 import secrets
 import shutil
 import sys
@@ -36,8 +38,10 @@ from coordinator.toml_text import toml_text
 from edge_runtime.data import Dataset, load_dataset
 
 JOBS, JOB_FILE, HELD_OUT, SUBMITTED = "jobs", "job.toml", "held-out", "submitted.json"
+EVICTED = "evicted.json"
 # Directories being made begin with this, which no job's name can.
 MAKING = "."
+_KEY = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 
 
 class HomeError(Exception):
@@ -130,6 +134,20 @@ def job_directory(home: Path, name: str) -> Path:
     return home / JOBS / name
 
 
+def home_of(directory: Path) -> Path:
+    """The home that a job's directory is in.
+
+    Raises:
+        HomeError: It is in none: a state directory of `coordinator --job FILE --state DIR`.
+    """
+    if not (directory / SUBMITTED).is_file():
+        raise HomeError(
+            f"{directory} is of no home and has no copy of its job file; "
+            "submit a job file of your own, with [model] onnx = what `job export` gives"
+        )
+    return directory.resolve().parent.parent
+
+
 @dataclass(frozen=True)
 class CheckedJob:
     """A job of which nothing is wrong."""
@@ -169,7 +187,7 @@ def submit(home: Path, path: Path) -> Submission:
         number = max((each.number for each in submissions(home)), default=0) + 1
         making = home / JOBS / f"{MAKING}{name}-{secrets.token_hex(4)}"
         try:
-            _write_job(making, checked, path)
+            _write_job(making, checked, path, evicted_from(home))
             note = {"number": number, "by": whoever(), "from": str(path.resolve())}
             write_file(making / SUBMITTED, json.dumps(note).encode())
             making.rename(directory)
@@ -180,7 +198,7 @@ def submit(home: Path, path: Path) -> Submission:
     return Submission(number, name, directory)
 
 
-def _write_job(making: Path, checked: CheckedJob, path: Path) -> None:
+def _write_job(making: Path, checked: CheckedJob, path: Path, evicted: Mapping[str, str]) -> None:
     making.mkdir(parents=True)
     document = tomllib.loads(path.read_text(encoding="utf-8"))
     if "onnx" in document["model"]:
@@ -194,6 +212,44 @@ def _write_job(making: Path, checked: CheckedJob, path: Path) -> None:
     keep_model(making, checked.program.model)
     with closing(open_store(making)) as store:
         store.begin(definition(checked.program), make_version(1, checked.program.weights, {}))
+        with store.transaction() as write:
+            for row in evicted.items():
+                write("INSERT INTO evictions VALUES (?, ?)", row)
+
+
+def evicted_from(home: Path) -> dict[str, str]:
+    """The devices that jobs to come begin without, each with why.
+
+    Raises:
+        HomeError: What the home has of them cannot be read.
+    """
+    path = home / EVICTED
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise HomeError(f"{path} cannot be read ({error}); restore it, or move it away and evict again") from error
+    if not isinstance(found, dict) or not all(isinstance(why, str) for why in found.values()):
+        raise HomeError(f"{path} is no object of device ids and reasons; restore it, or move it away and evict again")
+    return found
+
+
+def keep_out(home: Path, device: str, *, evicted: bool) -> None:
+    """Jobs that are submitted from now on begin without the device, or with it again.
+
+    Raises:
+        HomeError: There is no home, or what it has of evictions cannot be read.
+    """
+    if not (home / JOBS).is_dir():
+        raise HomeError(f"{home} is no home: no job was ever submitted to it")
+    with _alone(home):
+        before = evicted_from(home)
+        after = {name: why for name, why in before.items() if name != device}
+        if evicted:
+            after[device] = before.get(device, f"evicted by {whoever()}")
+        if after != before:
+            write_file(home / EVICTED, json.dumps(after, indent=1, sort_keys=True).encode())
 
 
 def clone(home: Path, source: Path, version: Version, name: str, changes: Mapping[str, Any]) -> Submission:
@@ -217,9 +273,13 @@ def clone(home: Path, source: Path, version: Version, name: str, changes: Mappin
         copy = Path(directory)
         export_version(source, version, copy / GRAPH_NAME, copy / "weights.safetensors")
         document["model"] = {"onnx": GRAPH_NAME}
-        document["evaluate"] = {**document["evaluate"], "data": str(source / HELD_OUT)}
+        document["evaluate"] = {**document["evaluate"], "data": str((source / HELD_OUT).resolve())}
         (copy / JOB_FILE).write_text(toml_text(document), encoding="utf-8")
-        return submit(home, copy / JOB_FILE)
+        try:
+            return submit(home, copy / JOB_FILE)
+        except JobFileError as error:  # its file is gone when anybody could look there
+            problems = (Problem(None, each.where, each.message) for each in error.problems)
+            raise JobFileError(Path(f"clone of {source.name}"), tuple(problems)) from error
 
 
 def parse_changes(words: tuple[str, ...]) -> dict[str, Any]:
@@ -231,7 +291,7 @@ def parse_changes(words: tuple[str, ...]) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     for word in words:
         key, equals, text = word.partition("=")
-        if not equals or "." not in key:
+        if not equals or _KEY.fullmatch(key.strip()) is None:
             problem = Problem(None, word, "is not SECTION.KEY=VALUE, such as training.lr=0.01")
             raise JobFileError(Path("--set"), (problem,))
         try:

@@ -77,15 +77,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from coordinator.contradictions import contradictions
 from coordinator.fields import (
     Field,
     boolean,
     codec,
-    did_you_mean,
     download_codec,
     integer,
     number,
     one_of,
+    or_known,
     shape,
     shown,
     text,
@@ -95,9 +96,7 @@ from coordinator.keep import KEEP, Keep
 from coordinator.methods import METHODS
 from coordinator.round_records import SYNCHRONOUS, ScheduleRules
 from coordinator.schedule_keys import SCHEDULE, make_schedule
-from coordinator.schedule_keys import contradictions as schedule_contradictions
-from coordinator.training_keys import TRAINING, Training, contradictions, make_training
-from edge_runtime.codecs import find_codec
+from coordinator.training_keys import TRAINING, Training, make_training
 from models.zoo import MODELS
 
 MAX_JOB_FILE_BYTES = 1 << 20
@@ -232,7 +231,7 @@ def load_job(path: Path) -> Job:
         raise JobFileError(path, (problem,)) from error
     lines = key_lines(source)
     schema = _schema_for(document)
-    found = [*_misfits(document, schema), *_contradictions(document, path.parent)]
+    found = [*_misfits(document, schema), *contradictions(document, path.parent)]
     if found:
         problems = [Problem(_line_of(lines, where), where, message) for where, message in found]
         raise JobFileError(path, tuple(sorted(problems, key=lambda each: each.line or 0)))
@@ -257,7 +256,7 @@ def key_lines(source: str) -> dict[str, int]:
     lines: dict[str, int] = {}
     section = ""
     for count, line in enumerate(source.splitlines(), start=1):
-        if header := re.match(r"\s*\[\s*([\w.-]+)\s*\]", line):
+        if header := re.match(r"\s*\[{1,2}\s*([\w.-]+)\s*\]", line):
             section = header[1]
             lines.setdefault(section, count)
         elif key := re.match(r"\s*([\w.-]+)\s*=", line):
@@ -280,7 +279,7 @@ def _schema_for(document: Mapping[str, Any]) -> dict[str, Mapping[str, Field]]:
 def _misfits(document: Mapping[str, Any], schema: Mapping[str, Mapping[str, Field]]) -> Iterator[tuple[str, str]]:
     """Unknown and missing sections and keys, and values that fail their check."""
     for section in document.keys() - schema.keys():
-        yield section, f"is not a section of a job file{did_you_mean(section, schema)}"
+        yield section, f"is not a section of a job file{or_known(section, schema)}"
     for section, fields in schema.items():
         table = document.get(section)
         if table is None and section in OPTIONAL:
@@ -295,7 +294,7 @@ def _misfits(document: Mapping[str, Any], schema: Mapping[str, Mapping[str, Fiel
 
 def _misfits_of(section: str, table: Mapping[str, Any], fields: Mapping[str, Field]) -> Iterator[tuple[str, str]]:
     for key in table.keys() - fields.keys():
-        yield f"{section}.{key}", f"is not a key of [{section}]{did_you_mean(key, fields)}"
+        yield f"{section}.{key}", f"is not a key of [{section}]{or_known(key, fields)}"
     for key, field in fields.items():
         where = f"{section}.{key}"
         if key not in table:
@@ -303,75 +302,6 @@ def _misfits_of(section: str, table: Mapping[str, Any], fields: Mapping[str, Fie
                 yield where, "is missing"
         elif (fault := field.check(table[key])) is not None:
             yield where, fault
-
-
-def _contradictions(document: Mapping[str, Any], home: Path) -> Iterator[tuple[str, str]]:
-    """What no single key shows: keys that need or exclude each other, and files that are not there."""
-    model, rounds, evaluate = (_table(document, name) for name in ("model", "round", "evaluate"))
-    yield from _model_contradictions(model, home)
-    training = _table(document, "training")
-    yield from contradictions(training, _table(document, "job").get("rounds"))
-    name = _table(document, "method").get("name")
-    if isinstance(name, str) and name in METHODS:
-        yield from _method_contradictions(name, training, _table(document, "schedule"))
-    yield from _memory_contradictions(document)
-    if training.get("personal") and _table(document, "job").get("target_accuracy") is not None:
-        yield "job.target_accuracy", "is of the gateway's model, whose personal tensors nobody trains"
-    least, devices = rounds.get("min_updates"), rounds.get("devices")
-    if type(least) is int and type(devices) is int and least > devices:
-        yield "round.min_updates", f"is {least}, more than round.devices = {devices}"
-    yield from schedule_contradictions(_table(document, "schedule"), rounds)
-    data = evaluate.get("data")
-    if isinstance(data, str) and data and not (home / data).is_dir():
-        yield "evaluate.data", f"names no directory: {home / data}"
-
-
-def _method_contradictions(
-    name: str, training: Mapping[str, Any], schedule: Mapping[str, Any]
-) -> Iterator[tuple[str, str]]:
-    kind = METHODS[name]
-    if training.get("optimizer", "sgd") not in kind.optimizers:
-        shown_ones = ", ".join(kind.optimizers)
-        yield "training.optimizer", f"is {shown(training['optimizer'])}; {name} is told with {shown_ones} alone"
-    for key in kind.excludes:
-        if training.get(key):
-            yield f"training.{key}", f"cannot be used with method {name}"
-    if kind.synchronous and schedule.get("name", "sync") != "sync":
-        yield "schedule.name", f"is not for the method {name}, whose updates must not be older than a round"
-
-
-def _memory_contradictions(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """A codec that remembers and the method that does go together, and only where every update counts alike."""
-    remembers = _table(document, "method").get("name") == "ef21"
-    stages = _table(document, "upload").get("codec")
-    if stages is not None and codec(stages) is None and find_codec(stages).remembers != remembers:
-        yield "upload.codec", f"is {shown(stages)}; a stage ef21 and the method ef21 need each other"
-    members, waited = _table(document, "method").get("devices"), _table(document, "round").get("devices")
-    if remembers and type(members) is int and type(waited) is int and waited > members:
-        yield "round.devices", f"is {waited}, more than method.devices = {members}"
-    if remembers and _table(document, "schedule").get("name", "sync") != "sync":
-        yield "schedule.name", "is not for the method ef21, whose updates must count alike however old they are"
-    if remembers and "boards" in _table(document, "training"):
-        yield "training.boards", "are not for the method ef21: every device must train the same tensors"
-
-
-def _model_contradictions(model: Mapping[str, Any], home: Path) -> Iterator[tuple[str, str]]:
-    if ("onnx" in model) == ("zoo" in model):
-        yield "model", "needs exactly one of onnx and zoo"
-        return
-    for key in ("input_shape", "classes"):
-        if "zoo" in model and key not in model:
-            yield f"model.{key}", "is missing; a zoo model needs it"
-        if "onnx" in model and key in model:
-            yield f"model.{key}", "belongs to a zoo model; an ONNX file says it itself"
-    onnx = model.get("onnx")
-    if isinstance(onnx, str) and onnx and not (home / onnx).is_file():
-        yield "model.onnx", f"names no file: {home / onnx}"
-
-
-def _table(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    table = document.get(name)
-    return table if isinstance(table, dict) else {}
 
 
 def _job(document: Mapping[str, Any], schema: Mapping[str, Mapping[str, Field]], home: Path) -> Job:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from coordinator import command_lines as lines
 from coordinator.backup import back_up
-from coordinator.home import HomeError, clone, parse_changes, submissions, submit
+from coordinator.home import HomeError, clone, home_of, parse_changes, submissions, submit
 from coordinator.results import export_version
 from coordinator.standing import JobStanding, job_standing, requests_of, rounds_after, standing_of
 from coordinator.store import open_reader
@@ -65,11 +65,11 @@ def _add_submit(parser: argparse.ArgumentParser) -> None:
 def _add_versions(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     rollback = verbs.add_parser("rollback", help="put the weights and server state of an older version on top")
     lines.add_place(rollback)
-    rollback.add_argument("version", help="its number")
+    rollback.add_argument("version", type=lines.version_number, help="its number")
     lines.add_timeout(rollback)
     export = verbs.add_parser("export", help="write a kept version as ONNX and safetensors, or figures for TensorBoard")
     lines.add_place(export)
-    export.add_argument("--version", type=int, help="its number (default: the newest)")
+    export.add_argument("--version", type=lines.version_number, help="its number (default: the newest)")
     export.add_argument("--to", type=Path, metavar="DIR", help="gets NAME-VERSION.onnx and .safetensors")
     export.add_argument("--tensorboard", type=Path, metavar="DIR", help="gets NAME/ with every round's figures")
     backup = verbs.add_parser("backup", help="copy a job, while it runs or not")
@@ -78,7 +78,7 @@ def _add_versions(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     copy = verbs.add_parser("clone", help="submit a job that begins with a version of another")
     lines.add_place(copy)
     copy.add_argument("new", help="the new job's name")
-    copy.add_argument("--version", type=int, help="of the other job (default: its newest)")
+    copy.add_argument("--version", type=lines.version_number, help="of the other job (default: its newest)")
     copy.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="a key that is different")
 
 
@@ -158,7 +158,7 @@ def _round_line(each: Mapping[str, object]) -> str:
 
 
 def _request(options: argparse.Namespace) -> int:
-    return lines.ask(options, lines.place_of(options), options.verb, getattr(options, "version", ""))
+    return lines.ask(options, lines.place_of(options), options.verb, str(getattr(options, "version", "")))
 
 
 def _export(options: argparse.Namespace) -> int:
@@ -202,7 +202,7 @@ def _backup(options: argparse.Namespace) -> int:
 
 def _clone(options: argparse.Namespace) -> int:
     directory = lines.place_of(options)
-    home = options.home if options.home is not None else directory.parent.parent
+    home = options.home if options.home is not None else home_of(directory)
     with closing(open_reader(directory)) as store:
         version = store.latest() if options.version is None else find_version(store, options.version)
     made = clone(home, directory, version, options.new, parse_changes(tuple(options.set)))

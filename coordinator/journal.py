@@ -198,7 +198,7 @@ def open_lock(directory: Path) -> IO[bytes]:
         if time.monotonic() >= until_s:
             lock.close()
             raise JournalInUse(
-                f"another coordinator works on {directory}; stop it, or give this one another --state directory"
+                f"another coordinator works on {directory}; stop it, or give this one a --state or --home of its own"
             )
         time.sleep(0.02)
     return lock

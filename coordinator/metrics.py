@@ -14,6 +14,7 @@ from coordinator.event_kinds import JOB_FAILED
 __all__ = ["Metrics"]
 
 PREFIX = "edge"
+PRESENCES = ("online", "lost", "stopped")
 MAX_RULES = 64
 
 # Name -> what it means, and its labels.
@@ -33,7 +34,7 @@ COUNTERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "sent_bytes": ("topic and payload bytes to the broker", ()),
 }
 GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "job_running": ("1 while the job runs, 0 when it has ended", ("job",)),
+    "job_running": ("1 while the job runs, 0 when it has ended, or has given way while paused", ("job",)),
     "round": ("the round that is gathered for, collected or judged", ("job",)),
     "accuracy_ratio": ("held-out accuracy of the newest version", ("job",)),
     "loss": ("held-out loss of the newest version", ("job",)),
@@ -42,7 +43,7 @@ GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "open_uploads": ("uploads under way", ()),
     "waiting_uploads": ("devices that wait for room to upload", ()),
     "open_upload_bytes": ("memory promised to uploads under way", ()),
-    "broker_connected": ("1 while there is a connection to the broker", ()),
+    "broker_connected": ("1 while there is a connection to the broker; an idle home has none", ()),
     "disk_free_bytes": ("room on the file system of the state directory", ()),
     "disk_usable": ("1 while updates can be made durable, 0 while the disk is full", ()),
     "memory_peak_bytes": ("peak resident set of the coordinator", ()),
@@ -89,6 +90,7 @@ class Metrics:
         }
         self._gauges["disk_usable"].set(1)
         self._rules: set[str] = set()
+        self._jobs: set[str] = set()
         self._totals: dict[str, float] = {}
 
     def take(self, event: Mapping[str, Any]) -> None:
@@ -114,8 +116,21 @@ class Metrics:
     # One method a kind of event.
 
     def _take_listening(self, event: Mapping[str, Any]) -> None:
+        self._nothing_runs()
+        self._jobs.add(event["job"])
         self._gauges["job_running"].labels(event["job"]).set(1)
         self._gauges["round"].labels(event["job"]).set(event["round"])
+
+    def _take_idle(self, _event: Mapping[str, Any]) -> None:
+        self._nothing_runs()
+        self._gauges["broker_connected"].set(0)
+        for presence in PRESENCES:
+            self._gauges["devices"].labels(presence).set(0)
+
+    def _nothing_runs(self) -> None:
+        """One job runs at a time, and one that is paused gives way without a word of its own."""
+        for job in self._jobs:
+            self._gauges["job_running"].labels(job).set(0)
 
     def _take_round_started(self, event: Mapping[str, Any]) -> None:
         self._gauges["round"].labels(event["job"]).set(event["round"])
@@ -167,7 +182,7 @@ class Metrics:
 
     def _take_sample(self, event: Mapping[str, Any]) -> None:
         self._gauges["round"].labels(event["job"]).set(event["round"])
-        for presence in ("online", "lost", "stopped"):
+        for presence in PRESENCES:
             self._gauges["devices"].labels(presence).set(event[f"devices_{presence}"])
         self._gauges["devices_unfit"].set(event["devices_unfit"])
         self._gauges["open_uploads"].set(event["open_uploads"])
@@ -183,6 +198,7 @@ class Metrics:
 
 _TAKE: Mapping[str, Callable[[Metrics, Mapping[str, Any]], None]] = {
     "listening": Metrics._take_listening,  # noqa: SLF001  the table belongs to the class
+    "idle": Metrics._take_idle,  # noqa: SLF001
     "round_started": Metrics._take_round_started,  # noqa: SLF001
     "update": Metrics._take_update,  # noqa: SLF001
     "refused": Metrics._take_refused,  # noqa: SLF001

@@ -1,9 +1,8 @@
-"""From a job to what travels: the compiled plan, the first weights, and the tasks of a round."""
+"""From a job to what its rounds run: the compiled plans of every stage and board, and the first weights."""
 
 import glob
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
@@ -16,16 +15,15 @@ from numpy.typing import NDArray
 
 from coordinator.evaluate import classes_of
 from coordinator.jobfile import Job, OnnxFile
-from coordinator.methods import METHODS, Method, PhaseSpec
+from coordinator.methods import METHODS, Method
 from coordinator.round_records import SYNCHRONOUS, Rules
 from coordinator.store import Version
 from coordinator.training_keys import Board, Stage, Training
 from edge_runtime.codecs import find_codec
 from edge_runtime.kernels import Layout
 from edge_runtime.plan import AVERAGE, CONTROL, ROLE_FROZEN, ROLE_TRAINED, read_plan
-from edge_runtime.rng import derive_seed
 from edge_runtime.tensors import decode_tensors, encode_tensors
-from edge_runtime.wire.tasks import Cache, Carry, Control, Delta, Phase, Task, Upload
+from edge_runtime.wire.tasks import Upload
 from models.compiler import CompileError, statistics_of, weights_of, with_weights
 from models.compiler.budget import Budget, Found, Rate, compile_within
 from models.compiler.prefix import Split, compile_split
@@ -166,6 +164,10 @@ class Program:
     def stage(self, number: int) -> StagePlans:
         """The stage of a round; rounds beyond the last stage are its."""
         return next((stage for stage in self.stages if number <= stage.last_round), self.stages[-1])
+
+    def first_round(self, number: int) -> int:
+        """The first round of a round's stage."""
+        return 1 + max((stage.last_round for stage in self.stages[:-1] if stage.last_round < number), default=0)
 
 
 def build_program(job: Job) -> Program:
@@ -376,110 +378,3 @@ def make_version(number: int, weights: Mapping[str, NDArray[np.float32]], state:
     """A version as it is kept and sent: a tensor file without metadata, so equal weights give equal bytes."""
     data = encode_tensors(weights)
     return Version(number, hashlib.sha256(data).hexdigest(), data, encode_tensors(state))
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What tells a device's tasks apart.
-
-    Attributes:
-        suffix: Of the task's name, after job, version and device: a device repeats its answer, were it a failure, to a
-            task that it has answered.
-        draw: Its order of examples is drawn from (job seed, draw, device).
-    """
-
-    suffix: str
-    draw: int
-
-
-def attempt_turn(number: int, attempt: int) -> Turn:
-    """In a synchronous round: every attempt trains on the same batches."""
-    return Turn("" if attempt == 1 else f".{attempt}", number)
-
-
-def serial_turn(asked: int) -> Turn:
-    """In an asynchronous job, after so many tasks: a device may have several from one version."""
-    return Turn(f".{asked + 1}", asked + 1)
-
-
-def make_task(  # noqa: PLR0913, PLR0917  what a task is made of
-    program: Program,
-    version: Version,
-    device: str,
-    turn: Turn,
-    carry: Carry | None = None,
-    steps: int | None = None,
-) -> Task:
-    """A task of one device that starts from `version`.
-
-    Args:
-        program: The job's.
-        version: To start from.
-        device: Who is asked.
-        turn: What tells it from the device's other tasks.
-        carry: Where the codec carries something over.
-        steps: The most that it does in every phase; None for all epochs.
-    """
-    job, method, number = program.job, program.method, version.version
-    stage = program.stage(number).for_device(device)
-    return Task(
-        task=_task_name(job, number, device, turn),
-        job=job.name,
-        round=number,
-        version=number,
-        device=device,
-        phases=tuple(_phase(job.training, stage, phase, steps) for phase in method.phases),
-        weights=version.sent.sha256,
-        blobs={version.sent.sha256: len(version.sent.data)} | {plan.sha256: len(plan.data) for plan in stage.files},
-        classes=program.classes,
-        seed=_task_seed(job, device, turn),
-        upload=program.upload,
-        deadline_s=job.round.deadline_s,
-        carry=carry,
-        control=Control(job.training.momentum) if method.control else None,
-        personal=stage.personal,
-        deltas=tuple(Delta(step.base, step.sha256, len(step.data), step.codec) for step in version.sent.steps),
-    )
-
-
-def same_task(task: Task, program: Program, device: str, turn: Turn, carry: Carry | None) -> Task:
-    """The task of another device that runs the same plans for as long; the two share all that they have in common."""
-    name, seed = _task_name(program.job, task.version, device, turn), _task_seed(program.job, device, turn)
-    return replace(task, task=name, device=device, seed=seed, carry=carry)
-
-
-def _task_name(job: Job, number: int, device: str, turn: Turn) -> str:
-    return f"{job.name}.{number}.{device}{turn.suffix}"
-
-
-def _task_seed(job: Job, device: str, turn: Turn) -> int:
-    return derive_seed("task", job.seed, turn.draw, device)
-
-
-def steps_of(job: Job, examples: int, share: float) -> int | None:
-    """The cap for a device of so many examples that is to do a share of the whole work; None for all of it."""
-    return None if share >= 1.0 else max(1, math.ceil(share * _whole_steps(job, examples)))
-
-
-def share_asked(job: Job, examples: int, task: Task) -> float:
-    """The share of the whole work that a task asks of a device of so many examples."""
-    steps = task.phases[0].steps
-    return 1.0 if steps is None else min(1.0, steps / _whole_steps(job, examples))
-
-
-def _whole_steps(job: Job, examples: int) -> int:
-    return job.training.epochs * math.ceil(examples / job.training.batch)
-
-
-def _phase(training: Training, stage: StagePlans, phase: PhaseSpec, steps: int | None) -> Phase:
-    plans = stage.phases[phase.plan]
-    numbers = vars(training) | {"lr": stage.lr}
-    kept = plans.prefix is not None and training.cache != "off"
-    return Phase(
-        plan=plans.training.sha256,
-        epochs=training.epochs,
-        scalars={scalar: float(numbers[key]) for scalar, key in phase.scalars.items()},
-        prefix=None if plans.prefix is None else plans.prefix.sha256,
-        cache=Cache(training.cache, training.cache_mb << 20) if kept else None,
-        steps=steps,
-    )

@@ -146,12 +146,14 @@ def _rollback(store: Store, write: Write, request: Request) -> str:
     return f"version {made} has the weights and the server state of version {request.argument}"
 
 
-def _evict(_store: Store, write: Write, request: Request) -> str:
+def _evict(store: Store, write: Write, request: Request) -> str:
     device = check_id(request.argument, "device")
     row = (device, f"evicted by {request.asked_by}")
     if write("INSERT INTO evictions VALUES (?, ?) ON CONFLICT DO NOTHING", row) == 0:
         return f"{device} was evicted already"
     write("UPDATE tasks SET state = 'failed', reason = ? WHERE device = ? AND state = 'open'", (row[1], device))
+    if not store.rows("SELECT 1 FROM devices WHERE device = ?", (device,)):
+        return f"{device}, which the job has not seen yet, takes no part until it is readmitted"
     return f"{device} takes no further part until it is readmitted"
 
 

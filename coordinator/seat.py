@@ -7,11 +7,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from coordinator import stall
+from coordinator.closing import Parts
 from coordinator.control import attend, is_idle
 from coordinator.events import Emit
-from coordinator.gateway import EXIT_DONE, EXIT_FAILED, Parts, RunningJob, refused, superseded
+from coordinator.gateway import EXIT_DONE, EXIT_FAILED, RunningJob
 from coordinator.journal import JournalUnwritable
 from coordinator.lease import BEAT_S
+from coordinator.reports import refused, superseded
 from coordinator.requests import Inbox
 from coordinator.watch import every, stand
 from edge_runtime.link import Connected, Disconnected, Link, LinkEvent, Message, Refused, Subscribed
@@ -104,7 +106,9 @@ def serve(seat: Seat, asked_to_stop: list[int]) -> int:
     while not asked_to_stop:
         beat(time.monotonic())
         try:
-            job = seat.job() if job is None else job
+            if job is None:
+                job = seat.job()
+                _tell_standing(seat, job)
             regularly(time.monotonic())
             if job.exit_code is not None:
                 return _leave(job, seat)
@@ -122,11 +126,15 @@ def _look_around(seat: Seat, job: RunningJob | None) -> None:
     """Tells how things stand; a paused job of which nobody has a task leaves the site to one that waits."""
     if job is None:
         return
-    seat.parts.emit(stand(job, seat.link, seat.parts.directory))
+    _tell_standing(seat, job)
     seat.parts.store.give_back()
     if is_idle(job, seat.parts.store) and seat.others_wait():
         seat.parts.emit({"event": "warning", "message": "this job is paused and gives way to the next one"})
         job.exit_code = EXIT_DONE
+
+
+def _tell_standing(seat: Seat, job: RunningJob) -> None:
+    seat.parts.emit(stand(job, seat.link, seat.parts.directory))
 
 
 def _turn(job: RunningJob, inbox: Inbox, seat: Seat) -> RunningJob:
@@ -139,8 +147,8 @@ def _turn(job: RunningJob, inbox: Inbox, seat: Seat) -> RunningJob:
     _exchange(job, link, seat.parts.emit, 0.0 if due else POLL_S)
     if due:
         send(link, job.work(time.monotonic()))
-        if job.beside is not None:
-            job.beside.add_done_callback(lambda _: link.wake())
+        if job.closing.beside is not None:
+            job.closing.beside.add_done_callback(lambda _: link.wake())
     if job.exit_code is not None:
         return job
     attended = attend(job, seat.parts.store, inbox, time.monotonic())
@@ -159,6 +167,7 @@ def _leave(job: RunningJob, seat: Seat) -> int:
         message = "no link to the broker at the end of the job; to take its last messages off, start this command again"
         seat.parts.emit({"event": "warning", "message": message})
     send(link, job.stopping())
+    _tell_standing(seat, job)
     if link.connected and seat.parts.store.done() is not None:
         with suppress(JournalUnwritable):  # then it is taken off once more
             seat.parts.store.clear()

@@ -11,18 +11,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from coordinator.broker import BrokerError, start_broker
 from coordinator.broker.probe import without_password
+from coordinator.closing import Parts
 from coordinator.evaluate import Evaluation, EvaluationError, evaluate
 from coordinator.events import Emit, enduring, json_lines, log_lines, of_job, seldom
-from coordinator.gateway import EXIT_DONE, EXIT_FAILED, Parts
+from coordinator.gateway import EXIT_DONE, EXIT_FAILED
 from coordinator.home import (
+    HELD_OUT,
     JOB_FILE,
     HomeError,
     Queued,
@@ -33,10 +34,10 @@ from coordinator.home import (
     remove_remains,
 )
 from coordinator.jobfile import JobFileError
-from coordinator.journal import JournalError, open_lock
+from coordinator.journal import JournalError, JournalInUse, JournalUnwritable, open_lock
 from coordinator.leftovers import clear_job
 from coordinator.program import Program, definition, judged_model, make_version
-from coordinator.results import export, fold_journalled, keep_model
+from coordinator.results import GRAPH_NAME, export, fold_journalled, keep_model
 from coordinator.seat import LEAVE_S, enter, knock, send, serve
 from coordinator.speaker import GatewaySpeaker
 from coordinator.store import Version, open_store
@@ -53,6 +54,10 @@ from models.zoo import ZooError
 
 EXIT_BAD_INPUT = 2
 IDLE_S = 1.0  # between two looks at a home that has nothing to do
+RETRY_S = 2.0  # until a job that something was in the way of is tried again
+
+LeftOut = dict[str, Callable[[], bool]]  # name of a job -> whether it is still not to be tried
+TRANSIENT = (JournalInUse, JournalUnwritable, OSError)  # a command that is just at work, a full disk
 
 BAD_INPUT = (
     HomeError,
@@ -118,7 +123,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 def _serve_home(options: argparse.Namespace, emit: Emit, watched: Mapping[str, Any], asked_to_stop: list[int]) -> int:
     """Runs the jobs of a home in the order of their submission, and waits for more when there are none."""
-    home, seen, idle = options.home, set[str](), False
+    home, told, idle = options.home, set[str](), False
+    left_out: LeftOut = {}
     with ExitStack() as stack:
         stack.enter_context(open_lock(home))
         remove_remains(home)
@@ -126,10 +132,11 @@ def _serve_home(options: argparse.Namespace, emit: Emit, watched: Mapping[str, A
         broker = _broker(options, home, stack)
         while not asked_to_stop:
             jobs = queue(home)
-            _tell_damaged(jobs, seen, emit)
-            ready = next((each for each in jobs if each.state in {"ready", "left"} and each.name not in seen), None)
+            _tell_damaged(jobs, told, emit)
+            out = _names(left_out)
+            ready = next((each for each in jobs if each.state in {"ready", "left"} and each.name not in out), None)
             if ready is not None:
-                code = _run_queued(ready, options, emit, (broker, watched), asked_to_stop, seen)
+                code = _run_queued(ready, options, emit, (broker, watched), asked_to_stop, left_out)
                 if code != EXIT_DONE:
                     return code
             elif not idle:
@@ -140,10 +147,30 @@ def _serve_home(options: argparse.Namespace, emit: Emit, watched: Mapping[str, A
     return EXIT_DONE
 
 
-def _tell_damaged(jobs: tuple[Queued, ...], seen: set[str], emit: Emit) -> None:
+def _names(left_out: LeftOut) -> set[str]:
+    """The jobs that are not to be tried now."""
+    return {name for name, still in left_out.items() if still()}
+
+
+def _until_mended(directory: Path) -> Callable[[], bool]:
+    """Whether what a job is prepared from is as it was; the journal, which also requests change, is no part of it."""
+
+    def stamps() -> list[tuple[str, int]]:
+        files = [directory / JOB_FILE, directory / GRAPH_NAME, *sorted((directory / HELD_OUT).glob("*"))]
+        return [(path.name, path.stat().st_mtime_ns) for path in files if path.is_file()]
+
+    before = stamps()
+    return lambda: stamps() == before
+
+
+def _until(time_s: float) -> Callable[[], bool]:
+    return lambda: time.monotonic() < time_s
+
+
+def _tell_damaged(jobs: tuple[Queued, ...], told: set[str], emit: Emit) -> None:
     for each in jobs:
-        if each.state == "damaged" and each.name not in seen:
-            seen.add(each.name)
+        if each.state == "damaged" and each.name not in told:
+            told.add(each.name)
             emit({"event": "warning", "message": f"job {each.name} is left out: {each.fault}", "rule": "JobDamaged"})
 
 
@@ -153,22 +180,28 @@ def _run_queued(  # noqa: PLR0913, PLR0917 a job, and all that it runs on
     emit: Emit,
     outside: tuple[tuple[str, str], Mapping[str, Any]],
     asked_to_stop: list[int],
-    seen: set[str],
+    left_out: LeftOut,
 ) -> int:
-    """Runs one job of a home, or takes one that has ended off the broker; `seen` gains those not to be tried again."""
+    """Runs one job of a home, or takes one that has ended off the broker; those not to be tried now join `left_out`."""
     with ExitStack() as stack:
         try:
             parts = _prepare(Place(ready.directory / JOB_FILE, ready.directory), emit, stack)
+        except TRANSIENT as error:
+            message = f"job {ready.name} cannot be begun, which is tried again: {error}"
+            emit({"event": "warning", "message": message, "rule": type(error).__name__})
+            left_out[ready.name] = _until(time.monotonic() + RETRY_S)
+            return EXIT_DONE
         except BAD_INPUT as error:
             _failed(emit, error, EXIT_BAD_INPUT)
-            seen.add(ready.name)
+            left_out[ready.name] = _until_mended(ready.directory)
             return EXIT_DONE
         if ready.state == "left":
-            seen.add(ready.name)  # once is enough: a broker that is down now has forgotten by the time it is up
+            left_out[ready.name] = lambda: (
+                True
+            )  # once is enough: a broker that is down now has forgotten by the time it is up
             _clear_site(parts, options.site, outside[0][0])
             return EXIT_DONE
-        others = partial(next_ready, options.home, seen)
-        code = _run(parts, options.site, *outside, asked_to_stop, others)
+        code = _run(parts, options.site, *outside, asked_to_stop, lambda: next_ready(options.home, _names(left_out)))
         return EXIT_DONE if parts.store.failed() is not None else code
 
 
@@ -252,7 +285,8 @@ def _clear_site(parts: Parts, site: str, url: str) -> None:
 
 
 def _failed(emit: Emit, error: Exception, code: int) -> int:
-    emit({"event": "error", "message": str(error), "rule": type(error).__name__})
+    with suppress(OSError):  # the log itself may be what fails
+        emit({"event": "error", "message": str(error), "rule": type(error).__name__})
     sys.stderr.write(f"edge-runtime coordinator: {error}\n")
     return code
 

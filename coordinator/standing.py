@@ -20,7 +20,7 @@ class JobStanding:
         state: "queued" (no coordinator has been on it), "running", "paused", "waiting" (for a coordinator), "done",
             "failed" or "damaged".
         reason: Why it is done, failed or damaged.
-        round: The round that is open, or else the next one.
+        round: The round that is open, or else the next one; the last one where all are done.
         rounds: So many the job file asks for.
         version: The newest.
         accuracy: Of the last evaluation, if there was one.
@@ -89,9 +89,8 @@ def standing_of(store: Store) -> JobStanding:
     )
     directory = str(store.directory)
     rounds = int(said["job.rounds"])
-    return JobStanding(
-        said["job.name"], state, reason, store.present_round(), rounds, version, accuracy, online, directory
-    )
+    present = min(store.present_round(), rounds)
+    return JobStanding(said["job.name"], state, reason, present, rounds, version, accuracy, online, directory)
 
 
 def _state(store: Store) -> tuple[str, str | None]:

@@ -25,7 +25,7 @@ from coordinator.keep import KEEP, drop_weights, give_back
 from coordinator.lease import Lease, beat, end_lease, new_lease, take_lease, wait_for_silence
 from coordinator.round_records import Journalled, Standing
 from coordinator.transactions import Transactions, Write
-from coordinator.views import digests, drop_views, held, insert_view, read_view
+from coordinator.views import digests, drop_views, insert_view, read_view
 
 __all__ = [
     "EXPIRED",
@@ -247,29 +247,6 @@ class Store(Transactions):
         counted, among_them = self._one(query, (device,))
         return counted >= members and not among_them
 
-    def bytes_up(self, number: int) -> int:
-        """Bytes of the updates accepted in a round."""
-        return int(self._one("SELECT coalesce(sum(bytes), 0) FROM updates WHERE round = ?", (number,))[0])
-
-    def newcomers(self, number: int) -> int:
-        """How many of a round's devices were not asked in any round before."""
-        query = (
-            "SELECT count(DISTINCT device) FROM tasks AS now WHERE round = ? AND NOT EXISTS "
-            "(SELECT 1 FROM tasks WHERE device = now.device AND round < now.round)"
-        )
-        return int(self._one(query, (number,))[0])
-
-    def asked(self, number: int) -> tuple[str, ...]:
-        """The devices of all tasks that start from this round's version, in ascending order, one for each task."""
-        return tuple(row[0] for row in self._all("SELECT device FROM tasks WHERE round = ? ORDER BY device", (number,)))
-
-    def staleness(self, number: int) -> tuple[int, ...]:
-        """How many versions each update of a round is behind the one it goes into."""
-        query = (
-            "SELECT updates.round - tasks.round FROM updates JOIN tasks USING (device, task) WHERE updates.round = ?"
-        )
-        return tuple(row[0] for row in self._all(query, (number,)))
-
     def fold_round(self, number: int, made: Version, figures: RoundFigures, max_staleness: int = 0) -> None:
         """Write the version that a round made, with what it means for updates, tasks and older versions.
 
@@ -321,10 +298,6 @@ class Store(Transactions):
         """SHA-256 and size of what was sent of the newest versions, newest first."""
         whole = self._all("SELECT sha256, bytes FROM versions ORDER BY version DESC LIMIT ?", (newest,))
         return tuple(dict([*digests(self._all, newest), *whole]).items())
-
-    def held(self, number: int) -> dict[str, str]:
-        """The SHA-256 of the weights that a round's devices hold when it starts, as far as their updates tell."""
-        return held(self._all, number)
 
     def open_tasks(self) -> tuple[JournalTask, ...]:
         """The tasks that are still open, in ascending order of device ids."""

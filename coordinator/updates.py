@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.codecs import BadUpdate, Codec, find_codec
+from edge_runtime.codecs import LARGEST, BadUpdate, Codec, find_codec
 from edge_runtime.control import JOINED
 from edge_runtime.errors import RemoteError
 from edge_runtime.kernels import CodedUpdate, Layout, StreamError
@@ -18,7 +18,6 @@ from edge_runtime.tensors import MAX_HEADER_BYTES
 from edge_runtime.wire.tasks import MAX_BLOB_BYTES, Task
 
 MAX_EXAMPLES = 2**31
-MAX_WEIGHTED = 2.0**70  # a fold takes terms below 2^72, whatever else a method weighs by
 # A float32 and a place of 4 bytes, and as much again for a method that sends a second set of tensors.
 MAX_BYTES_A_VALUE = 16
 
@@ -105,7 +104,7 @@ def check_update(data: bytes, task: Task, layout: Layout, announced_examples: in
         raise TooManyExamples(f"{claims.examples} examples, but the birth announced {announced_examples}")
     if update.first_bad is not None:
         raise NonFinite(f"tensor {update.first_bad!r} holds NaN or infinity; training diverged on the device")
-    if update.peak * claims.examples >= MAX_WEIGHTED:
+    if update.peak * claims.examples >= LARGEST:
         raise TooLarge(f"a value of {update.peak:.3g} with {claims.examples} examples; training diverged on the device")
     return claims, update
 

@@ -50,7 +50,8 @@ def parse_url(url: str) -> BrokerUrl:
             f"broker URL {_without_password(url)!r}: TLS is not in this version; use mqtt:// on a trusted network or "
             "through a tunnel"
         )
-    if parts.scheme != "mqtt" or not parts.hostname or parts.path.strip("/") or parts.query or parts.fragment:
+    odd = parts.path.strip("/") or parts.query or parts.fragment or any(map(str.isspace, url))
+    if parts.scheme != "mqtt" or not parts.hostname or odd:
         raise BadUrl(f"broker URL {_without_password(url)!r}: {expected}")
     user = None if parts.username is None else unquote(parts.username)
     password = None if parts.password is None else unquote(parts.password)

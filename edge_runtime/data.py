@@ -35,8 +35,8 @@ _MAX_IDX_DIMENSIONS = 8
 # Deflate makes one byte into at most 1032; a member that claims more does not hold what it claims.
 _MAX_DEFLATE = 1032
 _WHAT_TO_DO = (
-    "a data directory holds train.npz with arrays x (N, ...) uint8, float32 or int32 and y (N,) integers, or the "
-    "idx files train-images-idx3-ubyte and train-labels-idx1-ubyte (also .gz)"
+    "a data directory holds {0}.npz with arrays x (N, ...) uint8, float32 or int32 and y (N,) integers, or the "
+    "idx files {1}-images-idx3-ubyte and {1}-labels-idx1-ubyte (also .gz)"
 )
 # What reading damaged files raises: zipfile says RuntimeError for encrypted ones, LookupError and ArithmeticError for
 # broken records; the parser of array headers says TypeError, SyntaxError, TokenError or MemoryError.
@@ -127,7 +127,8 @@ def read_labelled(directory: Path, split: str) -> Labelled:
     except MemoryError:
         raise DataError(f"{directory} does not fit into memory; give this device fewer examples") from None
     except _UNREADABLE as error:
-        raise DataError(f"{directory} cannot be read: {error}; {_WHAT_TO_DO}") from None
+        what_to_do = _WHAT_TO_DO.format(split, _IDX_STEMS[split][0])
+        raise DataError(f"{directory} cannot be read: {error}; {what_to_do}") from None
     _check_labels(x, y, directory)
     _check_examples(x, directory)
     if client is not None and client.shape != y.shape:

@@ -16,7 +16,8 @@ not count is taken out again. Such slots must hold all that counted and nothing 
 wrong for ever; so a device whose slots are lost, or older than what counted, fails its task with MemoryLost.
 
 Two more slots are of methods. Control variates (`control`, edge_runtime/control.py) are kept as they were before the
-update and advance by what it said once it has counted; a device that has lost them begins anew, and says so. Personal
+update and advance by what it said once it has counted; a device that has lost them begins anew, and says so. Of their
+changes no residual is carried: each is made anew against what was said so far, as with `ef21`. Personal
 tensors (`personal`) go on from where the last task left them, whatever became of its update.
 """
 
@@ -195,11 +196,23 @@ def encode_carried(  # noqa: PLR0913, PLR0917 an update, and all that is kept wi
     if personal:
         state[PERSONAL] = {**state.get(PERSONAL, {}), **personal}
     data = codec.encode(tensors, metadata, state)
+    _forget_controls(state)
     try:
         slots.keep(Kept(run, task.task, _key(task), state, data, sent, codec.stages, task.carry.counted))
     except OSError as error:
         return data, f"what the update leaves out could not be kept ({error.strerror}); a restart would lose it"
     return data, slots.take_trouble()
+
+
+def _forget_controls(state: State) -> None:
+    """Carry nothing of control variates over.
+
+    What an update leaves out of their change is in the next one anyway, which is made against c_i as it then is:
+    carried beside that, it would be sent again and again, and throw c_i far beyond what it follows.
+    """
+    carried = state.get(RESIDUAL, {})
+    for name in [name for name in carried if name.startswith(CONTROL)]:
+        del carried[name]
 
 
 def _key(task: Task) -> str:
@@ -233,7 +246,8 @@ def state_before(kept: Kept | None, carry: Carry, codec: Codec) -> State:
     if codec.carries and not counted:
         slot = kept.state[codec.carries[0]]
         for name, said in codec.decode(kept.update, kept.sent)[0].items():
-            np.add(slot[name], -said if codec.remembers else said, out=slot[name])
+            if not name.startswith(CONTROL):
+                np.add(slot[name], -said if codec.remembers else said, out=slot[name])
     return kept.state
 
 
@@ -264,7 +278,7 @@ def _check_memory(kept: Kept | None, carry: Carry) -> None:
     if _is_behind(kept, carry):
         raise MemoryLost(
             f"the update that counted last is that of {carry.counted}, but the slots end with "
-            f"{'nothing' if kept is None else kept.task}; only a new run of the job can take this device in again"
+            f"{'nothing' if kept is None else kept.task}; only a new run can take this device in again: clone the job"
         )
 
 

@@ -20,7 +20,7 @@ def load_object(text: bytes) -> dict[str, Any]:
             nested too deep.
     """
     try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        value = _DECODER.decode(text.decode("utf-8"))
         if b"\\ud" in text.lower():
             # A lone surrogate is legal JSON, but no file, log or data base can hold it: its encoding fails here.
             json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -33,7 +33,7 @@ def load_object(text: bytes) -> dict[str, Any]:
 
 def dump_object(value: dict[str, Any]) -> bytes:
     """Write an object so that equal objects give equal bytes: sorted keys, no spaces, ASCII, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+    return _ENCODER.encode(value).encode("ascii")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -45,3 +45,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+# Made once: json.loads and json.dumps make new ones for every call with options.
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant)
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -11,19 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.codecs import find_codec
+from edge_runtime.codecs import LARGEST, find_codec
 from edge_runtime.control import JOINED, changes, corrections, path_length
-from edge_runtime.data import (
-    Dataset,
-    NoExamples,
-    batch_indices,
-    check_row_dtype,
-    check_row_shape,
-    fill_examples,
-    fill_labels,
-)
+from edge_runtime.data import Dataset, batch_indices, fill_examples, fill_labels
 from edge_runtime.engine import Engine, EngineMemoryError
-from edge_runtime.errors import EdgeError, LocalError
+from edge_runtime.errors import EdgeError
 from edge_runtime.feature_file import drop_others
 from edge_runtime.features import Features, Place, plan_budget
 from edge_runtime.plan import (
@@ -32,64 +24,23 @@ from edge_runtime.plan import (
     CONTROL,
     ROLE_BATCH,
     ROLE_FROZEN,
-    ROLE_OUTPUT,
     ROLE_SCALAR,
-    ROLE_STATE,
     ROLE_TRAINED,
     SEED,
     Plan,
-    Tensor,
     with_averages,
 )
 from edge_runtime.rng import derive_seed
 from edge_runtime.slots import Slots, encode_carried, kept_answer, own_controls, own_tensors
+from edge_runtime.task_checks import EXAMPLES, LABELS, WeightMismatch, check_labels, check_phase
 from edge_runtime.tensors import decode_tensors
-from edge_runtime.wire.tasks import Phase, Task, Upload, format_task, parse_task
+from edge_runtime.wire.tasks import Phase, Task
 
-__all__ = [
-    "BadBatchShape",
-    "BadPrefix",
-    "LabelOutOfRange",
-    "NonFiniteUpdate",
-    "Phase",
-    "PlanMissing",
-    "ScalarMismatch",
-    "SlotsMissing",
-    "Task",
-    "TaskStopped",
-    "Update",
-    "Upload",
-    "WeightMismatch",
-    "format_task",
-    "parse_task",
-    "run_task",
-]
-
-_X, _Y, _LOSS = "x", "y", "loss"
+_LOSS = "loss"
 
 
 class PlanMissing(EdgeError):
     """A phase names a plan that was not handed over."""
-
-
-class WeightMismatch(EdgeError):
-    """The weights lack a tensor of the plan, or have it with another shape."""
-
-
-class ScalarMismatch(EdgeError):
-    """The task's scalars are not the plan's."""
-
-
-class BadBatchShape(EdgeError):
-    """The plan's batch is not x (B, ...), or what its prefix makes of it, with y (B,) int32."""
-
-
-class BadPrefix(EdgeError):
-    """The prefix is no inference plan of x (P, ...), or its outputs are not what the plan takes."""
-
-
-class LabelOutOfRange(LocalError):
-    """A local label is not one of the task's classes."""
 
 
 class NonFiniteUpdate(EdgeError):
@@ -164,7 +115,7 @@ def run_task(  # noqa: PLR0913 the one seam between a task and what it runs on
         TaskStopped: should_stop said so.
     """
     codec = find_codec(task.upload.codec)
-    _check_labels(dataset, task.classes)
+    check_labels(dataset, task.classes)
     keeps = bool(codec.carries or task.control or task.personal)
     if keeps and (slots is None or task.carry is None):
         carried = codec.carries or ("control variates" if task.control else "personal tensors")
@@ -193,15 +144,13 @@ def run_task(  # noqa: PLR0913 the one seam between a task and what it runs on
         )
         epoch += phase.epochs
     trained = _averaged(trained)
-    personal = {name: _finite(name, _taken(trained, name)) for name in task.personal}
-    delta = {name: _subtract(name, trained.pop(name), weights[name]) for name in sorted(trained)}
+    personal = _fitting({name: _taken(trained, name) for name in task.personal}, 1)
+    delta = _fitting({name: _subtract(trained.pop(name), weights[name]) for name in sorted(trained)}, len(dataset))
     metadata = _metadata(task, len(dataset), losses)
     if task.control is not None and own is not None:
         controls = [name for name in plans[task.phases[0].plan].named(ROLE_FROZEN) if name.startswith(CONTROL)]
         walked = task.phases[0].scalars["lr"] * path_length(len(losses), task.control.momentum)
-        delta |= {
-            name: _finite(name, change) for name, change in changes(controls, weights, own, delta, walked).items()
-        }
+        delta |= _fitting(changes(controls, weights, own, delta, walked), len(dataset))
         joined = sorted(name for name in controls if name.removeprefix(CONTROL) not in own)
         metadata |= {JOINED: json.dumps(joined)} if joined else {}
     if slots is None or not keeps:
@@ -298,7 +247,7 @@ def _run_phase(  # noqa: PLR0913, PLR0917 a phase: its plans, weights and data
         _write_inputs(engine, phase, plan, weights)
         if SEED in plan.named(ROLE_SCALAR):
             engine.write(SEED, np.array(derive_seed("random", seed, epochs.start) % (1 << 24), np.float32))
-        batches = _batches(len(board.dataset), plan.named(ROLE_BATCH)[_Y].shape[0], seed, epochs)
+        batches = _batches(len(board.dataset), plan.named(ROLE_BATCH)[LABELS].shape[0], seed, epochs)
         _train(engine, features, board, islice(batches, phase.steps), losses)
         engine.release()  # so that the copies do not come on top of the peak
         return {name: engine.read(name) for name in plan.named(ROLE_TRAINED)}
@@ -330,70 +279,6 @@ def _features(phase: Phase, plan: Plan, prefix: Plan, weights: Mapping[str, NDAr
     return features
 
 
-def check_phase(
-    phase: Phase, plan: Plan, dataset: Dataset, weights: Mapping[str, NDArray[Any]], prefix: Plan | None = None
-) -> None:
-    """Refuse a phase whose plans, weights, scalars and data do not fit together, before any memory is spent on it."""
-    made = {} if prefix is None else _checked_prefix(prefix, dataset)
-    batch = plan.named(ROLE_BATCH)
-    y, columns = batch.get(_Y), {name: tensor for name, tensor in batch.items() if name != _Y}
-    fitting = y is not None and y.dtype == "int32" and len(y.shape) == 1 and bool(columns)
-    if not fitting or y is None or any(t.shape[:1] != y.shape for t in columns.values()):
-        shown = {name: f"{tensor.dtype} {tensor.shape}" for name, tensor in batch.items()}
-        raise BadBatchShape(f"the plan's batch is {shown}; it must be x (B, ...) or features, and y int32 (B,)")
-    if _X in columns:
-        _check_examples(dataset, columns.pop(_X))
-    taken = {name: (tensor.dtype, tensor.shape[1:]) for name, tensor in columns.items()}
-    if taken != made:
-        raise BadPrefix(f"the plan takes features {taken}, its prefix makes {made}")
-    scalars = set(plan.named(ROLE_SCALAR)) - {SEED}
-    if scalars != set(phase.scalars):
-        raise ScalarMismatch(f"the task sets {sorted(phase.scalars)}, the plan takes {sorted(scalars)}")
-    for each in (plan, *(() if prefix is None else (prefix,))):
-        _check_weights(each, weights)
-
-
-def _checked_prefix(prefix: Plan, dataset: Dataset) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape of what a prefix makes of one example, by column."""
-    batch, outputs = prefix.named(ROLE_BATCH), prefix.named(ROLE_OUTPUT)
-    others = [name for role in (ROLE_TRAINED, ROLE_STATE, ROLE_SCALAR) for name in prefix.named(role)]
-    if set(batch) != {_X} or others or not outputs:
-        raise BadPrefix(f"a prefix makes features of x alone; this one takes {sorted(batch)} and {others[:3]}")
-    x = batch[_X]
-    for name, tensor in outputs.items():
-        if tensor.dtype != "float32" or tensor.shape[:1] != x.shape[:1]:
-            raise BadPrefix(f"{name!r} is {tensor.dtype} {tensor.shape}; features of x {x.shape} are float32 rows")
-    _check_examples(dataset, x)
-    return {name: (tensor.dtype, tensor.shape[1:]) for name, tensor in outputs.items()}
-
-
-def _check_examples(dataset: Dataset, x: Tensor) -> None:
-    if not x.shape or x.dtype not in {"float32", "int32"}:
-        raise BadBatchShape(f"the plan's x is {x.dtype} {x.shape}; it must be float32 or int32 (B, ...)")
-    check_row_shape(dataset, x.shape)
-    check_row_dtype(dataset, x.dtype)
-
-
-def _check_weights(plan: Plan, weights: Mapping[str, NDArray[Any]]) -> None:
-    for name, tensor in {**plan.named(ROLE_TRAINED), **plan.named(ROLE_FROZEN)}.items():
-        if name not in weights:
-            raise WeightMismatch(f"the plan has a tensor {name!r}, the weights have not")
-        if weights[name].shape != tensor.shape or weights[name].dtype != np.float32:
-            have = f"{weights[name].dtype} {weights[name].shape}"
-            raise WeightMismatch(f"{name!r} came as {have}; the plan has float32 {tensor.shape}")
-
-
-def _check_labels(dataset: Dataset, classes: int) -> None:
-    if len(dataset) == 0:
-        raise NoExamples("the local data set is empty; put at least one example there")
-    wrong = np.flatnonzero((dataset.y < 0) | (dataset.y >= classes))
-    if wrong.size:
-        raise LabelOutOfRange(
-            f"row {wrong[0]} of the local data has label {dataset.y[wrong[0]]}, but the job has classes "
-            f"0 .. {classes - 1} ({wrong.size} such rows); relabel or remove them"
-        )
-
-
 def _write_inputs(engine: Engine, phase: Phase, plan: Plan, weights: Mapping[str, NDArray[Any]]) -> None:
     for name in (*plan.named(ROLE_TRAINED), *plan.named(ROLE_FROZEN)):
         engine.write(name, weights[name])
@@ -410,9 +295,9 @@ def _batches(examples: int, batch: int, seed: int, epochs: range) -> Iterator[ND
 def _train(
     engine: Engine, features: Features | None, board: _Board, batches: Iterable[NDArray[np.int64]], losses: list[float]
 ) -> None:
-    y, loss = engine.view(_Y), engine.view(_LOSS)
-    columns = {name: engine.view(name) for name in engine.plan.named(ROLE_BATCH) if name != _Y}
-    x = columns.pop(_X, None)
+    y, loss = engine.view(LABELS), engine.view(_LOSS)
+    columns = {name: engine.view(name) for name in engine.plan.named(ROLE_BATCH) if name != LABELS}
+    x = columns.pop(EXAMPLES, None)
     for rows in batches:
         board.may_go_on()
         if x is not None:
@@ -428,16 +313,24 @@ def _train(
             )
 
 
-def _subtract(name: str, trained: NDArray[np.float32], received: NDArray[Any]) -> NDArray[np.float32]:
+def _subtract(trained: NDArray[np.float32], received: NDArray[Any]) -> NDArray[np.float32]:
     np.subtract(trained, received, out=trained)
-    return _finite(name, trained)
+    return trained
 
 
-def _finite(name: str, tensor: NDArray[np.float32]) -> NDArray[np.float32]:
-    # The sum of squares in float64 is finite exactly when every float32 is: their squares stay below 1e77.
-    if not math.isfinite(float(np.square(tensor, dtype=np.float64).sum())):
-        raise NonFiniteUpdate(f"tensor {name!r} holds NaN or infinity after training; lower the learning rate")
-    return tensor
+def _fitting(tensors: dict[str, NDArray[np.float32]], examples: int) -> dict[str, NDArray[np.float32]]:
+    """The tensors, if a fold can take them with so many examples as their weight.
+
+    What it cannot would be refused; and once it were in a residual, so would all that follows.
+    """
+    for name, tensor in tensors.items():
+        peak = max(float(tensor.max(initial=0)), -float(tensor.min(initial=0)))  # NaN where there is one
+        if not math.isfinite(peak):
+            raise NonFiniteUpdate(f"tensor {name!r} holds NaN or infinity after training; lower the learning rate")
+        if peak * examples >= LARGEST:
+            most = f"with {examples} examples less than {LARGEST / examples:.2g} can be summed"
+            raise NonFiniteUpdate(f"tensor {name!r} has gone as far as {peak:.2g}, {most}; lower the learning rate")
+    return tensors
 
 
 def _metadata(task: Task, examples: int, losses: list[float]) -> dict[str, str]:

@@ -15,10 +15,11 @@ from edge_runtime.features import Place
 from edge_runtime.plan import PlanError, read_plan
 from edge_runtime.received import WeightsUnusable, received_weights
 from edge_runtime.slots import Slots
-from edge_runtime.task import Task, Update, run_task
+from edge_runtime.task import Update, run_task
 from edge_runtime.weights_cache import WeightsCache
 from edge_runtime.wire import Delta
 from edge_runtime.wire.fetch import BlobMissing
+from edge_runtime.wire.tasks import Task
 
 __all__ = ["Failure", "Job", "Result", "Trainer", "Unusable"]
 

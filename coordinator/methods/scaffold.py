@@ -11,7 +11,8 @@ local gradients gain c - c_i; formulas in edge_runtime/control.py, the gateway's
 | running statistics | float32, all | trained - received, all | nothing |
 
 So P values that gradients train take 8 P bytes each way, twice FedAvg's; a device keeps 4 P, and its engine takes 4 P
-more. A codec sees both parts as one update.
+more. A codec sees both parts as one update, but picks the largest values of each part by itself, and carries nothing of
+c_i's change over: the next change is made against what was said, as in EF21, and would say it a second time.
 
 The fold is the plain mean over the devices of a round, as in the paper: every device counts alike, however many
 examples it has. `c <- sum of all changes so far / N`, N being how many devices have a c_i by then: the paper's 1 / N

@@ -382,6 +382,22 @@ Svd truncated_svd(Workspace& ws, const SvdArgs& args) {
           v.width, it.rank, it.passes,   std::sqrt(missing)};
 }
 
+namespace {
+
+// Column j of q, zero beyond the rank. Only its direction counts; one of numbers that have hardly
+// a reciprocal is lifted out of there, by a power of two.
+void load_direction(const PowerArgs& args, Index j, const Basis& to) {
+  const bool there = j < args.rank;
+  float largest = 0;
+  for (Index i = 0; there && i < args.n; ++i)
+    largest = std::max(largest, std::fabs(args.q[i * args.rank + j]));
+  const float lift = largest < 0x1p-100F ? 0x1p100F : 1;
+  for (Index i = 0; i < args.n; ++i)
+    to.data[i * to.width + j] = there ? args.q[i * args.rank + j] * lift : 0;
+}
+
+}  // namespace
+
 PowerFactors power_step(Workspace& ws, const PowerArgs& args) {
   const Matrix a{args.a, args.m, args.n, 0, 1, false};
   const Index width = narrow_width(args.rank);
@@ -389,9 +405,7 @@ PowerFactors power_step(Workspace& ws, const PowerArgs& args) {
     refuse_number("q", args.q, args.n, args.rank);
   const SmallRoom room = small_room(ws, width);
   Bases it = bases_of(ws, a, width);
-  for (Index i = 0; i < args.n; ++i)
-    for (Index j = 0; j < width; ++j)
-      it.v.data[i * width + j] = j < args.rank ? args.q[i * args.rank + j] : 0;
+  for (Index j = 0; j < width; ++j) load_direction(args, j, it.v);
   orthonormalise(ws, it.v, it.next, room);
   if (redraw(ws, it.v, it.next, std::min(args.rank, args.n), args.seed))
     orthonormalise(ws, it.v, it.next, room);

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from functools import lru_cache
 
-from edge_runtime.codecs.codec import RESIDUAL, BadCodec, BadUpdate, Codec, State
+from edge_runtime.codecs.codec import LARGEST, RESIDUAL, BadCodec, BadUpdate, Codec, State
 from edge_runtime.codecs.dense import DENSE
 
-__all__ = ["DENSE", "RESIDUAL", "BadCodec", "BadUpdate", "Codec", "State", "find_codec"]
+__all__ = ["DENSE", "LARGEST", "RESIDUAL", "BadCodec", "BadUpdate", "Codec", "State", "find_codec"]
 
 
 def find_codec(stages: Sequence[str]) -> Codec:

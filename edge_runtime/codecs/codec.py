@@ -11,12 +11,16 @@ from edge_runtime.errors import RemoteError
 if TYPE_CHECKING:
     from edge_runtime.kernels import Layout, Piece  # boards that send all as it is need no more
 
-__all__ = ["RESIDUAL", "BadCodec", "BadUpdate", "Codec", "Shapes", "State"]
+__all__ = ["LARGEST", "RESIDUAL", "BadCodec", "BadUpdate", "Codec", "Shapes", "State"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 # {slot: {tensor: (...) float32}}, carried over to the next encoding; empty for a codec that carries nothing.
 State = dict[str, dict[str, NDArray[Any]]]
+
+# No value of an update, times the examples it counts for, may reach this: a fold takes terms below 2^72, whatever else
+# a method weighs by; and what codecs make of such values, or carry of many of them, stays far from float32's end.
+LARGEST = 2.0**70
 
 RESIDUAL = "residual"  # the slot of what is still to be sent
 
@@ -35,7 +39,7 @@ class Codec:
 
     Attributes:
         stages: As a task names them; equal stages make equal codecs.
-        encode: (tensors, metadata, state) -> bytes. The tensors are float32 and finite; they and the state are
+        encode: (tensors, metadata, state) -> bytes. The tensors are float32 and below LARGEST; they and the state are
             changed: what the bytes do not say of the tensors is in the state afterwards, if the codec carries
             anything. Equal arguments give equal bytes; the bytes carry the metadata.
         decode: (bytes, shapes) -> (tensors, metadata), with the names and shapes that the encoder had. Raises a

@@ -2,6 +2,9 @@
 
 Entries: "place", which values were sent, counted through all tensors in the order of their names, ascending: int32, or
 the coded gaps of edge_runtime/kernels/coders.py after `rice`. One part: the values.
+
+Control variates (SCAFFOLD, names `control/...`) are chosen among themselves: their changes are of a gradient's size,
+often a hundred times that of the weights' changes, of which nothing would be sent.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +31,7 @@ from edge_runtime.codecs.reduction import (
     total_of,
 )
 from edge_runtime.codecs.values import entry
+from edge_runtime.plan import CONTROL
 
 __all__ = ["SELECTORS", "Selector", "selecting"]
 
@@ -172,7 +176,7 @@ def selecting(selector: Selector, *, coded: bool) -> Reduction:
         sizes = [part.size for part in parts]
         total = total_of(sizes)
         slots = {slot: _flat(slot_of(state, slot, shapes)) for slot in selector.carries}
-        found = selector.select(parts, metadata, slots)
+        found = _select(selector, list(shapes), parts, metadata, slots)
         starts = accumulate(sizes, initial=0)
         places = np.concatenate([each.indices + start for each, start in zip(found, starts, strict=False)])
         selected = np.concatenate([each.values for each in found])
@@ -187,10 +191,30 @@ def selecting(selector: Selector, *, coded: bool) -> Reduction:
         return Reduced([selected], {PLACE: side}, _scatter(places, shapes), settle)
 
     def layout(entries: Entries, shapes: Shapes) -> Layout:
-        total = total_of(prod(shape) for shape in shapes.values())
-        return _scatter(read_places(entries, PLACE, total, selector.most(total), coded=coded), shapes)
+        sizes = [prod(shapes[name]) for name in sorted(shapes)]
+        most = sum(selector.most(sum(sizes[i] for i in group)) for group in _groups(sorted(shapes)))
+        return _scatter(read_places(entries, PLACE, total_of(sizes), most, coded=coded), shapes)
 
     return Reduction(reduce, layout, (PLACE,), selector.carries, MEMORY in selector.carries)
+
+
+def _groups(names: Sequence[str]) -> list[list[int]]:
+    """Where the tensors stand that are chosen among: the weights, and the control variates if there are any."""
+    groups: dict[bool, list[int]] = {name.startswith(CONTROL): [] for name in names}
+    for number, name in enumerate(names):
+        groups[name.startswith(CONTROL)].append(number)
+    return list(groups.values())
+
+
+def _select(
+    selector: Selector, names: Sequence[str], parts: Parts, metadata: Metadata, slots: Mapping[str, Parts]
+) -> list[kernels.Selection]:
+    """What is selected of every part."""
+    found: dict[int, kernels.Selection] = {}
+    for group in _groups(names):
+        of_group = {slot: [arrays[i] for i in group] for slot, arrays in slots.items()}
+        found |= zip(group, selector.select([parts[i] for i in group], metadata, of_group), strict=True)
+    return [found[number] for number in range(len(names))]
 
 
 def _flat(arrays: Arrays) -> Parts:

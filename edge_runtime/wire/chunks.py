@@ -154,6 +154,29 @@ class _Memory:
         return data
 
 
+class _Piece:
+    """A sink for what is one chunk, which needs no place but its own: of small updates there are thousands a second."""
+
+    def begin(self) -> bytes:
+        return b"\0"
+
+    def write(self, index: int, piece: memoryview, crc: bytes) -> None:  # noqa: ARG002 of use to a sink that may be torn
+        self._data = bytes(piece)
+
+    def digest(self) -> str:
+        return hashlib.sha256(self._data).hexdigest()
+
+    def clear(self) -> None:
+        """The chunk that comes again is put in its place."""
+
+    def take(self) -> bytes:
+        return self._data
+
+
+def _memory(size_bytes: int) -> Sink:
+    return _Memory(size_bytes) if size_bytes > CHUNK_BYTES else _Piece()
+
+
 class Assembler:
     """Collects the chunks of one thing whose size and SHA-256 are known.
 
@@ -172,7 +195,7 @@ class Assembler:
         self.sha256 = sha256
         self.size_bytes = size_bytes
         self.chunks = chunk_count(size_bytes)
-        self._sink: Sink = _Memory(size_bytes) if sink is None else sink
+        self._sink: Sink = _memory(size_bytes) if sink is None else sink
         self._have = bytearray(self._sink.begin())
         self._left = self.chunks - sum(bits.bit_count() for bits in self._have)
 

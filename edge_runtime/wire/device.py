@@ -190,6 +190,8 @@ class DeviceSession:
 
     def _on_gateway(self, now: float, payload: bytes, *, retain: bool) -> list[DeviceCommand]:
         before, self._gateway = self._gateway, messages.parse_gateway(payload) if payload else None
+        if self._gateway is not None:
+            self._work.whole_bytes = self._gateway.whole_bytes
         if retain or self._gateway is None or self._gateway.state != "up":
             # A retained presence comes with our own connection, which has already begun what there is to begin.
             return []

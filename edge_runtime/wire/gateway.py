@@ -27,9 +27,11 @@ from edge_runtime.wire.fields import BadMessage
 from edge_runtime.wire.intake import Answer, BadUid, Intake, Refusal
 from edge_runtime.wire.tasks import MAX_BLOB_BYTES, Task, format_task
 
-__all__ = ["MAX_DEVICES", "BlobUnknown", "GatewaySession", "TooManyDevices"]
+__all__ = ["BUDGET_BYTES", "MAX_DEVICES", "BlobUnknown", "GatewaySession", "TooManyDevices"]
 
 MAX_DEVICES = 100_000
+# Of all open uploads: a hundred of 250 KB keep a broker as busy as any number does, and more would only be memory.
+BUDGET_BYTES = 24 << 20
 SWEEP_S = 1.0
 # Failures that say that the broker's copy of a blob is of no use.
 LACKS_A_BLOB = frozenset({"BlobMissing", "BlobCorrupt"})
@@ -90,7 +92,7 @@ class GatewaySession:
         already_done: Callable[[str, str], str | None] = _never_done,
         judge: Callable[[str, str], Refusal | None] = _unknown_task,
         max_update_bytes: int = MAX_BLOB_BYTES,
-        budget_bytes: int = 48 << 20,
+        budget_bytes: int = BUDGET_BYTES,
     ) -> None:
         """Start a session that has sent nothing.
 
@@ -357,10 +359,15 @@ class GatewaySession:
         if address.kind == "begin":
             begin = messages.parse_begin(payload)
             return self._answers(address.device, self._on_begin(now, address.device, address.name, begin))
+        if address.kind == "whole":
+            begin, piece = messages.parse_whole(payload)
+            return self._answers(address.device, self._on_begin(now, address.device, address.name, begin, piece))
         answers = self._intake.chunk(now, address.device, address.name, address.index, payload)
         return self._answers(address.device, answers)
 
-    def _on_begin(self, now: float, device: str, uid: str, begin: messages.Begin) -> list[Answer]:
+    def _on_begin(
+        self, now: float, device: str, uid: str, begin: messages.Begin, piece: bytes | None = None
+    ) -> list[Answer]:
         if not begin.sha256.startswith(uid):
             raise BadUid(f"upload {uid} offers {begin.sha256}; its id must be the first 16 digits")
         known = self._device(device)
@@ -370,7 +377,7 @@ class GatewaySession:
         if done is not None:
             self._intake.drop(device, uid)
             return [messages.Done(uid, done)]
-        return self._intake.begin(now, device, uid, begin, lambda: self._unwanted(device, begin.task))
+        return self._intake.begin(now, device, uid, begin, lambda: self._unwanted(device, begin.task), piece)
 
     def _unwanted(self, device: str, task: str) -> Refusal | None:
         known = self._device(device)
@@ -424,4 +431,6 @@ class GatewaySession:
         return Publish(topics.down(self.site, device), messages.format_down(answer), 1)
 
     def _presence(self, state: str) -> bytes:
-        return messages.format_gateway(messages.GatewayState(self.epoch, self.boot, state))
+        return messages.format_gateway(
+            messages.GatewayState(self.epoch, self.boot, state, whole_bytes=messages.MAX_WHOLE_BYTES)
+        )

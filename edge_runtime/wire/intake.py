@@ -6,7 +6,8 @@ message does in each of these states.
 
 Uploads that are not ABSENT share a budget of memory. What does not fit into it waits in a line: the device is told when
 to ask again, by its place, and is sent its first `have` as soon as there is room, so that nobody waits for a clock and
-nobody who asks more often is served sooner. An update larger than the budget is taken when nothing else is open.
+nobody who asks more often is served sooner. An update larger than the budget is taken when nothing else is open, and a
+small one that comes with its offer at once: to let it wait would save nothing.
 """
 
 from collections.abc import Callable
@@ -55,6 +56,7 @@ class _Stage(Enum):
 
 class _Input(Enum):
     BEGIN = auto()
+    WHOLE = auto()
     CHUNK = auto()
 
 
@@ -107,8 +109,14 @@ class Intake:
         """How many devices wait for room."""
         return len(self._waiting)
 
-    def begin(
-        self, now: float, device: str, uid: str, begin: messages.Begin, refusal: Callable[[], Refusal | None]
+    def begin(  # noqa: PLR0913, PLR0917 a message and what its judge needs
+        self,
+        now: float,
+        device: str,
+        uid: str,
+        begin: messages.Begin,
+        refusal: Callable[[], Refusal | None],
+        piece: bytes | None = None,
     ) -> list[Answer]:
         """Take an offer, or the resumption of one.
 
@@ -118,21 +126,31 @@ class Intake:
             uid: The id in the topic.
             begin: The offer.
             refusal: Asked only for a new upload: why the caller does not want it, or None.
+            piece: The only chunk, where it comes with the offer: there is room for it always, since it is here.
 
         Raises:
             BadUid: The id is not the offer's.
+            BadChunk, BadChunkIndex: The chunk is not that of the offer.
         """
         self._now = now
-        upload = self._uploads.get((device, uid))
-        if upload is None:
-            no = refusal() or self._over_caps(device, uid, begin)
+        upload = self._known(device, uid, begin)
+        if upload.stage is _Stage.ABSENT:
+            no = refusal() or self._too_large(begin) or (self._must_wait(device, uid, begin) if piece is None else None)
             if no is not None:
                 return [messages.Refuse(uid, no.rule, no.message, no.retry_s)]
-            upload = _Upload(device, uid, begin)
-        elif upload.begin != begin:
+        if piece is None:
+            return self._table[upload.stage, _Input.BEGIN](self, upload, -1, b"")
+        return self._table[upload.stage, _Input.WHOLE](self, upload, 0, piece)
+
+    def _known(self, device: str, uid: str, begin: messages.Begin) -> _Upload:
+        """The upload of an offer; an ABSENT one is not kept yet."""
+        upload = self._uploads.get((device, uid))
+        if upload is None:
+            return _Upload(device, uid, begin, touched=self._now)
+        if upload.begin != begin:
             raise BadUid(f"upload {uid} is open for {upload.begin.task}, not for {begin.task}")
-        upload.touched = now
-        return self._table[upload.stage, _Input.BEGIN](self, upload, -1, b"")
+        upload.touched = self._now
+        return upload
 
     def chunk(self, now: float, device: str, uid: str, index: int, payload: bytes) -> list[Answer]:
         """Take a chunk.
@@ -196,9 +214,7 @@ class Intake:
             told += ((ticket.device, answer) for answer in self._open(upload, -1, b""))
         return told
 
-    def _over_caps(self, device: str, uid: str, begin: messages.Begin) -> Refusal | None:
-        if begin.size_bytes > self._max_update_bytes:
-            return Refusal("UpdateTooLarge", f"{begin.size_bytes} bytes; the cap is {self._max_update_bytes}")
+    def _must_wait(self, device: str, uid: str, begin: messages.Begin) -> Refusal | None:
         first, own = self._waiting.first(), self._partial.get(device)
         its_turn = (first is None or first.device == device) and self._has_room(device, begin)
         if its_turn or (own is not None and begin.size_bytes <= own.begin.size_bytes):
@@ -207,6 +223,11 @@ class Intake:
         before_bytes = self._waiting.take(self._now, device, uid, begin)
         retry_s = min(MAX_BUSY_RETRY_S, BUSY_RETRY_S * (1 + before_bytes // self._budget_bytes))
         return Refusal("GatewayBusy", f"{before_bytes} bytes of other updates are before this one", retry_s)
+
+    def _too_large(self, begin: messages.Begin) -> Refusal | None:
+        if begin.size_bytes <= self._max_update_bytes:
+            return None
+        return Refusal("UpdateTooLarge", f"{begin.size_bytes} bytes; the cap is {self._max_update_bytes}")
 
     def _has_room(self, device: str, begin: messages.Begin) -> bool:
         # The device's own partial upload makes way for the new one, see _open.
@@ -221,6 +242,10 @@ class Intake:
             del self._partial[upload.device]
 
     def _open(self, upload: _Upload, _index: int, _payload: bytes) -> list[Answer]:
+        self._place(upload)
+        return self._resume(upload, -1, b"")
+
+    def _place(self, upload: _Upload) -> None:
         # One partial upload a device: a device that restarts with another result gives up the first one.
         if upload.device in self._partial:
             self._forget(self._partial[upload.device])
@@ -228,7 +253,17 @@ class Intake:
         upload.stage = _Stage.COLLECTING
         self._uploads[upload.device, upload.uid] = self._partial[upload.device] = upload
         self._open_bytes += upload.begin.size_bytes
-        return self._resume(upload, -1, b"")
+
+    def _take(self, upload: _Upload, index: int, payload: bytes) -> list[Answer]:
+        self._waiting.leave(upload.device)
+        self._place(upload)
+        answers: list[Answer] = []
+        try:
+            answers = self._collect(upload, index, payload)
+        finally:
+            if upload.stage is _Stage.COLLECTING:  # damaged, and without a place among those that wait for one
+                self._forget(upload)
+        return answers if upload.stage is _Stage.CHECKING else []
 
     def _resume(self, upload: _Upload, _index: int, _payload: bytes) -> list[Answer]:
         assert upload.assembler is not None, "only an ABSENT upload has none"
@@ -262,9 +297,12 @@ class Intake:
 
     _table: ClassVar[dict[tuple[_Stage, _Input], Callable[["Intake", _Upload, int, bytes], list[Answer]]]] = {
         (_Stage.ABSENT, _Input.BEGIN): _open,
+        (_Stage.ABSENT, _Input.WHOLE): _take,
         (_Stage.COLLECTING, _Input.BEGIN): _resume,
+        (_Stage.COLLECTING, _Input.WHOLE): _collect,
         (_Stage.COLLECTING, _Input.CHUNK): _collect,
         # The chunks are all here; the device waits, and asks again, until accept or refuse.
         (_Stage.CHECKING, _Input.BEGIN): _resume,
+        (_Stage.CHECKING, _Input.WHOLE): _ignore,
         (_Stage.CHECKING, _Input.CHUNK): _ignore,
     }

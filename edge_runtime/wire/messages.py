@@ -1,7 +1,7 @@
 """Control messages: one frozen record each, written canonically and read with every field checked."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from edge_runtime.wire import fields
@@ -23,12 +23,14 @@ __all__ = [
     "format_gateway",
     "format_status",
     "format_telemetry",
+    "format_whole",
     "parse_begin",
     "parse_down",
     "parse_fail",
     "parse_gateway",
     "parse_status",
     "parse_telemetry",
+    "parse_whole",
 ]
 
 MAX_RULE = 64
@@ -36,28 +38,35 @@ MAX_TEXT = 1000
 MAX_INFO_FIELDS = 64
 MAX_WINDOW = 64
 MAX_EPOCH = (1 << 53) - 1
+# The largest update that travels in one message with its offer, where the gateway takes such.
+MAX_WHOLE_BYTES = 16_384
 GATEWAY_STATES = ("up", "lost", "stopped")
 DEVICE_STATES = ("online", "lost", "stopped")
 
 
 @dataclass(frozen=True)
 class GatewayState:
-    """Presence of the coordinator: epoch grows by one a start, boot is random and new for every process."""
+    """Presence of the coordinator: epoch grows by one a start, boot is random and new for every process.
+
+    Updates of up to whole_bytes may come with their offer in one message; 0 from a coordinator that takes none so.
+    """
 
     epoch: int
     boot: str
     state: str
+    whole_bytes: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
 class Status:
-    """Presence of a device: birth, will, or goodbye."""
+    """Presence of a device: birth, will, or goodbye; `answers` is the boot of another of its id that it has met."""
 
     boot: str
     gen: int
     state: str
     examples: int
     info: Mapping[str, Any]
+    answers: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -111,7 +120,8 @@ Down = Have | Done | Refuse
 
 def format_gateway(state: GatewayState) -> bytes:
     """Write the coordinator's presence."""
-    return fields.write_object({"epoch": state.epoch, "boot": state.boot, "state": state.state})
+    whole = {"whole_bytes": state.whole_bytes} if state.whole_bytes else {}
+    return fields.write_object({"epoch": state.epoch, "boot": state.boot, "state": state.state, **whole})
 
 
 def parse_gateway(payload: bytes) -> GatewayState:
@@ -121,6 +131,7 @@ def parse_gateway(payload: bytes) -> GatewayState:
         epoch=fields.integer(message, "epoch", low=0, high=MAX_EPOCH),
         boot=fields.text(message, "boot", cap=64),
         state=_one_of(message, "state", GATEWAY_STATES),
+        whole_bytes=fields.integer(message, "whole_bytes", low=0) if "whole_bytes" in message else 0,
     )
 
 
@@ -133,6 +144,7 @@ def format_status(status: Status) -> bytes:
             "state": status.state,
             "examples": status.examples,
             "info": dict(status.info),
+            "answers": status.answers,
         }
     )
 
@@ -146,6 +158,7 @@ def parse_status(payload: bytes) -> Status:
         state=_one_of(message, "state", DEVICE_STATES),
         examples=fields.integer(message, "examples", low=0, high=(1 << 53) - 1),
         info=fields.mapping(message, "info", cap=MAX_INFO_FIELDS),
+        answers=fields.text(message, "answers", cap=64) if "answers" in message else None,
     )
 
 
@@ -172,6 +185,22 @@ def parse_begin(payload: bytes) -> Begin:
         size_bytes=fields.integer(message, "bytes", low=1, high=MAX_BLOB_BYTES),
         ack_chunks=fields.integer(message, "ack_chunks", low=1, high=MAX_WINDOW) if "ack_chunks" in message else None,
     )
+
+
+def format_whole(begin: Begin, chunk: bytes) -> bytes:
+    """Write an update's offer and its only chunk as one message: a zero byte, which no JSON has, between them."""
+    return format_begin(begin) + b"\0" + chunk
+
+
+def parse_whole(payload: bytes) -> tuple[Begin, bytes]:
+    """Read an offer and the chunk that comes with it, which is not looked at."""
+    offer, zero, chunk = payload.partition(b"\0")
+    if not zero:
+        raise fields.BadMessage(f"an offer of {len(payload)} bytes without the chunk that it must come with")
+    begin = parse_begin(offer)
+    if begin.size_bytes > MAX_WHOLE_BYTES:
+        raise fields.BadField(f"an update of {begin.size_bytes} bytes with its offer; the cap is {MAX_WHOLE_BYTES}")
+    return begin, chunk
 
 
 def format_down(down: Down) -> bytes:

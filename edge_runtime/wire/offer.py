@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from edge_runtime.errors import RemoteError
 from edge_runtime.wire import messages, topics
 from edge_runtime.wire.chunks import Readable, chunk_count, cut_chunk, missing_chunks, parse_bitmap
 from edge_runtime.wire.events import DeviceCommand, Publish
@@ -21,6 +22,8 @@ class Offer:
     _patience_s is how long silence is borne before `begin` is said again. It doubles with every silence and falls back
     only when the gateway turns out to lack a chunk that was sent: on a link where one window takes longer than
     RETRY_S, silence means slowness, and asking sooner would only send everything twice.
+
+    A small update travels with its offer in one message, where the gateway takes such; it is offered again without.
 
     _in_flight holds the chunks sent and not yet confirmed, in the order they were sent. The connection keeps it:
     one sent before a confirmed one is lost, those sent after the last confirmed one are still on their way.
@@ -42,10 +45,24 @@ class Offer:
         """The upload's id on the wire."""
         return self.sha256[:16]
 
-    def start(self, now: float) -> list[DeviceCommand]:
-        """Offer on a new connection, or to a coordinator that has just come up."""
+    def start(self, now: float, whole_bytes: int = 0) -> list[DeviceCommand]:
+        """Offer on a new connection, or to a coordinator that has just come up.
+
+        Args:
+            now: Seconds of a monotonic clock.
+            whole_bytes: Updates of so much may come with their offer, as the gateway says.
+        """
         self._patience_s, self._in_flight = RETRY_S, ()
-        return self._begin(now)
+        if len(self.data) > min(whole_bytes, messages.MAX_WHOLE_BYTES):
+            return self._begin(now)
+        try:
+            payload = messages.format_whole(self._offered(), cut_chunk(self.data, 0))
+        except RemoteError:
+            return self._begin(now)  # a disk that fails is told of when the gateway asks for the chunk
+        self._asked_at = now
+        # As if an answer had asked for the chunk, and it were on its way.
+        self._in_flight, self._last_bitmap, self._asked_since_sending = (0,), bytes(1), False
+        return [self._publish("whole", payload, 0)]
 
     def tick(self, now: float) -> list[DeviceCommand]:
         """Offer again when the gateway was silent for too long."""
@@ -79,8 +96,10 @@ class Offer:
     def _begin(self, now: float) -> list[DeviceCommand]:
         self._asked_at = now
         self._asked_since_sending = True
-        begin = messages.Begin(self.task, self.sha256, len(self.data), ACK_CHUNKS)
-        return [self._publish("begin", messages.format_begin(begin), 1)]
+        return [self._publish("begin", messages.format_begin(self._offered()), 1)]
+
+    def _offered(self) -> messages.Begin:
+        return messages.Begin(self.task, self.sha256, len(self.data), ACK_CHUNKS)
 
     def _publish(self, part: str | int, payload: bytes, qos: int) -> Publish:
         return Publish(topics.upload(self.site, self.device, self.uid, part), payload, qos)

@@ -41,8 +41,8 @@ class BadTopic(RemoteError):
 class Address:
     """A topic taken apart.
 
-    kind is "gateway", "status", "task", "down", "tel", "blob", "begin", "fail" or "chunk"; device, name (of a blob or
-    an upload) and index are empty where the kind has none.
+    kind is "gateway", "status", "task", "down", "tel", "blob", "begin", "whole", "fail" or "chunk"; device, name
+    (of a blob or an upload) and index are empty where the kind has none.
     """
 
     kind: str
@@ -90,7 +90,7 @@ def telemetry(site: str, device: str) -> str:
 
 
 def upload(site: str, device: str, uid: str, part: str | int) -> str:
-    """A part of an upload: "begin", "fail" or the index of a chunk."""
+    """A part of an upload: "begin", "whole", "fail" or the index of a chunk."""
     return f"{ROOT}/{site}/d/{device}/up/{uid}/{part}"
 
 
@@ -132,6 +132,6 @@ def _parse(parts: list[str]) -> Address | None:
 
 
 def _parse_part(device: str, uid: str, part: str) -> Address | None:
-    if part in {"begin", "fail"}:
+    if part in {"begin", "whole", "fail"}:
         return Address(part, device, uid)
     return Address("chunk", device, uid, int(part)) if _INDEX.fullmatch(part) else None

@@ -91,10 +91,14 @@ class Work:
 
     A task is known by its key, the SHA-256 of its bytes: a task that is sent again has the same key, and one that was
     changed under the same name has not.
+
+    Attributes:
+        whole_bytes: Updates of so much may go with their offer in one message, as the gateway last said.
     """
 
     def __init__(self, site: str, device: str, shelf: Shelf, cap_bytes: int, outbox: Outbox | None) -> None:
         """Start idle; see DeviceSession for the arguments."""
+        self.whole_bytes = 0
         self._site, self._device = site, device
         self._cached = shelf.cached
         self._open_sink = shelf.open_sink
@@ -197,7 +201,7 @@ class Work:
         assert settled.offer is not None, "what has settled has an update or a failure"
         commands = self._abandon()
         self._state, self._key, self._offer, self._settled = _State.OFFERING, settled.key, settled.offer, None
-        return [*commands, *settled.offer.start(now)]
+        return [*commands, *settled.offer.start(now, self.whole_bytes)]
 
     def _fetch_again(self, now: float, _: Any) -> list[DeviceCommand]:
         assert self._fetch is not None, "FETCHING has blobs to fetch"
@@ -247,14 +251,14 @@ class Work:
         assert self._task is not None, "RUNNING has a task"
         self._offer = self._new_offer(self._task.task, data)
         self._state, self._task = _State.OFFERING, None
-        return [StoreUpdate(self._key, self._offer.task, data), *self._offer.start(now)]
+        return [StoreUpdate(self._key, self._offer.task, data), *self._offer.start(now, self.whole_bytes)]
 
     def _report_failure(self, _now: float, why: tuple[str, str]) -> list[DeviceCommand]:
         return self._give_up(*why)
 
     def _offer_now(self, now: float, _: Any) -> list[DeviceCommand]:
         assert self._offer is not None, "OFFERING has an update"
-        return self._offer.start(now)
+        return self._offer.start(now, self.whole_bytes)
 
     def _offer_tick(self, now: float, _: Any) -> list[DeviceCommand]:
         assert self._offer is not None, "OFFERING has an update"

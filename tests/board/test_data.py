@@ -156,6 +156,8 @@ def test_a_directory_that_is_missing_empty_or_damaged_says_what_belongs_there(tm
     for folder in (tmp_path / "absent", tmp_path):
         with pytest.raises(DataError, match=r"train\.npz"):
             load_dataset(folder)
+    with pytest.raises(DataError, match=r"holds test\.npz .* idx files t10k-images"):
+        load_dataset(tmp_path, "test")
     (tmp_path / "train.npz").write_bytes(b"PK\x03\x04 no zip")
     with pytest.raises(DataError, match="cannot be read"):
         load_dataset(tmp_path)

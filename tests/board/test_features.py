@@ -15,9 +15,10 @@ from edge_runtime.engine import EngineMemoryError, NumberOutOfRange
 from edge_runtime.feature_file import CacheDamaged, open_features, write_features
 from edge_runtime.features import Budget, Features, Place, plan_budget
 from edge_runtime.plan import read_plan
-from edge_runtime.task import BadPrefix, PlanMissing, Task, TaskStopped, Update, run_task
+from edge_runtime.task import PlanMissing, TaskStopped, Update, run_task
+from edge_runtime.task_checks import BadPrefix
 from edge_runtime.wire import Phase, Upload
-from edge_runtime.wire.tasks import Cache, format_task, parse_task
+from edge_runtime.wire.tasks import Cache, Task, format_task, parse_task
 from models.compiler import weights_of
 from models.compiler.prefix import Split, compile_split
 from models.compiler.rules import Sgd

@@ -246,7 +246,7 @@ def test_a_url_is_taken_apart(url: str, parsed: BrokerUrl) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["", "h", "h:1883", "http://h", "mqtt://", "mqtt://h:x", "mqtt://h:99999", "mqtt://h/t"]
+    "url", ["", "h", "h:1883", "http://h", "mqtt://", "mqtt://h:x", "mqtt://h:99999", "mqtt://h/t", "mqtt://a b"]
 )
 def test_a_url_that_is_none_is_refused_with_the_form_it_should_have(url: str) -> None:
     with pytest.raises(BadUrl, match="mqtt://"):

@@ -1,6 +1,7 @@
 """Running a task: against a slow twin of its own, exact repetition, and every refusal."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,23 +10,12 @@ from edge_runtime.codecs import BadCodec
 from edge_runtime.data import Dataset, NoExamples, ShapeMismatch, batch_indices
 from edge_runtime.engine import Engine, EngineMemoryError
 from edge_runtime.plan import read_plan
-from edge_runtime.task import (
-    BadBatchShape,
-    LabelOutOfRange,
-    NonFiniteUpdate,
-    PlanMissing,
-    ScalarMismatch,
-    SlotsMissing,
-    Task,
-    TaskStopped,
-    Update,
-    WeightMismatch,
-    format_task,
-    parse_task,
-    run_task,
-)
+from edge_runtime.slots import Slots
+from edge_runtime.task import NonFiniteUpdate, PlanMissing, SlotsMissing, TaskStopped, Update, run_task
+from edge_runtime.task_checks import BadBatchShape, LabelOutOfRange, ScalarMismatch, WeightMismatch
 from edge_runtime.tensors import decode_tensors, encode_tensors
 from edge_runtime.wire import Phase, Upload
+from edge_runtime.wire.tasks import Carry, Task, format_task, parse_task
 from models.compiler import compile_training, import_onnx
 from models.compiler.rules import Sgd
 from models.zoo import MODELS
@@ -248,6 +238,23 @@ def test_weights_that_are_not_finite_give_no_update(mlp: Compiled) -> None:
     broken.flat[0] = np.inf
     with pytest.raises(NonFiniteUpdate):
         run(replace(mlp, weights={**mlp.weights, name: broken}))
+
+
+@pytest.mark.parametrize(
+    ("codec", "rate"),
+    [(("topk 0.1 ef", "fp16", "rice"), 2e20), (("int8",), 1e38), (("svd 0.9", "int8"), 1e38)],
+    ids=["topk", "int8", "svd"],
+)
+def test_an_update_beyond_what_can_be_summed_is_refused_before_anything_of_it_is_carried(
+    mlp: Compiled, tmp_path: Path, codec: tuple[str, ...], rate: float
+) -> None:
+    """All that follows would be refused as well, for what is carried of it."""
+    slots = Slots(tmp_path / "slots")
+    one_step = Phase(mlp.sha256, 1, {"lr": rate}, steps=1)
+    task = make_task(mlp, phases=(one_step,), upload=Upload(codec=codec), carry=Carry("0123456789abcdef", None))
+    with pytest.raises(NonFiniteUpdate, match=r"gone as far as .* with 21 examples less than 5.6e\+19"):
+        run(mlp, task, slots=slots)
+    assert slots.kept("0123456789abcdef") is None
 
 
 @pytest.mark.parametrize(

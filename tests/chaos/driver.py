@@ -10,7 +10,8 @@ from queue import Empty
 from typing import TYPE_CHECKING, Any
 
 from chaos.schedule import BROKER, COORDINATOR, DAY_S, HARMFUL, SLOW, UNRELIABLE, Strike
-from chaos.surroundings import Clock, Disk, find_faketime, why_no_disks
+from chaos.surroundings import DISK_MB, Clock, Disk, find_faketime, why_no_disks
+from support.fleet import GOES_ON
 from support.proxy import Proxy, Shape
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class EndedByItself(AssertionError):
 
 
 class StoodStill(AssertionError):
-    """The coordinator has told nothing for QUIET_S."""
+    """Nothing has gone on for QUIET_S."""
 
 
 @dataclass
@@ -59,16 +60,16 @@ class Driver:
     _full: set[str] = field(default_factory=set)
     _was_full: set[str] = field(default_factory=set)
 
-    def prepare(self) -> None:
-        """Mount the disks and set the clocks, before any process starts."""
+    def prepare(self, journal_mb: int = 0) -> None:
+        """Mount the disks, the coordinator's with room for a journal, and set the clocks, before any process starts."""
         self.federation.url = self.proxy.url
         processes = [*self.federation.names, COORDINATOR]
         if why := why_no_disks():
             self.skipped["disk full"] = why
         else:
             places = {name: self.federation.root / name / "state" for name in self.federation.names}
-            places[COORDINATOR] = self.federation.root / "coordinator"
             self.disks = {name: Disk(place) for name, place in places.items()}
+            self.disks[COORDINATOR] = Disk(self.federation.root / "coordinator", DISK_MB + journal_mb)
         for disk in self.disks.values():
             disk.mount()
         if (library := find_faketime()) is None:
@@ -99,7 +100,7 @@ class Driver:
                 heapq.heappop(self._agenda)[2]()
             self._look_after()
             if now_s - self._heard_s > QUIET_S:
-                told = f"no event for {QUIET_S:.0f} s"
+                told = f"nothing has gone on for {QUIET_S:.0f} s"
                 raise StoodStill(f"{told}; {self.proxy.faults[-12:]}\n{self.federation.logs()}")
         assert self.federation.coordinator is not None
         assert self.federation.coordinator.wait(60.0) == 0, self.federation.logs()
@@ -131,7 +132,7 @@ class Driver:
         if event is None:
             return None  # its process has ended; `_look_after` sees to that
         self.federation.seen.append(event)
-        if event["event"] != "sample":
+        if event["event"] in GOES_ON:
             self._heard_s = time.monotonic()
         return event if event["event"] == "job_done" else None
 

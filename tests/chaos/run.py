@@ -27,6 +27,8 @@ DOWNLOAD = {"codec": ["topk 0.2", "fp16", "rice"]}
 BUFFERED = {"name": "fedbuff", "buffer": 3}
 # Longer than any fault and what it takes to get over it, so that every round waits for every device.
 PATIENT = {"grace_s": 120.0, "deadline_s": 600.0}
+# A round's weights, view and updates in the journal and its log come to 0.2 MB.
+ROUND_MB = 0.4
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def disturbed(
     driver = Driver(federation, Proxy(federation.broker.url, seed, root / "faults.jsonl"), seed)
     began_s = time.monotonic()
     try:
-        driver.prepare()
+        driver.prepare(journal_mb=round(rounds * ROUND_MB))
         done = driver.run(strikes)
         journal = root / "coordinator" / "journal.sqlite"
         rows = accepted(journal)

@@ -9,7 +9,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Clock", "Disk", "find_faketime", "why_no_disks"]
+__all__ = ["DISK_MB", "Clock", "Disk", "find_faketime", "why_no_disks"]
 
 DISK_MB = 48
 PIECE = bytes(65_536)
@@ -35,12 +35,13 @@ class Disk:
     """A small tmpfs at a directory, which can be filled to the last byte."""
 
     directory: Path
+    size_mb: int = DISK_MB
 
     def mount(self) -> None:
         """Mount it; the directory is made where it is not there."""
         self.directory.mkdir(parents=True, exist_ok=True)
         subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(self.directory)],  # noqa: S607  as on PATH
+            ["mount", "-t", "tmpfs", "-o", f"size={self.size_mb}m", "tmpfs", str(self.directory)],  # noqa: S607  as on PATH
             check=True,
         )
 

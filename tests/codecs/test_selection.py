@@ -22,6 +22,17 @@ def test_topk_sends_the_largest_of_all_tensors_together(stages: tuple[str, ...])
     assert np.array_equal(np.concatenate([sent[name].reshape(-1) for name in sorted(sent)]), wanted)
 
 
+@pytest.mark.parametrize("stages", [("topk 0.1",), ("topk 0.1 ef", "rice"), ("ef21 0.1", "rice")], ids=" | ".join)
+def test_control_variates_are_chosen_among_themselves(stages: tuple[str, ...]) -> None:
+    weights, codec = tree(9, 1e-3), find_codec(stages)
+    both = weights | {f"control/{name}": tensor for name, tensor in tree(10, 100.0).items()}
+    sent, _ = codec.decode(codec.encode(copied(both), {}, {}), shapes_of(both))
+    alone, _ = codec.decode(codec.encode(copied(weights), {}, {}), shapes_of(weights))
+    assert np.count_nonzero(flat(sent)) == 2 * np.count_nonzero(flat(alone))
+    for name, tensor in alone.items():
+        assert np.array_equal(sent[name], tensor)
+
+
 def test_values_beyond_float16_are_cut_and_what_is_cut_is_carried() -> None:
     codec, state = find_codec(("topk 1 ef", "fp16")), State()
     sent, _ = codec.decode(codec.encode({"w": np.array([1e6, -1e5, 2.0], np.float32)}, {}, state), {"w": (3,)})

@@ -10,6 +10,7 @@ import pytest
 from coordinator.results import Diverged
 from coordinator.store import Version, open_store
 from edge_runtime.slots import Slots
+from edge_runtime.tensors import encode_tensors
 from support.dying_store import DyingStore, Killed
 from support.memory import MemorySite, finished, start_all
 from support.operated import Operated
@@ -52,6 +53,19 @@ def test_an_asynchronous_job_runs_to_its_end_and_folds_every_update_once(
     assert [event["version"] for event in site.seen("version")] == list(range(2, rounds + 2))
     assert site.seen("round_done")[-1]["accuracy"] > 0.5
     assert not [topic for topic in site.broker.retained if "/b/" in topic or topic.endswith("/task")]
+
+
+def test_what_a_device_fetches_once_for_two_tasks_is_counted_once(tmp_path: Path) -> None:
+    site = make_site(tmp_path, FEDBUFF.replace("buffer = 2", "buffer = 6").replace("rounds = 4", "rounds = 2"))
+    start_all(site)
+    finished(site)
+    first, second = site.seen("round_done")
+    tasks = [task.version for device in site.devices.values() for task in device.tasks]
+    assert first["cohort"] == tasks.count(1) > 3
+    plans = sum(len(file.data) for file in site.program.stages[0].files)
+    weights = len(encode_tensors(site.program.weights))
+    assert first["bytes_down"] == 3 * (weights + plans)
+    assert second["bytes_down"] <= 3 * weights
 
 
 def test_one_device_with_alpha_1_gives_the_bits_of_synchronous_rounds(tmp_path: Path) -> None:
@@ -113,9 +127,9 @@ def test_a_fold_that_was_killed_is_done_again_with_the_same_bits(tmp_path: Path)
     fold, made = site._fold, Future[Version]()
     site._fold = lambda _old, _gathered: made  # type: ignore[method-assign]
     start_all(site)
-    site.run(lambda: site.job is not None and site.job.folding is not None)
+    site.run(lambda: site.job is not None and site.job.closing.beside is not None)
     assert site.job is not None
-    expected = fold(site.job._version, None).result()
+    expected = fold(site.job.published.version, None).result()
     for _ in range(5):
         site.turn()  # others deliver in the meantime, into the next round
     site.kill()

@@ -54,6 +54,15 @@ def test_a_job_learns_through_it_as_well_and_sends_less(
     assert before >= CODECS[codec] * after
 
 
+@pytest.mark.parametrize("stages", [("int8",), ("topk 0.1 ef", "fp16", "rice")], ids=" | ".join)
+def test_entropy_coding_changes_no_bit_of_what_is_learnt(tmp_path: Path, stages: tuple[str, ...]) -> None:
+    plain, coded = (run(tmp_path / str(rans), (*stages, *rans)) for rans in ((), ("rans",)))
+    finals = [site.seen("job_done")[0]["model_sha256"] for site in (plain, coded)]
+    assert finals[0] == finals[1]
+    before, after = (sum(event["bytes"] for event in site.seen("update")) for site in (plain, coded))
+    assert after < before
+
+
 def test_energy_rises_in_both_directions(tmp_path: Path, dense: MemorySite) -> None:
     both = '"svd 0.7 0.95 4", "fp16"'
     site = run(tmp_path, ("svd 0.7 0.95 4", "fp16"), f"[download]\ncodec = [{both}]\n")

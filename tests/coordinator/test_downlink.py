@@ -13,8 +13,9 @@ import pytest
 from coordinator.downlink import with_view
 from coordinator.fields import download_codec
 from coordinator.jobfile import load_job
-from coordinator.program import Program, attempt_turn, build_program, make_task, make_version
+from coordinator.program import Program, build_program, make_version
 from coordinator.store import RoundFigures, open_store
+from coordinator.tasks import attempt_turn, make_task
 from coordinator.versions import roll_back
 from coordinator.views import MAX_STEPS
 from edge_runtime.codecs import find_codec
@@ -158,6 +159,15 @@ def test_the_journal_gives_the_same_view_and_steps_back(tmp_path: Path) -> None:
     on_broker = dict(store.digests(100))
     assert {sha256: len(data) for sha256, data in made[-1].sent.blobs.items()}.items() <= on_broker.items()
     store.close()
+
+
+def test_weights_that_have_run_away_are_sent_as_they_are(tmp_path: Path) -> None:
+    """A codec would refuse, in the middle of a fold, what factors of them overflow to."""
+    program = make_program(tmp_path, ["svd 0.9", "int8"])
+    first = make_version(1, program.weights, {})
+    away = {name: np.full_like(array, 3.4e38) for name, array in program.weights.items()}
+    made = with_view(program, first, make_version(2, away, {}))
+    assert made.sent.data == made.weights
 
 
 def test_after_a_rollback_devices_get_the_older_weights_whole_and_deltas_from_there(tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ import pytest
 
 from coordinator.gathering import Gathering
 from coordinator.jobfile import load_job
-from coordinator.program import Program, attempt_turn, build_program, make_task, make_version
+from coordinator.program import Program, build_program, make_version
 from coordinator.results import fold_journalled
 from coordinator.store import JournalTask, JournalUpdate, Store, open_store
+from coordinator.tasks import attempt_turn, make_task
 from coordinator.updates import check_update
 from edge_runtime.codecs import find_codec
 from edge_runtime.wire.tasks import format_task

@@ -1,11 +1,13 @@
 """A home: jobs come in whole or not at all, need nothing outside it, and are taken in their order."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tomllib
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coordinator import devices_cli, jobs_cli
 from coordinator import home as homes
-from coordinator import jobs_cli
 from coordinator.backup import back_up
 from coordinator.home import (
     HomeError,
@@ -162,6 +164,9 @@ def test_a_clone_begins_with_the_version_and_keeps_what_is_not_changed(job_file:
     [
         (("training.lr",), "is not SECTION.KEY=VALUE"),
         (("lr=1",), "is not SECTION.KEY=VALUE"),
+        (('a.b"c=1',), "is not SECTION.KEY=VALUE"),
+        (("training.=1",), "is not SECTION.KEY=VALUE"),
+        (("training.lr=0",), "^clone of tiny: training.lr must be greater than 0"),
         (("training.lr=fast",), "training.lr must be a number, not 'fast'"),
         (("training.rate=1",), "training.rate is not a key of"),
     ],
@@ -221,6 +226,7 @@ CASES = [
     (["pause", "--state", "NOWHERE"], 2, "holds no job"),
     (["export", "tiny", "--home", "HOME", "--version", "9", "--to", "OUT"], 2, "those that are: 1"),
     (["rollback", "tiny", "9", "--home", "HOME"], 3, ""),
+    (["clone", "again", "--state", "NOWHERE"], 2, "is of no home"),
     (["pause", "tiny", "--home", "HOME"], 0, ""),
     (["list", "--home", "NOWHERE"], 0, ""),
 ]
@@ -237,6 +243,81 @@ def test_exit_codes_and_words_of_the_command_line(  # noqa: PLR0917  what a case
     said = capsys.readouterr()
     assert message in said.err
     assert (said.out == "") == (code == 2)
+
+
+@pytest.mark.parametrize("words", [["rollback", "tiny", "x"], ["rollback", "tiny", "0"], ["pause", "--timeout", "nan"]])
+def test_what_is_no_number_is_bad_input_and_no_request(job_file: Path, tmp_path: Path, words: list[str]) -> None:
+    directory = submit(tmp_path / "home", job_file).directory
+    with pytest.raises(SystemExit, match="2"):
+        jobs_cli.main([*words, "--home", str(tmp_path / "home")])
+    with closing(open_reader(directory)) as store:
+        assert store.rows("SELECT * FROM requests") == []
+
+
+def test_an_id_that_no_device_can_have_is_bad_input_and_one_that_is_new_is_told_to_be(
+    job_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submit(tmp_path / "home", job_file)
+    home = ["--home", str(tmp_path / "home")]
+    assert devices_cli.main(["evict", "Käse", *home]) == 2
+    assert "cannot be an id" in capsys.readouterr().err
+    assert devices_cli.main(["evict", "a", *home]) == 0
+    assert "a, which the job has not seen yet," in capsys.readouterr().out
+
+
+def evicted_in(home: Path, name: str) -> frozenset[str]:
+    with closing(open_reader(home / "jobs" / name)) as store:
+        return store.evicted()
+
+
+def test_a_job_that_is_submitted_later_begins_without_the_devices_that_were_evicted(
+    job_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "home"
+    options = ["--home", str(home)]
+    assert devices_cli.main(["evict", "dev-a", *options]) == 2
+    assert "is no home" in capsys.readouterr().err
+    assert not home.exists()
+    submit(home, job_file)
+    for device in ("dev-a", "dev-b"):
+        assert devices_cli.main(["evict", device, *options]) == 0
+    assert devices_cli.main(["evict", "dev-c", "tiny", *options]) == 2  # the job comes first
+    assert devices_cli.main(["evict", "tiny", "dev-c", *options]) == 0
+    assert jobs_cli.main(["clone", "tiny", "second", *options]) == 0
+    assert evicted_in(home, "tiny") == {"dev-a", "dev-b", "dev-c"}
+    assert evicted_in(home, "second") == {"dev-a", "dev-b"}
+    assert devices_cli.main(["readmit", "dev-b", *options]) == 0
+    assert jobs_cli.main(["clone", "tiny", "third", *options]) == 0
+    assert (evicted_in(home, "second"), evicted_in(home, "third")) == ({"dev-a"}, {"dev-a"})
+
+
+def test_evictions_that_cannot_be_read_are_named_before_a_job_is_made(job_file: Path, tmp_path: Path) -> None:
+    submit(tmp_path / "home", job_file)
+    (tmp_path / "home" / "evicted.json").write_text('["dev-a"]')
+    job_file.write_text(job_file.read_text().replace('"tiny"', '"second"'))
+    with pytest.raises(HomeError, match=r"evicted\.json is no object"):
+        submit(tmp_path / "home", job_file)
+    assert [each.name for each in submissions(tmp_path / "home")] == ["tiny"]
+
+
+def test_a_clone_is_made_in_a_home_that_is_named_by_a_relative_path(
+    job_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(tmp_path / "home", job_file)
+    monkeypatch.chdir(tmp_path)
+    assert jobs_cli.main(["clone", "tiny", "again", "--home", "home"]) == 0
+    assert jobs_cli.main(["clone", "third", "--state", "home/jobs/again"]) == 0
+    assert [each.name for each in submissions(Path("home"))] == ["tiny", "again", "third"]
+
+
+def test_a_reader_that_goes_away_ends_a_command_without_a_word(job_file: Path, tmp_path: Path) -> None:
+    submit(tmp_path / "home", job_file)
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [sys.executable, "-m", "edge_runtime", "job", "list", "--home", str(tmp_path / "home")]
+    done = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_a_table_for_people_and_records_for_scripts_say_the_same(
@@ -276,3 +357,37 @@ def test_a_second_coordinator_on_a_home_is_refused(job_file: Path, tmp_path: Pat
         )
     assert done.returncode == 2
     assert f"another coordinator works on {home}" in done.stderr
+
+
+@contextmanager
+def serving(home: Path) -> Iterator[Callable[[str], dict[str, Any]]]:
+    """A coordinator on a home, whose broker is down; gives a function that reads on to an event of a kind."""
+    words = ["coordinator", "--home", str(home), "--broker", "mqtt://127.0.0.1:9", "--events"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "edge_runtime", *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        told = map(json.loads, process.stdout)
+        yield lambda kind: next(event for event in told if event["event"] == kind)
+        process.terminate()
+
+
+def test_a_job_that_a_command_is_just_at_work_on_is_begun_when_that_has_done(job_file: Path, tmp_path: Path) -> None:
+    directory = submit(tmp_path / "home", job_file).directory
+    with ExitStack() as at_work:
+        at_work.enter_context(closing(open_store(directory)))
+        with serving(tmp_path / "home") as until:
+            assert until("warning")["rule"] == "JournalInUse"
+            at_work.close()
+            assert until("listening")["job"] == "tiny"
+
+
+def test_a_job_whose_file_was_spoilt_is_begun_when_that_is_mended(job_file: Path, tmp_path: Path) -> None:
+    copy = submit(tmp_path / "home", job_file).directory / "job.toml"
+    good = copy.read_text()
+    copy.write_text(good.replace("[round]", "[rond]"))
+    with serving(tmp_path / "home") as until:
+        assert until("error")["rule"] == "JobFileError"
+        until("idle")
+        copy.write_text(good)
+        assert until("listening")["job"] == "tiny"

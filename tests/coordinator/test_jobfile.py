@@ -132,6 +132,15 @@ data = "nowhere"
     assert found == [f"{path}:{line}: {message}" for line, message in expected]
 
 
+def test_a_key_that_is_near_to_none_is_told_all_there_are_and_a_list_of_sections_its_line(tmp_path: Path) -> None:
+    found = problems(tmp_path, GOOD + "[[keep]]\nversions = 2\n[upload]\nzzz = 1\n")
+    line = GOOD.count("\n") + 1
+    assert found == [
+        f"{tmp_path / 'job.toml'}:{line}: keep must be a section, not [{{'versions': 2}}]",
+        f"{tmp_path / 'job.toml'}:{line + 3}: upload.zzz is not a key of [upload]; known: codec",
+    ]
+
+
 def test_missing_sections_are_named(tmp_path: Path) -> None:
     found = problems(tmp_path, "[job]\nname = 'a'\nseed = 1\nrounds = 1\n")
     for section in ("model", "method", "training", "round", "evaluate"):

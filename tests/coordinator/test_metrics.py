@@ -162,6 +162,17 @@ def test_a_round_and_the_end_of_a_job_are_shown() -> None:
     assert value(metrics, "jobs_ended_total", outcome="failed") == 1
 
 
+def test_a_job_that_gave_way_does_not_run_and_an_idle_home_has_no_link_and_no_devices() -> None:
+    listening = {"event": "listening", "url": "u", "broker": "external", "site": "s", "round": 1, "state": ""}
+    metrics = folded({**listening, "job": "j"}, SAMPLE, {**listening, "job": "k"})
+    assert (value(metrics, "job_running", job="j"), value(metrics, "job_running", job="k")) == (0, 1)
+    assert value(metrics, "devices", presence="online") == 7
+    metrics.take({"event": "idle", "home": "h", "url": "u"})
+    assert value(metrics, "job_running", job="k") == 0
+    assert value(metrics, "devices", presence="online") == 0
+    assert value(metrics, "broker_connected") == 0
+
+
 def test_a_disk_that_takes_nothing_shows_until_it_does() -> None:
     metrics = folded({"event": "stalled", "job": "j", "message": "m", "rule": "JournalUnwritable", "retry_s": 5.0})
     assert value(metrics, "disk_usable") == 0

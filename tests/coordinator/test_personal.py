@@ -13,7 +13,8 @@ from coordinator.program import definition
 from edge_runtime.data import Dataset
 from edge_runtime.errors import RemoteError
 from edge_runtime.slots import Slots, own_tensors
-from edge_runtime.task import SlotsMissing, WeightMismatch, run_task
+from edge_runtime.task import SlotsMissing, run_task
+from edge_runtime.task_checks import WeightMismatch
 from edge_runtime.tensors import decode_tensors
 from edge_runtime.wire.tasks import Carry, format_task, parse_task
 from models.compiler import CompileError

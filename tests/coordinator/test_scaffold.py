@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 
 from coordinator.aggregators import Contribution, uniform_mean
+from coordinator.evaluate import evaluate
 from coordinator.jobfile import JobFileError
 from coordinator.methods.scaffold import scaffold
-from coordinator.program import Program, attempt_turn, make_task, make_version
+from coordinator.program import Program, judged_model, make_version
 from coordinator.results import export_version, keep_model
 from coordinator.server_steps import CHANGES, MEMBERS
 from coordinator.store import open_store
+from coordinator.tasks import attempt_turn, make_task
 from coordinator.updates import UpdateError, check_update
 from coordinator.versions import roll_back
-from edge_runtime.codecs import find_codec
+from edge_runtime.codecs import RESIDUAL, find_codec
 from edge_runtime.control import changes, corrections, path_length
 from edge_runtime.data import Dataset
 from edge_runtime.plan import CONTROL, read_plan
@@ -200,6 +202,35 @@ def test_what_leaves_no_walk_of_gradients_is_refused(tmp_path: Path, key: str) -
     value: dict[str, Any] = {"nesterov": True, "proximal": 0.1, "ema": 0.9}
     with pytest.raises(JobFileError, match=f"{key} cannot be used with method scaffold"):
         program_of(tmp_path, momentum=0.9, **{key: value[key]})
+
+
+def test_momentum_on_control_variates_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(JobFileError, match=r"upload\.codec .* would multiply the method's control variates"):
+        program_of(tmp_path, codec=["dgc 0.1 0.5", "fp16"])
+
+
+def test_a_small_share_and_a_small_rate_learn_as_dense_updates_do(tmp_path: Path) -> None:
+    """Changes of c_i are of a gradient's size, at this rate some 17 to 50 times those of the weights."""
+    accuracies = []
+    for number, stages in enumerate((None, ["topk 0.05 ef", "fp16", "rice"])):
+        fed = Federation(program_of(tmp_path, codec=stages, lr=0.01), tmp_path / str(number))
+        fed.directory.mkdir()
+        for _ in range(36):
+            fed.round()
+        accuracies.append(evaluate(judged_model(fed.program, fed.latest), made_up(99, 300)).accuracy)
+    assert accuracies[1] > accuracies[0] - 0.05
+
+
+def test_of_control_variates_nothing_is_carried_over(tmp_path: Path) -> None:
+    """Each change is made against what was said so far; carried as well, it would be said twice."""
+    fed = Federation(program_of(tmp_path, codec=["topk 0.05 ef", "fp16", "rice"]), tmp_path)
+    for refused in ((), ("dev-a",), ()):
+        fed.round(refused=refused)
+        for device in fed.shards:
+            kept = fed.slots[device].kept(RUN)
+            assert kept is not None
+            assert not any(name.startswith(CONTROL) for name in kept.state[RESIDUAL])
+            assert kept.state[RESIDUAL].keys() == own(fed, device).keys()
 
 
 def quadratic_rounds(*, corrected: bool, rounds: int = 400) -> float:

@@ -204,15 +204,6 @@ def test_pages_far_beyond_a_round_are_given_back_piece_by_piece(store: Store, mo
     assert 3 << 20 < sum(given) < 8 << 20
 
 
-def test_newcomers_are_the_devices_asked_for_the_first_time(store: Store) -> None:
-    store.start_round(1, 1, (task("a"), task("b")))
-    assert store.newcomers(1) == 2
-    store.fold_round(1, version(2), FIGURES)
-    store.judge_round(1, 0.5, 1.0)
-    store.start_round(2, 1, (replace(task("b"), task="digits.2.b"), task("c")))
-    assert store.newcomers(2) == 1
-
-
 def test_the_epoch_outlives_the_process(store: Store, tmp_path: Path) -> None:
     assert store.epoch() == 0
     store.keep_epoch(7)

@@ -425,7 +425,7 @@ def test_while_a_version_is_judged_the_site_goes_on_and_a_late_update_is_refused
 
     site.broker.handle = hold  # type: ignore[method-assign]
     start_all(site)
-    site.run(lambda: site.job is not None and site.job.judging is not None)
+    site.run(lambda: site.job is not None and site.job.closing.beside is verdict)
     handle("dev-b", held[0])
     site.devices["dev-c"].kill()
     site.turn()
@@ -434,7 +434,7 @@ def test_while_a_version_is_judged_the_site_goes_on_and_a_late_update_is_refused
     (refused,) = [each for each in site.devices["dev-b"].settled if isinstance(each, UpdateSettled)]
     assert (refused.outcome, refused.rule) == ("refused", "StaleTask")
     assert site.job is not None
-    version = site.job._version
+    version = site.job.published.version
     site._judge, site.broker.handle = judge, handle  # type: ignore[method-assign]
     verdict.set_result(judge(version).result())
     site.devices["dev-c"].start(site.now_s)
@@ -448,7 +448,7 @@ def test_while_a_round_is_folded_the_site_goes_on_and_a_kill_folds_it_again(tmp_
     fold, made = site._fold, Future[Version]()
     site._fold = lambda _old, _gathered: made  # type: ignore[method-assign]
     start_all(site)
-    site.run(lambda: site.job is not None and site.job.folding is not None)
+    site.run(lambda: site.job is not None and site.job.closing.beside is not None)
     site.devices["dev-c"].kill()
     for _ in range(3):
         site.turn()

@@ -89,8 +89,11 @@ def test_a_home_runs_its_jobs_one_after_the_other_and_takes_more_while_it_runs(f
     federation.until(lambda e: e["event"] == "idle", "idle home")
     order = [e["job"] for e in federation.seen if e["event"] == "job_done"]
     assert order == ["first", "second", "third"]
+    # However short a job is: the metrics have its link, its devices and its bytes.
+    last = {e["job"]: e for e in federation.seen if e["event"] == "sample"}
+    assert {name: (e["connected"], e["devices_online"]) for name, e in last.items()} == dict.fromkeys(order, (1, 4))
     (shown,) = command("job", "show", "first", "--home", home)
-    assert shown["reason"] == "all 3 rounds are done"
+    assert (shown["reason"], shown["round"], shown["version"]) == ("all 3 rounds are done", 3, 4)
     devices = command("device", "list", "first", "--home", home)
     assert [(each["device"], each["updates"], each["last_round"]) for each in devices] == [
         (name, 3, 3) for name in federation.names

@@ -86,6 +86,8 @@ def _control() -> Iterable[Target]:
     ]
     for name, parse, seeds in kinds:
         yield Target(name, (*seeds, *map(unsealed, seeds)), parse)
+    wholes = (messages.format_whole(begin, cut_chunk(BLOB, 0)), unsealed(messages.format_begin(begin)) + b"\0" + BLOB)
+    yield Target("whole", wholes, messages.parse_whole)
     lines = (topics.status(SITE, DEVICE), topics.upload(SITE, DEVICE, "0" * 16, 3), topics.chunk(SITE, "a" * 64, 7))
     yield Target("topic", tuple(each.encode() for each in lines), lambda data: topics.parse_topic(SITE, _text(data)))
     yield Target("bitmap", (b"ff00", b"0100"), lambda data: parse_bitmap(_text(data), 9))
@@ -115,6 +117,7 @@ def _sessions() -> Iterable[Target]:
     up = [
         (topics.status(SITE, DEVICE), b'{"v":1,"boot":"b","gen":1,"state":"online","examples":5,"info":{}}'),
         (topics.upload(SITE, DEVICE, uid, "begin"), begin),
+        (topics.upload(SITE, DEVICE, uid, "whole"), begin + b"\0" + cut_chunk(BLOB, 0)),
         (topics.upload(SITE, DEVICE, uid, 0), cut_chunk(BLOB, 0)),
         (topics.upload(SITE, DEVICE, uid, "fail"), b'{"v":1,"task":"job.1.dev-1","rule":"R","message":"m"}'),
         (topics.telemetry(SITE, DEVICE), b'{"v":1,"rss_peak_kb":1}'),

@@ -292,6 +292,21 @@ def test_a_zero_gradient_gives_zero_factors_and_the_next_step_starts_anew() -> N
     assert np.linalg.norm(a - p @ q.T) < 0.95 * np.linalg.norm(a)
 
 
+def test_power_steps_of_denormals_stay_finite_and_conserve_what_they_were_given(workspace: Workspace) -> None:
+    """As from weights that began at zero, and hardly have a gradient."""
+    a = np.random.default_rng(0).choice(np.array([1e-45, 3e-42, -2e-40, 0], np.float32), (7, 9))
+    residual, q = np.zeros_like(a), np.zeros((9, 2), np.float32)
+    told = np.zeros(a.shape)
+    for _ in range(12):
+        residual += a
+        p, q = power_step(residual, q, workspace=workspace)
+        said = (p.astype(np.float64) @ q.T).astype(np.float32)
+        residual -= said
+        told += said
+    np.testing.assert_allclose(told + residual, 12 * a.astype(np.float64), atol=1e-43)
+    assert np.linalg.norm(residual / 12) < 0.7 * np.linalg.norm(a.astype(np.float64))
+
+
 @pytest.mark.parametrize("scale", [1e-38, 1e-25, 1e25, 1e36])
 def test_power_steps_work_at_any_scale_of_float32(scale: float) -> None:
     a = spectral(60, 40) * np.float32(scale)

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from coordinator.jobfile import load_job
-from coordinator.program import Program, attempt_turn, build_program, make_task, make_version
+from coordinator.program import Program, build_program, make_version
 from coordinator.results import fold
 from coordinator.store import JournalUpdate, Version
+from coordinator.tasks import attempt_turn, make_task
 from coordinator.updates import check_update
 from edge_runtime.plan import Plan, read_plan
 from edge_runtime.slots import Slots

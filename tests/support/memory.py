@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
+from coordinator.closing import Parts
 from coordinator.evaluate import Evaluation, evaluate
 from coordinator.event_kinds import problems_of
-from coordinator.gateway import Parts, RunningJob
+from coordinator.gateway import RunningJob
 from coordinator.jobfile import load_job
 from coordinator.program import build_program, definition, judged_model, make_version
 from coordinator.results import fold_journalled, keep_model

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from coordinator import buffered, rounds
 from coordinator.evaluate import evaluate
-from coordinator.program import attempt_turn, judged_model, make_task, make_version, rules_of, serial_turn
+from coordinator.program import judged_model, make_version, rules_of
 from coordinator.results import fold
 from coordinator.round_records import (
     AskDevices,
@@ -33,6 +33,7 @@ from coordinator.round_records import (
 )
 from coordinator.schedules import SCHEDULES
 from coordinator.store import JournalUpdate
+from coordinator.tasks import attempt_turn, make_task, serial_turn
 from coordinator.updates import check_update
 from edge_runtime.plan import read_plan
 from edge_runtime.task import run_task
@@ -41,9 +42,10 @@ from edge_runtime.tensors import decode_tensors
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from coordinator.program import Program, Turn
+    from coordinator.program import Program
     from coordinator.round_records import Rules
     from coordinator.store import Version
+    from coordinator.tasks import Turn
     from edge_runtime.data import Dataset
 
 

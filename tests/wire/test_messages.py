@@ -45,6 +45,8 @@ GOLDEN_MESSAGES = {
     "task": format_task(TASK),
     "task_deltas": format_task(WITH_DELTAS),
     "begin": messages.format_begin(messages.Begin("digits.3.dev-1", DIGEST, 55_560)),
+    "gateway_whole": messages.format_gateway(messages.GatewayState(17, "b00f", "up", whole_bytes=16_384)),
+    "whole": messages.format_whole(messages.Begin("digits.3.dev-1", DIGEST, 256), ck.cut_chunk(bytes(range(256)), 0)),
     "have": messages.format_down(messages.Have(DIGEST[:16], "07", 4)),
     "done": messages.format_down(messages.Done(DIGEST[:16], DIGEST)),
     "refuse": messages.format_down(messages.Refuse(DIGEST[:16], "GatewayBusy", "later", 5.0)),
@@ -95,6 +97,18 @@ def test_golden_messages_read_as_what_they_say_with_unknown_fields_ignored(
     assert parse(json.dumps(message).encode()) == record
     if name != "tel":
         assert parse(json.dumps({**message, "later": [1, {}]}).encode()) == record
+
+
+def test_a_gateway_says_how_large_an_update_may_come_with_its_offer_and_an_older_one_takes_none() -> None:
+    read = messages.parse_gateway((GOLDEN / "gateway_whole").read_bytes())
+    assert read.whole_bytes == 16_384
+    assert messages.parse_gateway((GOLDEN / "gateway").read_bytes()).whole_bytes == 0
+
+
+def test_an_offer_and_its_chunk_are_read_apart() -> None:
+    begin, chunk = messages.parse_whole((GOLDEN / "whole").read_bytes())
+    assert begin == messages.Begin("digits.3.dev-1", DIGEST, 256)
+    assert chunk == (GOLDEN / "chunk").read_bytes()
 
 
 def changed(**fields: object) -> bytes:

@@ -1,6 +1,6 @@
 """Single rules of the sessions, each seen from one end."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -20,6 +20,7 @@ from support.joined import GATEWAY, SITE, World, blob, make_task, sha256
 UPDATE = blob("update", 600_000)
 DIGEST = sha256(UPDATE)
 UID = DIGEST[:16]
+SMALL = blob("small", messages.MAX_WHOLE_BYTES)
 
 
 def offer() -> Offer:
@@ -58,6 +59,85 @@ def chunk(session: GatewaySession, index: int, data: bytes = UPDATE, uid: str = 
 
 
 # The device's offer.
+
+
+def small_offer() -> Offer:
+    return Offer(SITE, "a", "t", sha256(SMALL), SMALL)
+
+
+def test_a_small_update_travels_with_its_offer_where_the_gateway_takes_such_and_again_only_when_asked_for() -> None:
+    one = small_offer()
+    assert indexes(one.start(0.0, messages.MAX_WHOLE_BYTES)) == ["whole"]
+    assert indexes(one.tick(2.1)) == ["begin"]
+    assert indexes(one.have(2.2, have("00"))) == ["0"]
+
+
+@pytest.mark.parametrize(("size", "whole_bytes"), [(10, 0), (10, 9), (messages.MAX_WHOLE_BYTES + 1, 1 << 20)])
+def test_an_update_that_is_too_large_for_the_gateway_or_the_protocol_is_offered_first(
+    size: int, whole_bytes: int
+) -> None:
+    assert indexes(replace(small_offer(), data=bytes(size)).start(0.0, whole_bytes)) == ["begin"]
+
+
+def test_a_small_update_that_cannot_be_read_is_offered_all_the_same() -> None:
+    one = replace(small_offer(), data=FailingDisk(len(SMALL)))
+    assert indexes(one.start(0.0, messages.MAX_WHOLE_BYTES)) == ["begin"]
+
+
+def whole(session: GatewaySession, device: str, data: bytes = SMALL, chunk: bytes | None = None) -> list[object]:
+    offered = messages.Begin("t", sha256(data), len(data))
+    payload = messages.format_whole(offered, cut_chunk(data, 0) if chunk is None else chunk)
+    return session.received(0.0, topics.upload(SITE, device, sha256(data)[:16], "whole"), payload)
+
+
+def test_an_update_that_comes_with_its_offer_is_taken_at_once_and_needs_no_room() -> None:
+    session = gateway(budget_bytes=len(UPDATE))
+    begin(session, "b")
+    (received,) = whole(session, "a")
+    assert isinstance(received, UpdateReceived)
+    assert (received.device, received.task, received.data) == ("a", "t", SMALL)
+    assert whole(session, "a") == []  # the same once more, while it is being written
+    (told,) = session.accept("a", received.uid)
+    assert messages.parse_down(told.payload) == messages.Done(received.uid, received.sha256)
+
+
+def test_an_update_that_comes_with_its_offer_is_refused_by_the_same_rules() -> None:
+    session = gateway(max_update_bytes=len(SMALL) - 1)
+    told, _ = whole(session, "a")
+    assert isinstance(told, UpdateRefused)
+    assert told.rule == "UpdateTooLarge"
+
+
+@pytest.mark.parametrize(
+    ("chunk", "rules"),
+    [
+        (cut_chunk(SMALL, 0)[:-1], ["BadChunk"]),
+        (cut_chunk(SMALL, 0)[:-1] + b"?", ["BadChunk"]),
+        (cut_chunk(SMALL[1:] + b"?", 0), []),  # what has come is not what was announced
+    ],
+)
+def test_a_damaged_update_that_comes_with_its_offer_takes_no_memory_and_can_be_offered_again(
+    chunk: bytes, rules: list[str]
+) -> None:
+    session = gateway()
+    warned = whole(session, "a", chunk=chunk)
+    assert [each.rule for each in warned if isinstance(each, Warned)] == rules
+    assert session.open_bytes == 0
+    assert begin(session, "a", data=SMALL) == messages.Have(sha256(SMALL)[:16], "00", 4)
+    assert isinstance(whole(session, "a")[0], UpdateReceived)
+
+
+@pytest.mark.parametrize(
+    ("payload", "rule"),
+    [
+        (messages.format_begin(messages.Begin("t", sha256(SMALL), 10)), "BadMessage"),
+        (messages.format_whole(messages.Begin("t", DIGEST, len(UPDATE)), cut_chunk(UPDATE, 0)), "BadField"),
+    ],
+)
+def test_an_offer_without_its_chunk_or_of_too_much_is_a_warning(payload: bytes, rule: str) -> None:
+    (warning,) = gateway().received(0.0, topics.upload(SITE, "a", UID, "whole"), payload)
+    assert isinstance(warning, Warned)
+    assert warning.rule == rule
 
 
 def test_silence_is_answered_after_2_4_8_16_and_then_every_30_seconds() -> None:
@@ -442,11 +522,14 @@ def test_a_slow_link_is_not_flooded_with_the_same_chunks() -> None:
     assert sent <= 2 * 12
 
 
+@dataclass
 class FailingDisk:
     """An update whose bytes cannot be read any more."""
 
+    size_bytes: int
+
     def __len__(self) -> int:
-        return len(b"update")
+        return self.size_bytes
 
     def __getitem__(self, where: slice) -> bytes:
         raise FileUnreadable(f"{where}: Input/output error")
@@ -457,10 +540,10 @@ def test_an_update_that_cannot_be_read_back_fails_its_task_by_a_rule_that_passes
     task = running(world)
     key = world.boards["a"].running[0].key
     session = world.boards["a"].session
-    session.finished(world.now, key, b"update")
-    session.stored(key, FailingDisk())
-    uid = sha256(b"update")[:16]
-    have = messages.format_down(messages.Have(uid, "00", 4))
+    session.finished(world.now, key, UPDATE)
+    session.stored(key, FailingDisk(len(UPDATE)))
+    uid = UID
+    have = messages.format_down(messages.Have(uid, "0000", 4))
     warning, fail = session.received(world.now, topics.down(SITE, "a"), have)
     assert isinstance(warning, Warned)
     assert warning.rule == "FileUnreadable"
