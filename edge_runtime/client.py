@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from edge_runtime.board import describe_board, memory_peak_kb
 from edge_runtime.client_config import ClientConfig, read_config
 from edge_runtime.client_log import Log, make_log
 from edge_runtime.data import Dataset, load_dataset
-from edge_runtime.errors import EdgeError
+from edge_runtime.errors import EdgeError, RemoteError
 from edge_runtime.features import Place
 from edge_runtime.link import Connected, Disconnected, Link, LinkEvent, Message, Refused, Subscribed
 from edge_runtime.slots import SLOTS_NAME, Slots
@@ -27,6 +28,7 @@ from edge_runtime.wire import (
     DeviceSession,
     KeepGen,
     Publish,
+    PublishChunk,
     RenewWill,
     RunTask,
     Stop,
@@ -62,6 +64,7 @@ class Client:
         self._examples = len(dataset)
         self._blobs: dict[str, bytes] = {}
         self._exit: int | None = None
+        self._waiting: deque[Publish] = deque()
         self._tasks = 0
         self._train_s = 0.0
         self._import_s = 0.0
@@ -96,6 +99,7 @@ class Client:
             self._take_events(IDLE_TICK_S if idle else TICK_S)
             self._take_results()
             self._do(self._session.tick(time.monotonic()))
+            self._send_waiting()
             self._write_slots()
             if troubles := self._state.troubles():
                 self._disk_trouble("; ".join(troubles))
@@ -122,6 +126,7 @@ class Client:
 
     def _leave(self, code: int) -> int:
         stopped = self._trainer.finish(STOP_S)
+        self._waiting.clear()
         self._do(self._session.stopping())
         self._link.close()
         try:
@@ -157,6 +162,7 @@ class Client:
                     self._on_refused(refused[0])
                 return self._session.subscribed(now, topics)
             case Disconnected(reason, retry_s):
+                self._waiting.clear()
                 self._log("not connected", reason=reason, retry_s=retry_s)
                 return self._session.disconnected(now)
             case Refused(code, reason):
@@ -225,12 +231,22 @@ class Client:
 
     def _send(self, command: Publish | Subscribe | Unsubscribe) -> None:
         match command:
-            case Publish(topic, payload, qos, retain):
-                self._link.publish(topic, payload, qos, retain=retain)
+            case Publish():
+                self._waiting.append(command)
+                self._send_waiting()
             case Subscribe(topics, qos):
                 self._link.subscribe(topics, qos)
             case Unsubscribe(topics):
                 self._link.unsubscribe(topics)
+
+    def _send_waiting(self) -> None:
+        """Hand over what waits, in order; a chunk once those before it are sent, so that one is in memory."""
+        while self._waiting and not (isinstance(self._waiting[0], PublishChunk) and self._link.congested()):
+            message = self._waiting.popleft()
+            try:
+                self._link.publish(message.topic, message.payload, message.qos, retain=message.retain)
+            except RemoteError as error:
+                self._do(self._session.unreadable(error))
 
     def _keep(self, command: KeepGen | StoreBlob | StoreUpdate) -> None:
         # A full disk costs the cache and the outbox, not the work: the task can still be done from memory.
