@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from coordinator import command_lines as lines
-from coordinator.home import HomeError, queue
+from coordinator.home import HomeError, keep_out, queue
 from coordinator.standing import DeviceStanding, device_standings
 from coordinator.store import open_reader
 from edge_runtime.wire.topics import check_id
@@ -86,10 +86,14 @@ def _print(options: argparse.Namespace, found: list[DeviceStanding]) -> None:
 
 def _request(options: argparse.Namespace) -> int:
     check_id(options.device, "device")
-    places = _places(options)
-    if not places:
-        raise HomeError(f"{options.home} has no job that is not done")
-    return max(lines.ask(options, place, options.verb, options.device) for place in places)
+    if options.home is not None and options.job is None and options.state is None:
+        keep_out(options.home, options.device, evicted=options.verb == "evict")
+        word = "without" if options.verb == "evict" else "with"
+        message = f"jobs to come begin {word} {options.device}"
+        record = {"job": None, "verb": options.verb, "code": lines.EXIT_DONE, "message": message}
+        lines.show(options, record, f"{options.home}: {message}")
+    answers = [lines.ask(options, place, options.verb, options.device) for place in _places(options)]
+    return max(answers, default=lines.EXIT_DONE)
 
 
 VERBS: Mapping[str, Callable[[argparse.Namespace], int]] = {

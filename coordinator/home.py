@@ -1,6 +1,7 @@
 """A gateway's home: the jobs that were submitted to it, each in a directory of its own that needs nothing outside.
 
     HOME/lock                      held by the coordinator that serves it
+    HOME/evicted.json              devices that jobs to come begin without, and by whom they were taken out
     HOME/jobs/NAME/job.toml        the job file, with its files' places in this directory
     HOME/jobs/NAME/model.onnx      the model
     HOME/jobs/NAME/held-out/       the held-out data
@@ -37,6 +38,7 @@ from coordinator.toml_text import toml_text
 from edge_runtime.data import Dataset, load_dataset
 
 JOBS, JOB_FILE, HELD_OUT, SUBMITTED = "jobs", "job.toml", "held-out", "submitted.json"
+EVICTED = "evicted.json"
 # Directories being made begin with this, which no job's name can.
 MAKING = "."
 _KEY = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
@@ -185,7 +187,7 @@ def submit(home: Path, path: Path) -> Submission:
         number = max((each.number for each in submissions(home)), default=0) + 1
         making = home / JOBS / f"{MAKING}{name}-{secrets.token_hex(4)}"
         try:
-            _write_job(making, checked, path)
+            _write_job(making, checked, path, evicted_from(home))
             note = {"number": number, "by": whoever(), "from": str(path.resolve())}
             write_file(making / SUBMITTED, json.dumps(note).encode())
             making.rename(directory)
@@ -196,7 +198,7 @@ def submit(home: Path, path: Path) -> Submission:
     return Submission(number, name, directory)
 
 
-def _write_job(making: Path, checked: CheckedJob, path: Path) -> None:
+def _write_job(making: Path, checked: CheckedJob, path: Path, evicted: Mapping[str, str]) -> None:
     making.mkdir(parents=True)
     document = tomllib.loads(path.read_text(encoding="utf-8"))
     if "onnx" in document["model"]:
@@ -210,6 +212,44 @@ def _write_job(making: Path, checked: CheckedJob, path: Path) -> None:
     keep_model(making, checked.program.model)
     with closing(open_store(making)) as store:
         store.begin(definition(checked.program), make_version(1, checked.program.weights, {}))
+        with store.transaction() as write:
+            for row in evicted.items():
+                write("INSERT INTO evictions VALUES (?, ?)", row)
+
+
+def evicted_from(home: Path) -> dict[str, str]:
+    """The devices that jobs to come begin without, each with why.
+
+    Raises:
+        HomeError: What the home has of them cannot be read.
+    """
+    path = home / EVICTED
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise HomeError(f"{path} cannot be read ({error}); restore it, or move it away and evict again") from error
+    if not isinstance(found, dict) or not all(isinstance(why, str) for why in found.values()):
+        raise HomeError(f"{path} is no object of device ids and reasons; restore it, or move it away and evict again")
+    return found
+
+
+def keep_out(home: Path, device: str, *, evicted: bool) -> None:
+    """Jobs that are submitted from now on begin without the device, or with it again.
+
+    Raises:
+        HomeError: There is no home, or what it has of evictions cannot be read.
+    """
+    if not (home / JOBS).is_dir():
+        raise HomeError(f"{home} is no home: no job was ever submitted to it")
+    with _alone(home):
+        before = evicted_from(home)
+        after = {name: why for name, why in before.items() if name != device}
+        if evicted:
+            after[device] = before.get(device, f"evicted by {whoever()}")
+        if after != before:
+            write_file(home / EVICTED, json.dumps(after, indent=1, sort_keys=True).encode())
 
 
 def clone(home: Path, source: Path, version: Version, name: str, changes: Mapping[str, Any]) -> Submission:

@@ -134,7 +134,7 @@ def _look_around(seat: Seat, job: RunningJob | None) -> None:
 
 
 def _tell_standing(seat: Seat, job: RunningJob) -> None:
-    seat.parts.emit(stand(job, seat.link, seat.parts.directory))
+    seat.parts.emit(stand(job, seat.link, seat.parts.store))
 
 
 def _turn(job: RunningJob, inbox: Inbox, seat: Seat) -> RunningJob:

@@ -24,6 +24,7 @@ from edge_runtime.link_events import (
     Refused,
     Subscribed,
 )
+from edge_runtime.payload_socket import LARGE_BYTES, PayloadSocket
 
 __all__ = ["PahoSpeaker"]
 
@@ -32,7 +33,6 @@ READS_A_POLL = 64
 # More than the default 20, so that a blob's chunks are not sent in lockstep with their acknowledgements.
 MAX_INFLIGHT = 128
 MISC_S = 1.0
-LARGE_BYTES = 1 << 14
 
 # paho turns the return codes of 3.1.1 into reason codes of 5.0.
 _CONNACK_CODES = {132: 1, 133: 2, 136: 3, 134: 4, 135: 5}
@@ -43,9 +43,9 @@ _MALFORMED = (struct.error, IndexError, ValueError, KeyError)
 class _DialledClient(paho.Client):
     """paho's client over a socket that is connected already, so that connecting never blocks its owner."""
 
-    dialled: socket.socket
+    dialled: PayloadSocket
 
-    def _create_socket_connection(self) -> socket.socket:
+    def _create_socket_connection(self) -> PayloadSocket:  # type: ignore[override]  # of a socket paho needs no more
         return self.dialled
 
 
@@ -65,7 +65,7 @@ class PahoSpeaker:
             protocol=paho.MQTTv311,
             reconnect_on_failure=False,
         )
-        client.dialled = sock
+        client.dialled = self._socket = PayloadSocket(sock)
         if greeting.user is not None:
             client.username_pw_set(greeting.user, greeting.password)
         if greeting.will is not None:
@@ -166,7 +166,8 @@ class PahoSpeaker:
             topic = message.topic
         except UnicodeDecodeError:
             topic = ""  # no topic of any protocol is empty, so whoever reads it will say so
-        self.happened.append(Message(topic, bytes(message.payload), message.retain))
+        large = self._socket.take()
+        self.happened.append(Message(topic, bytes(message.payload) if large is None else large, message.retain))
 
     def _on_publish(self, _client: object, _data: object, _mid: int, _reason: object, _more: object) -> None:
         self._unfinished -= 1

@@ -87,12 +87,12 @@ def _gather(keys: NDArray[np.int32], shapes: Shapes) -> Layout:
     def place(parts: list[kernels.Piece]) -> list[kernels.Piece]:
         firsts = accumulate((count * width for count, width in grids.values()), initial=0)
         places = [
-            ((keys[begin:end] - start)[:, None].astype(np.int64) * width + np.arange(first, first + width)).reshape(-1)
+            ((keys[begin:end] - start)[:, None] * width + np.arange(first, first + width, dtype=np.int32)).reshape(-1)
             for (_, width), start, first, (begin, end) in zip(
                 grids.values(), starts, firsts, pairwise(ends), strict=False
             )
         ]
-        return [replace(parts[0], places=np.concatenate(places).astype(np.int32))]
+        return [replace(parts[0], places=np.concatenate(places))]  # int32: `small` says so
 
     small = sum(count * width for count, width in grids.values()) <= MAX_VALUES
     values = sum(count * width for count, (_, width) in zip(sent, grids.values(), strict=True))

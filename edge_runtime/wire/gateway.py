@@ -27,9 +27,11 @@ from edge_runtime.wire.fields import BadMessage
 from edge_runtime.wire.intake import Answer, BadUid, Intake, Refusal
 from edge_runtime.wire.tasks import MAX_BLOB_BYTES, Task, format_task
 
-__all__ = ["MAX_DEVICES", "BlobUnknown", "GatewaySession", "TooManyDevices"]
+__all__ = ["BUDGET_BYTES", "MAX_DEVICES", "BlobUnknown", "GatewaySession", "TooManyDevices"]
 
 MAX_DEVICES = 100_000
+# Of all open uploads: a hundred of 250 KB keep a broker as busy as any number does, and more would only be memory.
+BUDGET_BYTES = 24 << 20
 SWEEP_S = 1.0
 # Failures that say that the broker's copy of a blob is of no use.
 LACKS_A_BLOB = frozenset({"BlobMissing", "BlobCorrupt"})
@@ -90,7 +92,7 @@ class GatewaySession:
         already_done: Callable[[str, str], str | None] = _never_done,
         judge: Callable[[str, str], Refusal | None] = _unknown_task,
         max_update_bytes: int = MAX_BLOB_BYTES,
-        budget_bytes: int = 48 << 20,
+        budget_bytes: int = BUDGET_BYTES,
     ) -> None:
         """Start a session that has sent nothing.
 

@@ -59,13 +59,14 @@ class GatewayState:
 
 @dataclass(frozen=True)
 class Status:
-    """Presence of a device: birth, will, or goodbye."""
+    """Presence of a device: birth, will, or goodbye; `answers` is the boot of another of its id that it has met."""
 
     boot: str
     gen: int
     state: str
     examples: int
     info: Mapping[str, Any]
+    answers: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,7 @@ def format_status(status: Status) -> bytes:
             "state": status.state,
             "examples": status.examples,
             "info": dict(status.info),
+            "answers": status.answers,
         }
     )
 
@@ -156,6 +158,7 @@ def parse_status(payload: bytes) -> Status:
         state=_one_of(message, "state", DEVICE_STATES),
         examples=fields.integer(message, "examples", low=0, high=(1 << 53) - 1),
         info=fields.mapping(message, "info", cap=MAX_INFO_FIELDS),
+        answers=fields.text(message, "answers", cap=64) if "answers" in message else None,
     )
 
 

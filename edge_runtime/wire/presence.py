@@ -53,7 +53,6 @@ class Presence:
     _settled: bool = False
     _seen_gen: int = -1
     _greet_at: float | None = None
-    _rivals: int = 0
 
     @property
     def online(self) -> bool:
@@ -64,9 +63,9 @@ class Presence:
         """Topic and payload of the last will, retained, QoS 1."""
         return topics.status(self.site, self.device), self._status("lost")
 
-    def birth(self) -> Publish:
-        """The message that says that the device is there."""
-        return Publish(topics.status(self.site, self.device), self._status("online"), 1, retain=True)
+    def birth(self, answers: str | None = None) -> Publish:
+        """The message that says that the device is there, in answer to the status of that boot if there is one."""
+        return Publish(topics.status(self.site, self.device), self._status("online", answers), 1, retain=True)
 
     def goodbye(self) -> Publish:
         """The message that says that the device stops on purpose."""
@@ -80,7 +79,6 @@ class Presence:
     def _ask(self, _now: float, _status: messages.Status | None) -> list[DeviceCommand]:
         self._state = _State.ASKING
         self._greet_at = None
-        self._rivals = 0
         return [Subscribe((topics.status(self.site, self.device),), 1)]
 
     def _wait(self, now: float, _status: messages.Status | None) -> list[DeviceCommand]:
@@ -114,9 +112,7 @@ class Presence:
         if status.boot == self.boot and status.state != "lost":
             return []  # our own words
         older = (status.gen, status.boot) < (self.gen, self.boot)
-        if status.boot != self.boot and older and status.state == "online":
-            self._rivals += 1
-        if self._rivals > 1:
+        if older and status.answers == self.boot:
             self._state = _State.STOPPED
             message = (
                 f"another device is on line as {self.device!r} (boot {status.boot}); "
@@ -124,9 +120,9 @@ class Presence:
             )
             return [Stop("DuplicateDevice", message)]
         # A will that came late, or a device that started after us: our birth must stand again, and stops the latter.
-        # Or the first sign of an older one: that may be the last word of this device's previous process, still on its
-        # way through the broker. If it lives, it answers our birth with its own, and that second sign stops us.
-        return [self.birth()]
+        # Or what an older one said of itself: that may be the last words of this device's previous process, still on
+        # their way through the broker. If it lives, it answers our birth by name, and that stops us.
+        return [self.birth(None if status.boot == self.boot else status.boot)]
 
     def _repeat(self, _now: float, status: messages.Status | None) -> list[DeviceCommand]:
         assert status is not None, "a status input carries one"
@@ -136,8 +132,8 @@ class Presence:
         self._state = _State.OFFLINE
         return []
 
-    def _status(self, state: str) -> bytes:
-        return messages.format_status(messages.Status(self.boot, self.gen, state, self.examples, self.info))
+    def _status(self, state: str, answers: str | None = None) -> bytes:
+        return messages.format_status(messages.Status(self.boot, self.gen, state, self.examples, self.info, answers))
 
     _table: ClassVar[
         dict[

@@ -27,8 +27,8 @@ from bench.recording import as_lines, machine, save
 SMALL, LARGE = 33, 833
 FEW = 100
 UPDATES_A_S, PEAK_MB = 5000.0, 200.0
-# By what a peak may grow from 100 devices to all and count as flat: names and tasks take a few KB a device.
-FLAT = 1.25
+# By what a peak may grow from 100 devices to all and count as flat: names, tasks and places in the line take 2 KB each.
+FLAT = 1.10
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -17,11 +17,11 @@ from coordinator.broker import start_broker
 from edge_runtime.broker_url import parse_url
 from edge_runtime.wire import topics
 from edge_runtime.wire.chunks import chunk_count, cut_chunk
+from edge_runtime.wire.gateway import BUDGET_BYTES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-BUDGET_BYTES = 48 << 20
 SITE = "bound"
 READ_BYTES = 1 << 20
 WAIT_S = 30.0

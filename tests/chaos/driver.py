@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from chaos.schedule import BROKER, COORDINATOR, DAY_S, HARMFUL, SLOW, UNRELIABLE, Strike
 from chaos.surroundings import DISK_MB, Clock, Disk, find_faketime, why_no_disks
+from support.fleet import GOES_ON
 from support.proxy import Proxy, Shape
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ AGAIN_S = 1.0
 POLL_S = 0.2
 # Longer than any fault, its retries (the slowest is the coordinator's roll call, every ten minutes) and a round.
 QUIET_S = 900.0
-# Events without which a job stands still; devices that come, go and are refused are none.
-GOES_ON = frozenset({"asked", "round_started", "update", "version", "round_done", "job_done"})
 
 
 class EndedByItself(AssertionError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -61,3 +63,18 @@ def test_pieces_and_decoding_refuse_the_same_bytes(stages: tuple[str, ...], data
         assert folded(update) == folded(CodedUpdate(layout.pieces(tensors), layout))
     else:
         assert update.first_bad is None or not np.isfinite(tensors[update.first_bad]).all()
+
+
+@pytest.mark.parametrize(("stages", "most"), [(("topk 0.1", "fp16"), 0.5), (("int8",), 0.1), (("rows",), 13.0)])
+def test_what_a_fold_takes_is_not_much_larger_than_it_came(stages: tuple[str, ...], most: float) -> None:
+    """In bytes for every value of the model, beside the update: at most its places, while they are joined."""
+    codec, layout = find_codec(stages), Layout({"w": (1000, 500)})
+    given_ = {"w": np.random.default_rng(1).standard_normal((1000, 500)).astype(np.float32)}
+    data = codec.encode(given_, METADATA, {})
+    tracemalloc.start()
+    try:
+        read_update(data, codec, layout)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak <= most * 500_000 + 65_536

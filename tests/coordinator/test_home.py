@@ -265,6 +265,41 @@ def test_an_id_that_no_device_can_have_is_bad_input_and_one_that_is_new_is_told_
     assert "a, which the job has not seen yet," in capsys.readouterr().out
 
 
+def evicted_in(home: Path, name: str) -> frozenset[str]:
+    with closing(open_reader(home / "jobs" / name)) as store:
+        return store.evicted()
+
+
+def test_a_job_that_is_submitted_later_begins_without_the_devices_that_were_evicted(
+    job_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "home"
+    options = ["--home", str(home)]
+    assert devices_cli.main(["evict", "dev-a", *options]) == 2
+    assert "is no home" in capsys.readouterr().err
+    assert not home.exists()
+    submit(home, job_file)
+    for device in ("dev-a", "dev-b"):
+        assert devices_cli.main(["evict", device, *options]) == 0
+    assert devices_cli.main(["evict", "dev-c", "tiny", *options]) == 2  # the job comes first
+    assert devices_cli.main(["evict", "tiny", "dev-c", *options]) == 0
+    assert jobs_cli.main(["clone", "tiny", "second", *options]) == 0
+    assert evicted_in(home, "tiny") == {"dev-a", "dev-b", "dev-c"}
+    assert evicted_in(home, "second") == {"dev-a", "dev-b"}
+    assert devices_cli.main(["readmit", "dev-b", *options]) == 0
+    assert jobs_cli.main(["clone", "tiny", "third", *options]) == 0
+    assert (evicted_in(home, "second"), evicted_in(home, "third")) == ({"dev-a"}, {"dev-a"})
+
+
+def test_evictions_that_cannot_be_read_are_named_before_a_job_is_made(job_file: Path, tmp_path: Path) -> None:
+    submit(tmp_path / "home", job_file)
+    (tmp_path / "home" / "evicted.json").write_text('["dev-a"]')
+    job_file.write_text(job_file.read_text().replace('"tiny"', '"second"'))
+    with pytest.raises(HomeError, match=r"evicted\.json is no object"):
+        submit(tmp_path / "home", job_file)
+    assert [each.name for each in submissions(tmp_path / "home")] == ["tiny"]
+
+
 def test_a_clone_is_made_in_a_home_that_is_named_by_a_relative_path(
     job_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

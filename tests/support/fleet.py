@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 SITE = "test"
 DEADLINE_S = 120.0  # without any event
-STALL_S = 400.0  # without the event that is waited for, whatever else goes on
+STALL_S = 400.0  # without one of GOES_ON
+# Events without which a job stands still; devices that come, go and are refused are none.
+GOES_ON = frozenset({"asked", "round_started", "update", "version", "round_done", "job_done"})
 
 
 @dataclass
@@ -85,7 +87,7 @@ class Federation:
         self.reader.join()
 
     def until(self, wanted: Callable[[dict[str, Any]], bool], what: str) -> dict[str, Any]:
-        """Wait for an event; fails with the logs when the coordinator ends, is silent, or only says other things."""
+        """Wait for an event; fails with the logs when the coordinator ends, is silent, or the job stands still."""
         assert self.reader is not None
         latest_s = time.monotonic() + STALL_S
         while True:
@@ -98,6 +100,8 @@ class Federation:
             self.seen.append(event)
             if wanted(event):
                 return event
+            if event["event"] in GOES_ON:
+                latest_s = time.monotonic() + STALL_S
 
     def until_done(self) -> dict[str, Any]:
         """Wait for the end of the job and of the coordinator's process."""

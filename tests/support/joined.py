@@ -1,6 +1,7 @@
 """Both ends of the protocol joined in memory: a broker with retained messages, wills, and knobs for every fault."""
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -99,6 +100,7 @@ class World:
         self.warnings: list[Warned] = []
         self.events: list[object] = []
         self.chunks_up = 0
+        self.said = defaultdict[str, list[tuple[int, bytes]]](list)  # statuses of devices, with the boot
         self.epoch = 1
         self.gateway = self._new_gateway()
         self.boards = {name: Board(name, self._new_device(name, "boot-1", 0)) for name in devices}
@@ -137,6 +139,8 @@ class World:
                 self.chunks_up += online and "/up/" in command.topic and command.topic[-1].isdigit()
                 if online:
                     self.publish(command)
+                    if command.topic.endswith("/status"):
+                        self.said[peer].append((self.boards[peer].boots, command.payload))
             case Subscribe(topics) if online:
                 self.filters[peer] |= set(topics)
                 self.deliveries.append(Delivery(peer, "", b"", retain=False, suback=topics))

@@ -4,8 +4,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from edge_runtime.wire.events import DeviceStatus, TaskFailed
-from support.joined import GATEWAY, World, blob
+from edge_runtime.wire import topics
+from edge_runtime.wire.events import DeviceStatus, Publish, TaskFailed
+from support.joined import GATEWAY, SITE, World, blob
 
 
 def test_a_task_goes_down_and_its_update_comes_up() -> None:
@@ -227,6 +228,22 @@ def test_a_restarted_device_is_no_duplicate_of_itself() -> None:
     assert b'"gen":2' in world.retained[topic]
 
 
+def test_no_number_of_births_of_a_dead_process_stops_its_successor() -> None:
+    world = World("a")
+    world.connect_all()
+    world.run(lambda: world.boards["a"].session.online)
+    (topic,) = (t for t in world.retained if t.endswith("status"))
+    birth = world.retained[topic]
+    world.restart_device("a")
+    world.connect("a")
+    world.run(lambda: world.boards["a"].session.online)
+    for _ in range(3):
+        world.publish(Publish(topic, birth, 1, retain=True))
+    world.run(lambda: not world.deliveries)
+    assert world.boards["a"].stopped is None
+    assert b'"boot":"boot-2"' in world.retained[topic]
+
+
 def test_a_device_with_a_fresh_disk_renews_its_will_with_the_right_generation() -> None:
     world = World("a")
     world.connect_all()
@@ -297,6 +314,15 @@ class Faults(RuleBasedStateMachine):
     @rule(device=st.sampled_from(["a", "b"]))
     def kill_device(self, device: str) -> None:
         self.world.restart_device(device)
+
+    @rule(device=st.sampled_from(["a", "b"]), times=st.integers(1, 3), words=st.data())
+    def last_words(self, device: str, times: int, words: st.DataObject) -> None:
+        """What an earlier process of the device has said comes late, or once more."""
+        said = [payload for boot, payload in self.world.said[device] if boot != self.world.boards[device].boots]
+        if said:
+            payload = said[words.draw(st.integers(0, len(said) - 1))]
+            for _ in range(times):
+                self.world.publish(Publish(topics.status(SITE, device), payload, 1, retain=True))
 
     @rule()
     def clear_done(self) -> None:
