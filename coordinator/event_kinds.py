@@ -164,6 +164,7 @@ EVENTS: Mapping[str, Kind] = MappingProxyType(
                 "bytes_in": "payload and topic bytes received since the start",
                 "bytes_out": "the same, sent",
                 "disk_free_bytes": "room on the state directory's file system",
+                "disk_usable": "1 while that takes writes and has room for the next version, else 0",
                 "rss_peak_kb": "peak resident set of the coordinator",
             },
         ),

@@ -45,7 +45,7 @@ GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "open_upload_bytes": ("memory promised to uploads under way", ()),
     "broker_connected": ("1 while there is a connection to the broker; an idle home has none", ()),
     "disk_free_bytes": ("room on the file system of the state directory", ()),
-    "disk_usable": ("1 while updates can be made durable, 0 while the disk is full", ()),
+    "disk_usable": ("1 while updates can be made durable, 0 where the disk takes nothing or not the next version", ()),
     "memory_peak_bytes": ("peak resident set of the coordinator", ()),
 }
 # Name -> what it means, and the upper ends of its buckets. Commits take from 0.1 ms on a server's disk to seconds on a
@@ -193,6 +193,7 @@ class Metrics:
         self._raise_to("received_bytes", event["bytes_in"])
         self._raise_to("sent_bytes", event["bytes_out"])
         self._gauges["disk_free_bytes"].set(event["disk_free_bytes"])
+        self._gauges["disk_usable"].set(event["disk_usable"])
         self._gauges["memory_peak_bytes"].set(event["rss_peak_kb"] * 1024)
 
 

@@ -4,9 +4,9 @@ Nothing that was acknowledged is lost, for only what is on the disk is acknowled
 devices, whose outboxes hold it. The job itself is put away and made anew from the journal when there is room again.
 """
 
-import os
+import shutil
 
-from coordinator.store import Store
+from coordinator.store import Store, Version
 from edge_runtime.wire.events import Command, GatewaySuperseded, Outcome
 from edge_runtime.wire.gateway import GatewaySession
 from edge_runtime.wire.intake import Refusal
@@ -35,15 +35,18 @@ def superseder(outcomes: list[Outcome]) -> GatewaySuperseded | None:
     return next((each for each in outcomes if isinstance(each, GatewaySuperseded)), None)
 
 
+def needed_bytes(newest: Version) -> int:
+    """What the disk must have room for, so that a round can be taken and its version written."""
+    return ROOM_BYTES + 2 * len(newest.weights)
+
+
 def has_room(store: Store) -> bool:
     """Whether the disk takes a write, and a round's version will fit as well.
 
     Raises:
         JournalError: The disk does not take even a small write.
     """
-    disk = os.statvfs(store.directory)
-    needed_bytes = ROOM_BYTES + 2 * len(store.latest().weights)
-    if disk.f_bavail * disk.f_frsize < needed_bytes:
+    if shutil.disk_usage(store.directory).free < needed_bytes(store.latest()):
         return False
     store.keep_epoch(store.epoch())  # a limit on the file, or a disk that was mounted read-only, shows here
     return True

@@ -12,7 +12,6 @@ import json
 import secrets
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -52,6 +51,7 @@ class Store(Transactions):
         super().__init__(connection, path, lease)
         self._lock = lock
         self.keep = KEEP
+        self.beats = True  # whether the disk took the last beat
 
     def close(self) -> None:
         """Close the journal and let another coordinator in."""
@@ -63,9 +63,13 @@ class Store(Transactions):
 
     def beat(self) -> None:
         """Show other machines that the holder lives; call it every coordinator.lease.BEAT_S."""
-        if self._lease is not None:
-            with suppress(OSError):  # on a disk that takes nothing nobody else can take over either
-                beat(self.directory, self._lease)
+        if self._lease is None:
+            return
+        try:
+            beat(self.directory, self._lease)
+            self.beats = True
+        except OSError:  # on a disk that takes nothing nobody else can take over either
+            self.beats = False
 
     # The job.
 

@@ -21,6 +21,9 @@ MAX_EXAMPLES = 2**31
 # A float32 and a place of 4 bytes, and as much again for a method that sends a second set of tensors.
 MAX_BYTES_A_VALUE = 16
 
+_COUNT = re.compile(r"[1-9][0-9]{0,9}")
+_LOSS = re.compile(r"-?[0-9.]{1,40}(e[+-]?[0-9]{1,3})?")
+
 
 class UpdateError(RemoteError):
     """An update that does not count; the subclass names the rule."""
@@ -168,14 +171,14 @@ def _check_names(metadata: Mapping[str, str], task: Task) -> None:
 
 def _count(metadata: Mapping[str, str], key: str) -> int:
     text = metadata.get(key, "")
-    if re.fullmatch(r"[1-9][0-9]{0,9}", text) is None or int(text) > MAX_EXAMPLES:
+    if _COUNT.fullmatch(text) is None or int(text) > MAX_EXAMPLES:
         raise BadCount(f"{key} is {_shown(metadata.get(key))}; it must be a number in 1 .. {MAX_EXAMPLES}")
     return int(text)
 
 
 def _loss(metadata: Mapping[str, str]) -> float:
     text = metadata.get("loss", "")
-    if re.fullmatch(r"-?[0-9.]{1,40}(e[+-]?[0-9]{1,3})?", text) is None:
+    if _LOSS.fullmatch(text) is None:
         raise BadCount(f"loss is {_shown(metadata.get('loss'))}; it must be a finite number")
     try:
         loss = float(text)

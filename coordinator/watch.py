@@ -8,15 +8,16 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from coordinator.events import Emit, to_all
+from coordinator.stall import needed_bytes
 from edge_runtime.board import memory_peak_kb
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from prometheus_client import CollectorRegistry
 
     from coordinator.gateway import RunningJob
+    from coordinator.store import Store
     from edge_runtime.link import Link
 
 __all__ = ["MetricsError", "every", "listen_address", "serve_metrics", "stand", "watching"]
@@ -99,8 +100,9 @@ def every(seconds: float, action: Callable[[], None]) -> Callable[[float], None]
     return at
 
 
-def stand(job: RunningJob, link: Link, directory: Path) -> dict[str, Any]:
+def stand(job: RunningJob, link: Link, store: Store) -> dict[str, Any]:
     """The `sample` event."""
+    free_bytes = shutil.disk_usage(store.directory).free
     return {
         "event": "sample",
         **job.sample(),
@@ -108,6 +110,7 @@ def stand(job: RunningJob, link: Link, directory: Path) -> dict[str, Any]:
         "connects": link.connects,
         "bytes_in": link.bytes_down,
         "bytes_out": link.bytes_up,
-        "disk_free_bytes": shutil.disk_usage(directory).free,
+        "disk_free_bytes": free_bytes,
+        "disk_usable": int(store.beats and free_bytes >= needed_bytes(job.published.version)),
         "rss_peak_kb": memory_peak_kb(),
     }

@@ -11,20 +11,15 @@ namespace edge {
 
 namespace {
 
-// Of rows that are copied once for both parts, and of a block of them where they are copied twice:
-// 512 and 256 KiB, which a second-level cache holds beside the logits.
-constexpr Index kMostRowFloats = 128 * 1024, kBlockFloats = 64 * 1024;
-constexpr Index kMostGroups = 64;
+// Sums of rows, one for every group: 512 KiB, which a second-level cache holds beside the logits.
+constexpr Index kMostSumFloats = 128 * 1024;
+// A group of fewer units than these costs more to add than it is worth, but for the first four.
+constexpr Index kFewUnits = 16, kFewGroups = 4;
+// Fewer multiply-adds a group and product are done sooner than another thread takes them up.
+constexpr Index kFewProducts = 512 * 1024;
 
 Index up_to(Index value, Index step) { return (value + step - 1) / step * step; }
-
-// All classes, or as many whole units as fit, at least one.
-Index block_of(const SoftmaxLayout& layout, Index classes) {
-  const Index logits = layout.keep ? classes : kSoftmaxTile / layout.batch_pitch;
-  if (classes <= std::min(logits, kMostRowFloats / layout.width_pitch)) return classes;
-  const Index most = std::min(logits, kBlockFloats / layout.width_pitch) / kSoftmaxUnit;
-  return std::min(classes, std::max<Index>(1, most) * kSoftmaxUnit);
-}
+Index parts(Index value, Index step) { return (value + step - 1) / step; }
 
 }  // namespace
 
@@ -33,14 +28,20 @@ SoftmaxLayout softmax_layout(Index batch, Index width, Index classes) {
   it.batch_pitch = up_to(batch, kMaxTileColumns);
   it.width_pitch = up_to(width, kMaxTileColumns);
   it.keep = classes <= kSoftmaxTile / it.batch_pitch;
-  it.units = up_to(classes, kSoftmaxUnit) / kSoftmaxUnit;
-  it.unit_group = it.keep ? 1 : up_to(it.units, kMostGroups) / kMostGroups;
-  it.groups = up_to(it.units, it.unit_group) / it.unit_group;
-  it.block = block_of(it, classes);
-  it.blocks = up_to(classes, it.block) / it.block;
-  it.phases = 4 + 2 * it.blocks;
-  // A unit's rows, a panel of its logits, and a tile of gradients.
-  it.own_floats = (kSoftmaxUnit + kMaxTileRows) * it.width_pitch + kSoftmaxUnit * kMaxTileColumns;
+  const Index units = parts(classes, kSoftmaxUnit), sums = it.batch_pitch * it.width_pitch;
+  const Index most =
+      std::min({std::clamp(units / kFewUnits, kFewGroups, kSoftmaxGroups), kMostSumFloats / sums,
+                std::min(batch * width, kFewProducts) * classes / kFewProducts});
+  it.groups = std::clamp<Index>(most, 1, units);
+  it.unit_group = parts(units, it.groups);
+  it.unit = parts(classes, it.unit_group * it.groups);
+  it.units = parts(classes, it.unit);
+  it.groups = parts(it.units, it.unit_group);
+  it.slot_count = it.keep ? it.units : it.groups;
+  // A unit's rows, a tile of gradients, and logits: a unit's of a panel, or a tile's of all.
+  it.own_logits = (kSoftmaxUnit + kMaxTileRows) * it.width_pitch;
+  it.own_floats = it.own_logits + std::max(kSoftmaxUnit * kMaxTileColumns,
+                                           it.keep ? 0 : kMaxTileRows * it.batch_pitch);
   Index at = it.own_floats;
   const auto place = [&at](Index floats) {
     const Index begin = at;
@@ -49,19 +50,20 @@ SoftmaxLayout softmax_layout(Index batch, Index width, Index classes) {
   };
   it.by_width = place(it.batch_pitch * width);
   it.by_example = place(batch * it.width_pitch);
-  it.d_features = place(it.batch_pitch * it.width_pitch);
-  it.logits = place((it.keep ? classes : it.block) * it.batch_pitch);
-  it.rows = place(it.block * it.width_pitch);
-  it.row_factors = place(it.block);
-  it.group_peaks = place(it.groups * it.batch_pitch);
+  it.rows_sums = place(it.groups * sums);
+  it.logits = place(it.keep ? classes * it.batch_pitch : 0);
+  it.slots = place(it.slot_count * it.batch_pitch);
   it.group_sums = place(it.groups * it.batch_pitch);
-  for (Index* each : {&it.peaks, &it.factors, &it.targets, &it.losses, &it.lengths, &it.labels})
+  for (Index* each : {&it.peaks, &it.factors, &it.targets, &it.own_gradients, &it.losses,
+                      &it.lengths, &it.labels})
     *each = place(it.batch_pitch);
   it.shared_floats = at;
   return it;
 }
 
 namespace {
+
+constexpr Index kFewWords = 8 * 1024;  // 64 KiB, cleared in a microsecond
 
 // Which rows were seen, as places in `classes` plus one: open addressing, at most half full.
 class SeenRows {
@@ -106,6 +108,31 @@ void leave_out(SampledSoftmaxArgs& args, Index hit, Workspace& workspace, float*
   corrections[hit] = -std::numeric_limits<float>::infinity();
 }
 
+// Whether the rows of classes[begin] .. classes[end - 1] were not in `bits`, where they are noted
+// if `note`.
+bool are_new(const SampledSoftmaxArgs& args, Index begin, Index end, bool note,
+             std::uint64_t* bits) {
+  std::uint64_t seen = 0;
+  for (Index j = begin; j < end; ++j) {
+    const auto row = static_cast<std::uint32_t>(args.classes[j]);
+    const std::uint64_t word = bits[row / 64];
+    seen |= word >> (row % 64);
+    if (note) bits[row / 64] = word | std::uint64_t{1} << (row % 64);
+  }
+  return (seen & 1) == 0;
+}
+
+// Whether no class has another's row, by a bit for each row of the table. False also where the
+// table is too large for that to be the shorter way.
+bool surely_distinct(const SampledSoftmaxArgs& args, Workspace& workspace) {
+  const Index words = args.table / 64 + 1;
+  if (words > std::max(kFewWords, 2 * args.count)) return false;
+  auto* bits = workspace.block<std::uint64_t>(1, static_cast<std::uint64_t>(words));
+  std::fill_n(bits, words, 0);
+  return are_new(args, 0, args.positives, true, bits) &&
+         are_new(args, args.positives, args.count, args.updated != nullptr, bits);
+}
+
 void check_classes(SampledSoftmaxArgs& args, Workspace& workspace) {
   SeenRows seen(args.classes, args.count, workspace);
   float* corrections = nullptr;
@@ -124,13 +151,18 @@ void check_classes(SampledSoftmaxArgs& args, Workspace& workspace) {
 }  // namespace
 
 void sampled_softmax(SampledSoftmaxArgs args, Workspace& workspace) {
-  if (args.classes != nullptr) check_classes(args, workspace);
+  if (args.classes != nullptr && !surely_distinct(args, workspace)) check_classes(args, workspace);
   args.layout = softmax_layout(args.batch, args.width, args.count);
   const Index own = args.layout.own_floats, shared = args.layout.shared_floats;
   const auto others = static_cast<Index>(workspace.threads() - 1);
   float* memory = workspace.block<float>(0, static_cast<std::uint64_t>(shared + others * own));
   const auto kernel = workspace.kernels().sampled_softmax;
   for (Index phase = 0; phase < args.layout.phases; ++phase) {
+    // Nothing to share in the first part: done before another thread would have woken.
+    if (args.layout.groups == 1 && args.batch <= kMaxTileColumns) {
+      kernel(args, Worker{0, 1, memory, memory, phase});
+      continue;
+    }
     workspace.run([&](const Worker& worker) {
       float* scratch = worker.index == 0 ? memory : memory + shared + (worker.index - 1) * own;
       kernel(args, Worker{worker.index, worker.count, scratch, memory, phase});

@@ -10,7 +10,8 @@ namespace edge {
 //
 // A class behind the positives whose row is also a positive's is left out. Throws
 // std::invalid_argument where two positives have one row, or with `updated` any two classes that
-// are not left out. Beside the layout's, memory of 8 to 16 bytes a class, with hits 4 more.
+// are not left out. Beside the layout's, memory of 8 to 16 bytes a class or 64 KiB,
+// with hits 4 more.
 void sampled_softmax(SampledSoftmaxArgs args, Workspace& workspace);
 
 }  // namespace edge

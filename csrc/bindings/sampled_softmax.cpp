@@ -89,6 +89,7 @@ SampledSoftmaxArgs read_inputs(const py::array& features, const py::array& rows,
     EDGE_CHECK(numbers.size() <= std::size_t{1} << 30, "more than 2^30 classes");
     check_range(numbers, 0, rows.shape(0), "classes");
     args.classes = numbers.data();
+    args.table = rows.shape(0);
     args.count = static_cast<Index>(numbers.size());
   }
   const auto places = input<std::int32_t>(labels, "labels", 1);

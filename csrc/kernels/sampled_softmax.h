@@ -23,8 +23,9 @@
 //
 // Logits exist as (class, example), at most kSoftmaxTile of them: fewer are kept from the forward
 // to the backward part (6 B S D operations), more are made twice (8 B S D). Bytes moved: features,
-// rows and their gradients once; rows twice. Memory: softmax_layout says; it holds the tile, three
-// copies of the features and a block of rows.
+// rows and their gradients once; rows that are updated, or made logits of again, twice. Memory:
+// softmax_layout says; it holds the tile, two copies of the features, and what groups of classes
+// sum up of d_features.
 #pragma once
 
 #include <cstdint>
@@ -34,25 +35,28 @@
 namespace edge {
 
 constexpr Index kSoftmaxTile = 256 * 1024;  // floats: 32 examples of 8,192 classes
-constexpr Index kSoftmaxUnit = 48;          // classes whose largest logit is found together
+constexpr Index kSoftmaxUnit = 48;   // classes whose largest logit is found together, at most
+constexpr Index kSoftmaxGroups = 8;  // what threads share and is added up at the end, at most
 
 // Where everything lies, and how many phases there are: softmax_layout makes it from shapes alone,
 // so that neither instruction set nor threads change the results' order of summation.
 struct SoftmaxLayout {
   Index batch_pitch = 0, width_pitch = 0;  // rounded up to kMaxTileColumns
-  Index units = 0, unit_group = 0, groups = 0;
-  Index block = 0, blocks = 0;  // classes of a block of the backward part, and how many of those
-  bool keep = false;            // logits stay
-  Index own_floats = 0, shared_floats = 0, phases = 0;
+  Index unit = 0, units = 0;               // classes of a unit, the last may have fewer
+  Index unit_group = 0, groups = 0;        // units of a group, the last may have fewer
+  Index slot_count = 0;                    // one for a unit where logits stay, else for a group
+  bool keep = false;                       // logits stay
+  Index own_floats = 0, shared_floats = 0, phases = 4;
+  Index own_logits = 0;  // in a worker's own part
   // In the shared part:
-  Index by_width = 0;                     // features as [panel][D][columns]
-  Index by_example = 0;                   // features as [panel][B][columns]
-  Index d_features = 0;                   // (batch_pitch, width_pitch)
-  Index logits = 0;                       // (S or block, batch_pitch)
-  Index rows = 0;                         // (block, width_pitch)
-  Index row_factors = 0;                  // (block): s / |w_j|, cosine only
-  Index group_peaks = 0, group_sums = 0;  // (groups, batch_pitch)
-  Index peaks = 0, factors = 0, targets = 0, losses = 0, lengths = 0, labels = 0;  // (batch_pitch)
+  Index by_width = 0;    // features as [panel][D][columns]
+  Index by_example = 0;  // features as [panel][B][columns]
+  Index rows_sums = 0;   // (groups, batch_pitch, width_pitch): rows, weighted by exponentials
+  Index logits = 0;      // (S, batch_pitch), where they stay
+  Index slots = 0;       // (slot_count, batch_pitch): first peaks, then factors of exponentials
+  Index group_sums = 0;  // (groups, batch_pitch)
+  // (batch_pitch)
+  Index peaks = 0, factors = 0, targets = 0, own_gradients = 0, losses = 0, lengths = 0, labels = 0;
 };
 
 SoftmaxLayout softmax_layout(Index batch, Index width, Index classes);
@@ -71,7 +75,8 @@ struct SampledSoftmaxArgs {
   float lr = 0.0F;
   float scale = 0.0F;  // 0: dot product
   Index batch = 0, width = 0, count = 0, positives = 0;
-  Index own = 0;  // leading classes that count only for the examples they are the label of
+  Index table = 0;  // rows there are; only where classes name them
+  Index own = 0;    // leading classes that count only for the examples they are the label of
   Index first = 0, all_labels = 0;
   SoftmaxLayout layout;
 };

@@ -48,7 +48,7 @@ static void example_row(const SampledSoftmaxArgs& args, const Worker& worker, In
   for (Index k = 0; k < at.width_pitch; ++k) to[k] *= inverse;
 }
 
-// Phase 0 of sampled_softmax: labels, features in both orders, and sums of their gradients at zero.
+// Phase 0 of sampled_softmax: labels, and features in both orders.
 static void place_features(const SampledSoftmaxArgs& args, const Worker& worker) {
   const SoftmaxLayout& at = args.layout;
   const Share share = share_of(ceil_div(args.batch, kTileColumns), worker);
@@ -60,8 +60,6 @@ static void place_features(const SampledSoftmaxArgs& args, const Worker& worker)
       labels[b] = label < args.count ? label : -1;
       float* row = worker.scratch + (b - first) * at.width_pitch;
       example_row(args, worker, b, row);
-      float* sums = worker.shared + at.d_features + b * at.width_pitch;
-      for (Index k = 0; k < at.width_pitch; ++k) sums[k] = 0.0F;
       for (Index k = 0; k < args.width && b < args.batch; k += kTileColumns) {
         float* to = worker.shared + at.by_example + k * args.batch + b * kTileColumns;
         for (Index v = 0; v < kTileColumns; v += kLanes) store(to + v, load(row + k + v));

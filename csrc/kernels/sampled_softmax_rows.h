@@ -43,39 +43,44 @@ EDGE_INLINE void ask_for(const SampledSoftmaxArgs& args, Index j) {
   for (Index k = 0; k < args.width; k += 16) __builtin_prefetch(row + k);
 }
 
-// Rows begin .. begin + count as (count, width_pitch), zeros behind each; for cosines they are
-// s w / |w|, and factors, where wanted, s / |w|.
-static const float* gather_rows(const SampledSoftmaxArgs& args, Index begin, Index count, float* to,
-                                float* factors) {
+// A negative that hit a positive's row, which another worker may be moving.
+EDGE_INLINE bool left_out(const SampledSoftmaxArgs& args, Index j) {
+  return j >= args.positives && args.correction != nullptr &&
+         args.correction[j] == -__builtin_inff();
+}
+
+// Rows begin .. begin + count as (count, width_pitch), zeros behind each and where one is left out;
+// for cosines they are s w / |w|, and factors, where wanted, s / |w|.
+static void gather_rows(const SampledSoftmaxArgs& args, Index begin, Index count, float* to,
+                        float* factors) {
   const Index width = args.width, pitch = args.layout.width_pitch;
   const Index ahead = 1 + kAheadFloats / width;
   for (Index r = 0; r < count; ++r) {
-    const float* from = row_of(args, begin + r);
     float* row = to + r * pitch;
     ask_for(args, begin + r + ahead);
-    copy_run(from, width, row);
-    for (Index k = width; k < pitch; ++k) row[k] = 0.0F;
+    const Index filled = left_out(args, begin + r) ? 0 : width;
+    if (filled != 0) copy_run(row_of(args, begin + r), width, row);
+    for (Index k = filled; k < pitch; ++k) row[k] = 0.0F;
     if (args.scale == 0.0F) continue;
     const float factor = args.scale * inverse_length(row, pitch);
     for (Index k = 0; k < pitch; ++k) row[k] *= factor;
     if (factors != nullptr) factors[r] = factor;
   }
-  return to;
 }
 
-// A row's gradient is written, or moves the row; what was left out may be another class's row.
-EDGE_INLINE void finish_row(const SampledSoftmaxArgs& args, Index j, const float* gradient) {
+// A row's gradient is written, or moves the row from column `begin` on; what was left out may be
+// another class's row.
+EDGE_INLINE void finish_row(const SampledSoftmaxArgs& args, Index j, const float* gradient,
+                            Index begin) {
   if (args.d_rows != nullptr) {
     copy_run(gradient, args.width, args.d_rows + j * args.width);
   }
-  const bool out =
-      j >= args.positives && args.correction != nullptr && args.correction[j] == -__builtin_inff();
-  if (args.updated != nullptr && !out) {
+  if (args.updated != nullptr && !left_out(args, j)) {
     float* to = args.updated + (row_of(args, j) - args.rows);
     const Index whole = args.width - args.width % kLanes;
-    for (Index k = 0; k < whole; k += kLanes)
+    for (Index k = begin; k < whole; k += kLanes)
       store(to + k, load(to + k) - args.lr * load(gradient + k));
-    for (Index k = whole; k < args.width; ++k) to[k] -= args.lr * gradient[k];
+    for (Index k = larger(begin, whole); k < args.width; ++k) to[k] -= args.lr * gradient[k];
   }
 }
 

@@ -33,17 +33,10 @@ struct TableTaps {
   Index b(Index k) const { return taps[k].b_offset; }
 };
 
-// out[i * pitch + j] = sum_k a[i * row_step + taps.a(k)] * b[taps.b(k) + j], j < VECTORS * kLanes,
-// by increasing k; with ADD, after what is there.
-template <int ROWS, int VECTORS, bool ADD, class Taps>
-static void tile(const float* a, Index row_step, Taps taps, Index depth, const float* b, float* out,
-                 Index pitch) {
-  Vec sum[ROWS][VECTORS] = {};
-  EDGE_UNROLL
-  for (int i = 0; ADD && i < ROWS; ++i) {
-    EDGE_UNROLL
-    for (int v = 0; v < VECTORS; ++v) sum[i][v] = load(out + i * pitch + v * kLanes);
-  }
+// sum[i][v] += a[i * row_step + taps.a(k)] * the v-th vector of b[taps.b(k) ...], by increasing k.
+template <int ROWS, int VECTORS, class Taps>
+EDGE_INLINE void add_products(const float* a, Index row_step, Taps taps, Index depth,
+                              const float* b, Vec (&sum)[ROWS][VECTORS]) {
   for (Index k = 0; k < depth; ++k) {
     const float* column = a + taps.a(k);
     const float* row = b + taps.b(k);
@@ -58,6 +51,20 @@ static void tile(const float* a, Index row_step, Taps taps, Index depth, const f
       for (int v = 0; v < VECTORS; ++v) sum[i][v] += factor * values[v];
     }
   }
+}
+
+// out[i * pitch + j] = sum_k a[i * row_step + taps.a(k)] * b[taps.b(k) + j], j < VECTORS * kLanes,
+// by increasing k; with ADD, after what is there.
+template <int ROWS, int VECTORS, bool ADD, class Taps>
+static void tile(const float* a, Index row_step, Taps taps, Index depth, const float* b, float* out,
+                 Index pitch) {
+  Vec sum[ROWS][VECTORS] = {};
+  EDGE_UNROLL
+  for (int i = 0; ADD && i < ROWS; ++i) {
+    EDGE_UNROLL
+    for (int v = 0; v < VECTORS; ++v) sum[i][v] = load(out + i * pitch + v * kLanes);
+  }
+  add_products<ROWS, VECTORS>(a, row_step, taps, depth, b, sum);
   EDGE_UNROLL
   for (int i = 0; i < ROWS; ++i) {
     EDGE_UNROLL

@@ -40,6 +40,7 @@ SAMPLE = {
     "bytes_in": 5000,
     "bytes_out": 700,
     "disk_free_bytes": 10**9,
+    "disk_usable": 1,
     "rss_peak_kb": 2048,
 }
 UPDATE = {
@@ -178,6 +179,8 @@ def test_a_disk_that_takes_nothing_shows_until_it_does() -> None:
     assert value(metrics, "disk_usable") == 0
     metrics.take({"event": "writable", "job": "j", "round": 1})
     assert value(metrics, "disk_usable") == 1
+    metrics.take(SAMPLE | {"disk_usable": 0})
+    assert value(metrics, "disk_usable") == 0
 
 
 def test_the_endpoint_shows_the_figures_in_the_text_format() -> None:

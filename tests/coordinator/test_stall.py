@@ -2,24 +2,31 @@
 
 import errno
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from coordinator import stall
 from coordinator.events import enduring
 from coordinator.journal import JOURNAL_NAME, JournalError, JournalUnwritable, explained, write_file
+from coordinator.lease import BEAT_NAME
 from coordinator.store import Store, Write, open_store
+from coordinator.watch import stand
 from edge_runtime.wire import UpdateSettled
 from edge_runtime.wire.messages import Begin
 from support.memory import MemorySite, finished, start_all
 from support.tiny_job import make_site
+
+if TYPE_CHECKING:
+    from edge_runtime.link import Link
 
 
 class FillingStore(Store):
@@ -126,6 +133,28 @@ def test_an_update_that_was_durable_before_the_disk_filled_is_still_answered_don
     assert "Done" in repr(outcomes)
     other = "0" * 64
     assert "GatewayFull" in repr(session._on_begin(0.0, "dev-a", other[:16], Begin("tiny.9.dev-a", other, 100)))
+    site.kill()
+
+
+def test_a_sample_says_that_the_next_version_has_no_room_or_the_disk_takes_no_beat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = make_site(tmp_path)
+    site.start()
+    assert site.job is not None
+    link = cast("Link", SimpleNamespace(connected=True, connects=1, bytes_down=0, bytes_up=0))
+    store, needed = site.job._parts.store, stall.needed_bytes(site.job.published.version)
+    for free, usable in ((needed, 1), (needed - 1, 0)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        assert stand(site.job, link, store)["disk_usable"] == usable
+    monkeypatch.undo()
+    (store.directory / BEAT_NAME).unlink()
+    (store.directory / BEAT_NAME).mkdir()  # not even root can write there
+    store.beat()
+    assert stand(site.job, link, store)["disk_usable"] == 0
+    (store.directory / BEAT_NAME).rmdir()
+    store.beat()
+    assert stand(site.job, link, store)["disk_usable"] == 1
     site.kill()
 
 

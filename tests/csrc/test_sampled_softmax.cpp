@@ -76,6 +76,7 @@ Result run(const Shape& shape, const char* isa, int threads, bool update) {
   args.batch = shape.batch;
   args.width = shape.width;
   args.count = shape.count;
+  args.table = shape.table;
   args.positives = positives;
   args.own = shape.own;
   args.all_labels = shape.batch;

@@ -112,6 +112,48 @@ def test_every_broken_rule_has_its_error(data: bytes, rule: type[tf.TensorFileEr
     assert caught.value.rule == rule.__name__
 
 
+def outcome(data: bytes) -> object:
+    """What reading gives, to compare: the arrays' shapes and bytes with the metadata, or the rule that is broken."""
+    try:
+        tensors, metadata = tf.decode_tensors(data)
+    except tf.TensorFileError as error:
+        return error.rule, str(error)
+    return {name: (array.dtype, array.shape, array.tobytes()) for name, array in tensors.items()}, metadata
+
+
+TRICKY = ['},"', '"},"b":{"', "}", '\\"},"', "\ud7ff", "{", ""]
+
+
+@given(
+    st.dictionaries(st.sampled_from(TRICKY), st.sampled_from(TRICKY)),
+    st.lists(st.tuples(st.integers(0, 400), st.sampled_from(b'{}[]",:\\\x00 19a')), max_size=2),
+)
+def test_a_header_whose_tensors_were_seen_before_is_read_as_any_other(
+    metadata: dict[str, str], flips: list[tuple[int, int]]
+) -> None:
+    tree = {"a": np.zeros((2, 3), np.float32), "b": np.ones(4, np.int8)}
+    tf.decode_tensors(tf.encode_tensors(tree, {"task": "another"}))
+    data = bytearray(tf.encode_tensors(tree, metadata))
+    for at, byte in flips:
+        data[8 + at % (len(data) - 8)] = byte
+    remembered = outcome(bytes(data))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tf, "_MAX_REMEMBERED_BYTES", -1)
+        assert remembered == outcome(bytes(data))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"__metadata__":{},"__metadata__":{}}',
+        b'{"__metadata__":{"a":"1"},"a":{"dtype":"I8","shape":[0],"data_offsets":[0,0]},"__metadata__":{}}',
+    ],
+)
+def test_metadata_that_stand_twice_are_refused(header: bytes) -> None:
+    with pytest.raises(tf.BadHeader, match="twice"):
+        tf.decode_tensors(pack(header))
+
+
 def test_the_caps_hold_at_the_cap_and_one_above() -> None:
     data = tf.encode_tensors({str(i): np.zeros((), np.uint8) for i in range(5)})
     assert len(tf.decode_tensors(data, max_tensors=5)[0]) == 5
