@@ -18,6 +18,7 @@ from edge_runtime.data import Dataset, load_dataset
 from edge_runtime.errors import EdgeError, RemoteError
 from edge_runtime.features import Place
 from edge_runtime.link import Connected, Disconnected, Link, LinkEvent, Message, Refused, Subscribed
+from edge_runtime.sending import send
 from edge_runtime.slots import SLOTS_NAME, Slots
 from edge_runtime.state_directory import StateDirectory
 from edge_runtime.trainer import Failure, Job, Result, Trainer, Unusable
@@ -208,8 +209,11 @@ class Client:
 
     def _do_one(self, command: DeviceCommand) -> None:
         match command:
-            case Publish() | Subscribe() | Unsubscribe():
-                self._send(command)
+            case Publish():
+                self._waiting.append(command)
+                self._send_waiting()
+            case Subscribe() | Unsubscribe():
+                send(self._link, command)
             case RenewWill():
                 self._link.set_will(self._session.will())
                 self._link.reconnect()
@@ -229,22 +233,11 @@ class Client:
             case KeepGen() | StoreBlob() | StoreUpdate():
                 self._keep(command)
 
-    def _send(self, command: Publish | Subscribe | Unsubscribe) -> None:
-        match command:
-            case Publish():
-                self._waiting.append(command)
-                self._send_waiting()
-            case Subscribe(topics, qos):
-                self._link.subscribe(topics, qos)
-            case Unsubscribe(topics):
-                self._link.unsubscribe(topics)
-
     def _send_waiting(self) -> None:
         """Hand over what waits, in order; a chunk once those before it are sent, so that one is in memory."""
         while self._waiting and not (isinstance(self._waiting[0], PublishChunk) and self._link.congested()):
-            message = self._waiting.popleft()
             try:
-                self._link.publish(message.topic, message.payload, message.qos, retain=message.retain)
+                send(self._link, self._waiting.popleft())
             except RemoteError as error:
                 self._do(self._session.unreadable(error))
 
