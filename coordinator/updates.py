@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from edge_runtime.codecs import LARGEST, BadUpdate, Codec, find_codec
 from edge_runtime.control import JOINED
 from edge_runtime.errors import RemoteError
-from edge_runtime.kernels import CodedUpdate, Layout, StreamError
+from edge_runtime.kernels import CodedUpdate, Layout, Piece, StreamError
 from edge_runtime.plan import CONTROL
-from edge_runtime.tensors import MAX_HEADER_BYTES
+from edge_runtime.tensors import MAX_HEADER_BYTES, decode_tensors, flat_values
 from edge_runtime.wire.tasks import MAX_BLOB_BYTES, Task
 
 MAX_EXAMPLES = 2**31
@@ -118,16 +118,21 @@ def read_update(data: bytes, codec: Codec, layout: Layout) -> tuple[CodedUpdate,
     Raises:
         RemoteError: Bytes that the codec cannot decode, or other tensors than the layout's.
     """
-    if codec.pieces is None:
-        tensors, metadata = codec.decode(data, layout.shapes)
-        _check_tensors(tensors, layout.shapes)
-        pieces = layout.pieces(tensors)
-    else:
-        pieces, metadata = codec.pieces(data, layout)
+    pieces, metadata = _dense_pieces(data, layout) if codec.pieces is None else codec.pieces(data, layout)
     try:
         return CodedUpdate(pieces, layout), metadata
     except StreamError as error:
         raise BadUpdate(str(error.args[1])) from None
+
+
+def _dense_pieces(data: bytes, layout: Layout) -> tuple[list[Piece], dict[str, str]]:
+    """One piece where the tensors lie in the file as they do in the layout, as those of our clients do."""
+    flat = flat_values(data, layout.shapes)
+    if flat is not None:
+        return [Piece(flat[0])], flat[1]
+    tensors, metadata = decode_tensors(data)
+    _check_tensors(tensors, layout.shapes)
+    return layout.pieces(tensors), metadata
 
 
 def claims_of(metadata: Mapping[str, str], layout: Layout) -> Claims:

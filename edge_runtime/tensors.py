@@ -32,6 +32,7 @@ __all__ = [
     "UnknownDtype",
     "decode_tensors",
     "encode_tensors",
+    "flat_values",
     "tensor_file_parts",
 ]
 
@@ -53,6 +54,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
+_FLOAT32 = _DTYPES["F32"]
 _METADATA, _AFTER_METADATA = b'{"__metadata__":', b'},"'
 _MAX_REMEMBERED_BYTES = 16_384
 # Name, dtype, shape, first byte, and the one behind the last.
@@ -177,6 +179,34 @@ def decode_tensors(
     for tensor in tensors.values():
         tensor.flags.writeable = False
     return tensors, metadata
+
+
+def flat_values(
+    data: bytes, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[NDArray[np.float32], dict[str, str]] | None:
+    """The values of a file that holds just these tensors, one behind the other in this order, without a copy.
+
+    Args:
+        data: The whole file.
+        shapes: By name, all of float32.
+
+    Returns:
+        (values,) read-only, and the metadata; None for a file of other tensors, or of these in another order.
+
+    Raises:
+        TensorFileError: The header is none, as of `decode_tensors`.
+    """
+    text = _header_text(data, MAX_HEADER_BYTES)
+    metadata, entries = _read_header(text)
+    end = 0
+    for (name, dtype, shape, first, last), wanted in zip(entries, shapes.items(), strict=False):
+        if (name, shape) != wanted or dtype is not _FLOAT32 or first != end:
+            return None
+        end = last
+    begin = _LENGTH_BYTES + len(text)
+    if len(entries) != len(shapes) or end != len(data) - begin:
+        return None
+    return np.frombuffer(data, _FLOAT32, end // 4, begin), metadata
 
 
 def _encode_one(name: str, tensor: NDArray[Any], begin: int) -> tuple[dict[str, Any], memoryview]:

@@ -121,6 +121,40 @@ def outcome(data: bytes) -> object:
     return {name: (array.dtype, array.shape, array.tobytes()) for name, array in tensors.items()}, metadata
 
 
+FLOATS = st.dictionaries(
+    st.text("abc", min_size=1, max_size=3), hnp.arrays(np.float32, hnp.array_shapes(min_dims=0, min_side=0)), max_size=4
+)
+
+
+@given(FLOATS, METADATA)
+def test_the_values_of_a_file_are_those_of_its_tensors_one_behind_the_other(
+    tree: dict[str, NDArray[np.float32]], metadata: dict[str, str]
+) -> None:
+    shapes = {name: tree[name].shape for name in sorted(tree)}
+    flat = tf.flat_values(tf.encode_tensors(tree, metadata), shapes)
+    assert flat is not None
+    assert flat[0].tobytes() == b"".join(tree[name].tobytes() for name in sorted(tree))
+    assert flat[1] == metadata
+    assert not flat[0].flags.writeable
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"a": entry([2], 0, 8)},
+        {"a": entry([2], 0, 8), "b": entry([1], 8, 12), "c": entry([0], 12, 12)},
+        {"a": entry([2], 0, 8), "c": entry([1], 8, 12)},
+        {"a": entry([2, 1], 0, 8), "b": entry([1], 8, 12)},
+        {"a": entry([2], 0, 8, "I32"), "b": entry([1], 8, 12)},
+        {"b": entry([1], 0, 4), "a": entry([2], 4, 12)},
+        {"a": entry([2], 4, 12), "b": entry([1], 12, 16)},
+        {"a": entry([2], 0, 8), "b": entry([1], 4, 8)},
+    ],
+)
+def test_a_file_of_other_tensors_or_with_others_between_has_no_values_of_these(header: dict[str, object]) -> None:
+    assert tf.flat_values(pack(header, bytes(12)), {"a": (2,), "b": (1,)}) is None
+
+
 TRICKY = ['},"', '"},"b":{"', "}", '\\"},"', "\ud7ff", "{", ""]
 
 
