@@ -64,8 +64,12 @@ class Acceptance:
         found = self._store.open_task(device, name)
         if found is None:
             return None
+        return self._sent(device, name) or parse_task(found.data)
+
+    def _sent(self, device: str, name: str) -> Task | None:
+        """The task of this name that was published for the device; it was open then."""
         sent = self._session.task(device)
-        return sent if sent is not None and sent.task == name else parse_task(found.data)
+        return sent if sent is not None and sent.task == name else None
 
     def take(
         self, event: UpdateReceived, counts_in: Callable[[int], int | Refusal], examples: int, now_s: float
@@ -78,7 +82,8 @@ class Acceptance:
             examples: That its device has announced.
             now_s: When it came.
         """
-        task = self.open_task(event.device, event.task)
+        # Whether one that was published is still open shows when the update is written.
+        task = self._sent(event.device, event.task) or self.open_task(event.device, event.task)
         if task is None:
             return self._unasked(event)
         number = counts_in(task.version)
@@ -96,15 +101,18 @@ class Acceptance:
         message = f"task {event.task} is not open for {event.device} any more"
         return Declined(STALE_UPDATE if stale else STALE_TASK, message)
 
-    def _accept(self, event: UpdateReceived, task: Task, number: int, examples: int, now_s: float) -> Accepted:
+    def _accept(
+        self, event: UpdateReceived, task: Task, number: int, examples: int, now_s: float
+    ) -> Accepted | Declined:
         self._check_member(event.device)
         layout = self._program.stage(task.version).for_device(event.device).layout
         claims, coded = check_update(event.data, task, layout, examples)
         key = (number, event.device, task.task, task.version)
         update = JournalUpdate(*key, event.uid, event.sha256, claims.examples, claims.loss, event.data)
         seconds = self._seconds_for_all(task, examples, now_s)
-        if self._store.add_update(update, seconds):
-            self.gathering.add(update, claims, coded)
+        if not self._store.add_update(update, seconds):
+            return self._unasked(event)
+        self.gathering.add(update, claims, coded)
         return Accepted(update, seconds)
 
     def _check_member(self, device: str) -> None:

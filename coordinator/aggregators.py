@@ -132,10 +132,10 @@ class Fold:
             total += part.sums.sum(name)
         if name.startswith(CONTROL):
             return total
-        if self._over is not None:
-            return total / float(self._over)
         if name in self._plain:
             return total / float(sum(part.examples for part in parts))
+        if self._over is not None:
+            return total / float(self._over)
         count = sum(part.count for part in parts)
         return total / float(count) * float(sum(part.lengths for part in parts) / count)
 
@@ -191,7 +191,7 @@ class Aggregate:
 
     def begin(self, plain: Collection[str]) -> Fold:
         """A fold that takes updates one by one; `plain` names the running statistics."""
-        return Fold(self.weigh, plain if self.over is None else (), self.over)
+        return Fold(self.weigh, plain, self.over)
 
     def __call__(self, contributions: Iterable[Contribution], plain: Collection[str] = ()) -> Mean:
         """All at once."""
@@ -228,6 +228,6 @@ def normalised_mean(momentum: float) -> Aggregate:
 def share_of(members: int) -> Aggregate:
     """The sum of the updates over a number of devices that stays, however many of them have sent one.
 
-    Every tensor, running statistics too: for updates that add to a mean which is kept (coordinator/methods/ef21.py).
+    For updates that add to a mean which is kept (coordinator/methods/ef21.py); running statistics are averaged as ever.
     """
     return Aggregate(lambda _: Weight(1.0, 1), over=members)

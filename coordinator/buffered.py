@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from coordinator import fleet as fleets
+from coordinator.endings import PATIENCE, why_done, why_hopeless
 from coordinator.fleet import Fleet
 from coordinator.presence import PresenceEvent, take_presence
 from coordinator.round_records import (
@@ -55,9 +56,6 @@ from coordinator.round_records import (
     WithdrawTask,
 )
 from coordinator.table import Table, put, without
-
-# A failure that may pass makes a device unfit all the same when it comes so often in a row.
-PATIENCE = 5
 
 
 @dataclass(frozen=True)
@@ -226,18 +224,11 @@ def _take_version(state: State, event: VersionMade, _now_s: float) -> Move:
 
 
 def _take_evaluated(state: State, event: Evaluated, _now_s: float) -> Move:
-    target = state.rules.target_accuracy
     if state.phase is not Phase.COLLECTING or event.round != state.round - 1:
         return state, ()
-    if target is not None and event.accuracy >= target:
-        return _finish(state, f"accuracy {event.accuracy:.4f} reaches the target {target:g}")
-    if event.round >= state.rules.rounds:
-        return _finish(state, f"all {state.rules.rounds} rounds are done")
+    if (reason := why_done(state.rules, event)) is not None:
+        return replace(state, phase=Phase.DONE), (FinishJob(reason),)
     return state, ()
-
-
-def _finish(state: State, reason: str) -> Move:
-    return replace(state, phase=Phase.DONE), (FinishJob(reason),)
 
 
 def _take_tick(state: State, _event: Tick, _now_s: float) -> Move:
@@ -284,13 +275,8 @@ def _close(state: State) -> Move:
 
 def _give_up(state: State) -> Move:
     """The job fails when too few devices are left that could ever do a task."""
-    unfit = {name: device.unfit for name, device in state.fleet.items() if device.unfit is not None}
-    hopeful = sum(fleets.takes_part(device) for device in state.fleet.values())
-    if not unfit or hopeful >= state.rules.min_updates:
-        return state, ()
-    reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(unfit.items()))
-    why = f"{hopeful} of {hopeful + len(unfit)} devices can still do their tasks, {state.rules.min_updates} are needed"
-    return replace(state, phase=Phase.FAILED), (FailJob(f"{why} ({reasons})"),)
+    hopeless = why_hopeless(state.fleet, fleets.fit(state.fleet), state.rules.min_updates)
+    return (state, ()) if hopeless is None else (replace(state, phase=Phase.FAILED), (FailJob(hopeless),))
 
 
 def _ask(state: State, now_s: float) -> Move:

@@ -124,6 +124,11 @@ def takes_part(device: Device) -> bool:
     return device.unfit is None and device.examples > 0
 
 
+def fit(fleet: Fleet) -> tuple[str, ...]:
+    """The devices that could be asked, were they online."""
+    return tuple(name for name, device in fleet.items() if takes_part(device))
+
+
 def is_ready(device: Device) -> bool:
     """Whether the device can be asked now."""
     return device.presence is Presence.ONLINE and takes_part(device)

@@ -14,8 +14,9 @@
 | lease | the coordinator that may write (one row; coordinator.lease) |
 
 An update's `folded_in` is the version that it went into, written together with that version, and 0 where a rollback
-made it void. Its round is that of its
-task, but for asynchronous schedules: the difference is its staleness.
+made it void. It is NULL while its round is open, and for good in a job that was done before its buffer was full: it was
+accepted, and no version has it. Its round is that of its task, but for asynchronous schedules: the difference is its
+staleness.
 
 Notebooks read the view `rounds_v1` (docs/coordinator.md), whose columns stay when the tables change.
 """

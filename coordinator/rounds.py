@@ -30,6 +30,7 @@ from dataclasses import replace
 from typing import Any
 
 from coordinator import fleet as fleets
+from coordinator.endings import PATIENCE, why_done, why_hopeless
 from coordinator.presence import PresenceEvent, take_presence
 from coordinator.round_records import (
     CloseRound,
@@ -60,9 +61,6 @@ from coordinator.round_records import (
 )
 from coordinator.table import put
 from edge_runtime.rng import derive_seed
-
-# A failure that may pass makes a device unfit all the same once its round has been tried so often.
-PATIENCE = 5
 
 
 def started(rules: Rules, now_s: float) -> State:
@@ -184,17 +182,10 @@ def _take_paused(state: State, event: Paused, _now_s: float) -> Move:
 def _take_evaluated(state: State, event: Evaluated, now_s: float) -> Move:
     if state.phase is not Phase.JUDGING or event.round != state.round:
         return state, ()
-    target = state.rules.target_accuracy
-    if target is not None and event.accuracy >= target:
-        return _finish(state, f"accuracy {event.accuracy:.4f} reaches the target {target:g}")
-    if state.round >= state.rules.rounds:
-        return _finish(state, f"all {state.rules.rounds} rounds are done")
+    if (reason := why_done(state.rules, event)) is not None:
+        return replace(state, phase=Phase.DONE), (FinishJob(reason),)
     following = replace(state, round=state.round + 1, attempt=0, cohort={}, wanted=None)
     return _phase(following, Phase.GATHERING, now_s), ()
-
-
-def _finish(state: State, reason: str) -> Move:
-    return replace(state, phase=Phase.DONE), (FinishJob(reason),)
 
 
 def _phase(state: State, phase: Phase, now_s: float) -> State:
@@ -207,7 +198,8 @@ def _phase(state: State, phase: Phase, now_s: float) -> State:
 def _gather(state: State, now_s: float) -> Move:
     if len(delivered(state)) >= state.rules.min_updates:
         return _close(state, now_s)
-    if (hopeless := _hopeless(state)) is not None:
+    hopeful = {*fleets.fit(state.fleet), *delivered(state)}
+    if (hopeless := why_hopeless(state.fleet, hopeful, state.rules.min_updates)) is not None:
         return _phase(state, Phase.FAILED, now_s), (FailJob(hopeless),)
     in_grace = now_s - state.since_s < state.rules.grace_s
     if state.paused:
@@ -215,19 +207,6 @@ def _gather(state: State, now_s: float) -> Move:
     if in_grace and fleets.returning(state.fleet, now_s, state.rules.grace_s):
         return state, ()
     return _start(state, now_s) if len(candidates(state)) >= needed(state) else (state, ())
-
-
-def _hopeless(state: State) -> str | None:
-    """Why no round of this job can ever get enough updates, if so."""
-    unfit = {name: device.unfit for name, device in state.fleet.items() if device.unfit is not None}
-    hopeful = {name for name, device in state.fleet.items() if fleets.takes_part(device)} | set(delivered(state))
-    if not unfit or len(hopeful) >= state.rules.min_updates:
-        return None
-    reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(unfit.items()))
-    return (
-        f"{len(hopeful)} of {len(hopeful) + len(unfit)} devices can still do their tasks, "
-        f"a round needs {state.rules.min_updates} updates ({reasons})"
-    )
 
 
 def _start(state: State, now_s: float) -> Move:

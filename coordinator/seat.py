@@ -17,14 +17,12 @@ from coordinator.reports import refused, superseded
 from coordinator.requests import Inbox
 from coordinator.watch import every, stand
 from edge_runtime.link import Connected, Disconnected, Link, LinkEvent, Message, Refused, Subscribed
+from edge_runtime.sending import send
 from edge_runtime.wire.entry import EntryOutcome, SiteEntry
 from edge_runtime.wire.events import (
     Command,
     GatewaySuperseded,
     Outcome,
-    Publish,
-    Subscribe,
-    Unsubscribe,
     UpdateRefused,
     Warned,
 )
@@ -51,7 +49,7 @@ class Seat:
         """The job as the journal has it; where there is a link, all of it is published again."""
         job = RunningJob(self.parts, self.site, self.epoch, self.boot, time.monotonic())
         if self.link.connected:
-            send(self.link, job.connected(time.monotonic()))
+            send_all(self.link, job.connected(time.monotonic()))
         return job
 
 
@@ -93,7 +91,7 @@ def knock(entry: SiteEntry, link: Link, emit: Emit) -> GatewaySuperseded | None:
             case Warned(source, rule, message):
                 emit({"event": "warning", "message": f"{source}: {rule}: {message}", "rule": rule})
             case _:
-                send(link, [outcome])
+                send_all(link, [outcome])
     return None
 
 
@@ -118,7 +116,7 @@ def serve(seat: Seat, asked_to_stop: list[int]) -> int:
             if (code := _wait_for_room(seat, error, asked_to_stop)) is not None:
                 return code
     if job is not None:
-        send(seat.link, job.stopping())
+        send_all(seat.link, job.stopping())
     return EXIT_DONE
 
 
@@ -146,13 +144,13 @@ def _turn(job: RunningJob, inbox: Inbox, seat: Seat) -> RunningJob:
     link, due = seat.link, job.has_work
     _exchange(job, link, seat.parts.emit, 0.0 if due else POLL_S)
     if due:
-        send(link, job.work(time.monotonic()))
+        send_all(link, job.work(time.monotonic()))
         if job.closing.beside is not None:
             job.closing.beside.add_done_callback(lambda _: link.wake())
     if job.exit_code is not None:
         return job
     attended = attend(job, seat.parts.store, inbox, time.monotonic())
-    send(link, attended.commands)
+    send_all(link, attended.commands)
     return seat.job() if attended.renew else job
 
 
@@ -166,8 +164,9 @@ def _leave(job: RunningJob, seat: Seat) -> int:
     if not link.connected and code == EXIT_DONE:
         message = "no link to the broker at the end of the job; to take its last messages off, start this command again"
         seat.parts.emit({"event": "warning", "message": message})
-    send(link, job.stopping())
-    _tell_standing(seat, job)
+    send_all(link, job.stopping())
+    if code == EXIT_DONE:
+        _tell_standing(seat, job)  # of a short job the first and the last, which has all its bytes
     if link.connected and seat.parts.store.done() is not None:
         with suppress(JournalUnwritable):  # then it is taken off once more
             seat.parts.store.clear()
@@ -180,7 +179,7 @@ def _wait_for_room(seat: Seat, error: JournalUnwritable, asked_to_stop: list[int
     emit({"event": "stalled", "message": str(error), "rule": type(error).__name__, "retry_s": stall.RETRY_S})
     session = stall.stalled_session(store, seat.site, seat.epoch, seat.boot)
     if link.connected:
-        send(link, stall.answers(session.connected(time.monotonic())))
+        send_all(link, stall.answers(session.connected(time.monotonic())))
     looked_s = time.monotonic()
     while not asked_to_stop:
         for event in link.poll(POLL_S):
@@ -188,7 +187,7 @@ def _wait_for_room(seat: Seat, error: JournalUnwritable, asked_to_stop: list[int
             for each in outcomes:
                 if isinstance(each, UpdateRefused):
                     emit(refused(each))
-            send(link, stall.answers(outcomes))
+            send_all(link, stall.answers(outcomes))
             if (older := stall.superseder(outcomes)) is not None:
                 emit(superseded(older))
                 return EXIT_FAILED
@@ -199,7 +198,7 @@ def _wait_for_room(seat: Seat, error: JournalUnwritable, asked_to_stop: list[int
                 if stall.has_room(store):
                     emit({"event": "writable", "round": store.present_round()})
                     return None
-    send(link, session.stopping())
+    send_all(link, session.stopping())
     return EXIT_DONE
 
 
@@ -226,7 +225,7 @@ def _exchange(job: RunningJob, link: Link, emit: Emit, timeout_s: float) -> None
         for event in events:
             commands += _take(job, link, event, emit)
         commands += job.tick(time.monotonic())
-    send(link, commands)
+    send_all(link, commands)
 
 
 def _take(job: RunningJob, link: Link, event: LinkEvent, emit: Emit) -> list[Command]:
@@ -257,14 +256,7 @@ def _trouble(link: Link, event: LinkEvent, emit: Emit) -> None:
             return  # a refusal is followed by its Disconnected; a job needs no word of subscriptions
 
 
-def send(link: Link, commands: Iterable[Command]) -> None:
+def send_all(link: Link, commands: Iterable[Command]) -> None:
     """Does what a session wants of the link."""
-    # While the link is down nothing is sent and nothing is lost: the session says it again when it is up.
     for command in commands:
-        match command:
-            case Publish(topic, payload, qos, retain):
-                link.publish(topic, payload, qos, retain=retain)
-            case Subscribe(topics, qos):
-                link.subscribe(topics, qos)
-            case Unsubscribe(topics):
-                link.unsubscribe(topics)
+        send(link, command)

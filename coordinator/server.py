@@ -38,7 +38,7 @@ from coordinator.journal import JournalError, JournalInUse, JournalUnwritable, o
 from coordinator.leftovers import clear_job
 from coordinator.program import Program, definition, judged_model, make_version
 from coordinator.results import GRAPH_NAME, export, fold_journalled, keep_model
-from coordinator.seat import LEAVE_S, enter, knock, send, serve
+from coordinator.seat import LEAVE_S, enter, knock, send_all, serve
 from coordinator.speaker import GatewaySpeaker
 from coordinator.store import Version, open_store
 from coordinator.watch import MetricsError, watching
@@ -276,7 +276,7 @@ def _clear_site(parts: Parts, site: str, url: str) -> None:
         if entry.entered:
             parts.store.keep_epoch(entry.epoch)
             goodbye = GatewaySession(site, entry.epoch, entry.boot).stopping()
-            send(link, [*clear_job(parts.program, parts.store, site), *goodbye])
+            send_all(link, [*clear_job(parts.program, parts.store, site), *goodbye])
             parts.store.clear()
             return
     why = "no link to it" if older is None else "another coordinator is on this site"

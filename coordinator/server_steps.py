@@ -77,13 +77,13 @@ def add_controls(server_lr: float) -> ServerStep:
 
 
 def add_remembered(server_lr: float) -> ServerStep:
-    """The step of EF21, `g <- g + mean`, `w <- w + server_lr * g`; running statistics follow their g itself."""
+    """The step of EF21, `g <- g + mean`, `w <- w + server_lr * g`."""
 
-    def rule(mean: Wide, slots: Mapping[str, Wide], lr: float = server_lr) -> tuple[Wide, Mapping[str, Wide]]:
+    def rule(mean: Wide, slots: Mapping[str, Wide]) -> tuple[Wide, Mapping[str, Wide]]:
         g = slots["g"] + mean
-        return lr * g, {"g": g}
+        return server_lr * g, {"g": g}
 
-    return _each(("g",), rule, plain_rule=lambda mean, slots: rule(mean, slots, 1.0))
+    return _each(("g",), rule)
 
 
 def adaptive(second: str, server_lr: float, beta1: float, beta2: float, tau: float) -> ServerStep:
@@ -116,7 +116,7 @@ SECOND_MOMENTS: Mapping[str, Callable[[Wide, Wide, float], Wide]] = {
 }
 
 
-def _each(slots: tuple[str, ...], rule: Rule, plain_rule: Rule = lambda mean, _: (mean, {})) -> ServerStep:
+def _each(slots: tuple[str, ...], rule: Rule) -> ServerStep:
     """A step that treats every tensor alike, but statistics, and keeps these slots of each, under `slot/name`."""
 
     def step(
@@ -126,7 +126,7 @@ def _each(slots: tuple[str, ...], rule: Rule, plain_rule: Rule = lambda mean, _:
         moved, kept = dict(weights), dict(state)
         for name, towards in mean.items():
             held = {slot: _held(state, f"{slot}/{name}", towards.shape) for slot in slots}
-            added, after = (plain_rule if name in plain else rule)(towards, held)
+            added, after = (towards, {}) if name in plain else rule(towards, held)
             moved[name] = _narrow(weights[name].astype(np.float64) + added)
             kept |= {f"{slot}/{name}": _narrow(array) for slot, array in after.items()}
         return moved, kept

@@ -9,6 +9,7 @@ from coordinator.methods import PhaseSpec
 from coordinator.program import Program, StagePlans
 from coordinator.store import JournalTask, Store, Version
 from coordinator.training_keys import Training
+from edge_runtime.codecs import DENSE
 from edge_runtime.rng import derive_seed
 from edge_runtime.wire.tasks import Cache, Carry, Control, Delta, Phase, Task, format_task
 
@@ -68,13 +69,20 @@ def make_task(  # noqa: PLR0913, PLR0917  what a task is made of
         blobs={version.sent.sha256: len(version.sent.data)} | {plan.sha256: len(plan.data) for plan in stage.files},
         classes=program.classes,
         seed=_task_seed(job, device, turn),
-        upload=program.upload,
+        upload=replace(program.upload, exact=_exact(program, stage)),
         deadline_s=job.round.deadline_s,
         carry=carry,
         control=Control(job.training.momentum) if method.control else None,
         personal=stage.personal,
         deltas=tuple(Delta(step.base, step.sha256, len(step.data), step.codec) for step in version.sent.steps),
     )
+
+
+def _exact(program: Program, stage: StagePlans) -> tuple[int, ...]:
+    """Where the running statistics stand among the tensors of an update, which a codec is not for."""
+    if program.upload.codec == DENSE.stages:
+        return ()
+    return tuple(place for place, name in enumerate(sorted(stage.trained)) if name in program.statistics)
 
 
 def same_task(task: Task, program: Program, device: str, turn: Turn, carry: Carry | None) -> Task:

@@ -12,14 +12,17 @@ from numpy.typing import NDArray
 from edge_runtime.codecs import LARGEST, BadUpdate, Codec, find_codec
 from edge_runtime.control import JOINED
 from edge_runtime.errors import RemoteError
-from edge_runtime.kernels import CodedUpdate, Layout, StreamError
+from edge_runtime.kernels import CodedUpdate, Layout, Piece, StreamError
 from edge_runtime.plan import CONTROL
-from edge_runtime.tensors import MAX_HEADER_BYTES
+from edge_runtime.tensors import MAX_HEADER_BYTES, decode_tensors, flat_values
 from edge_runtime.wire.tasks import MAX_BLOB_BYTES, Task
 
 MAX_EXAMPLES = 2**31
 # A float32 and a place of 4 bytes, and as much again for a method that sends a second set of tensors.
 MAX_BYTES_A_VALUE = 16
+
+_COUNT = re.compile(r"[1-9][0-9]{0,9}")
+_LOSS = re.compile(r"-?[0-9.]{1,40}(e[+-]?[0-9]{1,3})?")
 
 
 class UpdateError(RemoteError):
@@ -115,16 +118,21 @@ def read_update(data: bytes, codec: Codec, layout: Layout) -> tuple[CodedUpdate,
     Raises:
         RemoteError: Bytes that the codec cannot decode, or other tensors than the layout's.
     """
-    if codec.pieces is None:
-        tensors, metadata = codec.decode(data, layout.shapes)
-        _check_tensors(tensors, layout.shapes)
-        pieces = layout.pieces(tensors)
-    else:
-        pieces, metadata = codec.pieces(data, layout)
+    pieces, metadata = _dense_pieces(data, layout) if codec.pieces is None else codec.pieces(data, layout)
     try:
         return CodedUpdate(pieces, layout), metadata
     except StreamError as error:
         raise BadUpdate(str(error.args[1])) from None
+
+
+def _dense_pieces(data: bytes, layout: Layout) -> tuple[list[Piece], dict[str, str]]:
+    """One piece where the tensors lie in the file as they do in the layout, as those of our clients do."""
+    flat = flat_values(data, layout.shapes)
+    if flat is not None:
+        return [Piece(flat[0])], flat[1]
+    tensors, metadata = decode_tensors(data)
+    _check_tensors(tensors, layout.shapes)
+    return layout.pieces(tensors), metadata
 
 
 def claims_of(metadata: Mapping[str, str], layout: Layout) -> Claims:
@@ -168,14 +176,14 @@ def _check_names(metadata: Mapping[str, str], task: Task) -> None:
 
 def _count(metadata: Mapping[str, str], key: str) -> int:
     text = metadata.get(key, "")
-    if re.fullmatch(r"[1-9][0-9]{0,9}", text) is None or int(text) > MAX_EXAMPLES:
+    if _COUNT.fullmatch(text) is None or int(text) > MAX_EXAMPLES:
         raise BadCount(f"{key} is {_shown(metadata.get(key))}; it must be a number in 1 .. {MAX_EXAMPLES}")
     return int(text)
 
 
 def _loss(metadata: Mapping[str, str]) -> float:
     text = metadata.get("loss", "")
-    if re.fullmatch(r"-?[0-9.]{1,40}(e[+-]?[0-9]{1,3})?", text) is None:
+    if _LOSS.fullmatch(text) is None:
         raise BadCount(f"loss is {_shown(metadata.get('loss'))}; it must be a finite number")
     try:
         loss = float(text)

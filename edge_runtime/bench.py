@@ -26,8 +26,9 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_BAD_INPUT
     known = sorted(path.stem.removeprefix("bench_") for path in (tests / "bench").glob("bench_*.py"))
     if not words or words[0] not in known:
-        sys.stderr.write(f"usage: edge-runtime bench {{{','.join(known)}}} ...\n")
-        return EXIT_BAD_INPUT
+        asked = words[:1] in (["-h"], ["--help"])
+        (sys.stdout if asked else sys.stderr).write(f"usage: edge-runtime bench {{{','.join(known)}}} ...\n")
+        return 0 if asked else EXIT_BAD_INPUT
     for path in (str(tests.parent), str(tests)):
         if path not in sys.path:
             sys.path.insert(0, path)

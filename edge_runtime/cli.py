@@ -8,6 +8,7 @@ from edge_runtime import __version__
 __all__ = ["main"]
 
 EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
 
 # verb -> (module with main(argv) -> exit code, the extra that installs what it needs, what it does)
 VERBS = {
@@ -31,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         argv: Verb and its arguments; None for the process's own.
 
     Returns:
-        The verb's exit code; 2 for an unknown verb or a missing extra.
+        The verb's exit code; 2 for an unknown verb or a missing extra, 130 after Ctrl-C where the verb has no other.
     """
     words = sys.argv[1:] if argv is None else argv
     if words[:1] in (["--version"], ["-V"]):
@@ -60,6 +61,8 @@ def _run(verb: str, argv: list[str]) -> int:
             file=sys.stderr,
         )
         return EXIT_BAD_INPUT
+    except KeyboardInterrupt:  # while modules or data were loaded, too
+        return EXIT_INTERRUPTED
 
 
 def _usage() -> str:

@@ -17,6 +17,7 @@ from edge_runtime.data import Dataset, load_dataset
 from edge_runtime.errors import EdgeError
 from edge_runtime.features import Place
 from edge_runtime.link import Connected, Disconnected, Link, LinkEvent, Message, Refused, Subscribed
+from edge_runtime.sending import send
 from edge_runtime.slots import SLOTS_NAME, Slots
 from edge_runtime.state_directory import StateDirectory
 from edge_runtime.trainer import Failure, Job, Result, Trainer, Unusable
@@ -203,7 +204,7 @@ class Client:
     def _do_one(self, command: DeviceCommand) -> None:
         match command:
             case Publish() | Subscribe() | Unsubscribe():
-                self._send(command)
+                send(self._link, command)
             case RenewWill():
                 self._link.set_will(self._session.will())
                 self._link.reconnect()
@@ -222,15 +223,6 @@ class Client:
                 self._log("warning", source=source, rule=rule, message=message)
             case KeepGen() | StoreBlob() | StoreUpdate():
                 self._keep(command)
-
-    def _send(self, command: Publish | Subscribe | Unsubscribe) -> None:
-        match command:
-            case Publish(topic, payload, qos, retain):
-                self._link.publish(topic, payload, qos, retain=retain)
-            case Subscribe(topics, qos):
-                self._link.subscribe(topics, qos)
-            case Unsubscribe(topics):
-                self._link.unsubscribe(topics)
 
     def _keep(self, command: KeepGen | StoreBlob | StoreUpdate) -> None:
         # A full disk costs the cache and the outbox, not the work: the task can still be done from memory.

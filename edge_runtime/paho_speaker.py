@@ -49,15 +49,59 @@ class _DialledClient(paho.Client):
         return self.dialled
 
 
+class _Heard:
+    """Notes what paho reports; does not know paho's client, so that one that is dropped goes at once, its queue too."""
+
+    def __init__(self, sock: PayloadSocket) -> None:
+        self.happened: deque[Happened] = deque()
+        self.asked: dict[int, tuple[str, ...]] = {}
+        self.unfinished = 0
+        self.lost = Lost("the broker closed the connection")
+        self.next_misc_s = time.monotonic() + MISC_S
+        self._socket = sock
+
+    def on_connect(self, _client: object, _data: object, _flags: object, reason: Any, _more: object) -> None:
+        """CONNACK came."""
+        if not reason.is_failure:
+            self.next_misc_s = time.monotonic() + MISC_S
+            self.happened.append(Connected())
+            return
+        code = _CONNACK_CODES.get(reason.value, 0)
+        self.lost = Lost(REFUSALS.get(code, str(reason)), code in HOPELESS)
+        self.happened.append(Refused(code, self.lost.reason))
+
+    def on_disconnect(self, _client: object, _data: object, _flags: object, reason: Any, _more: object) -> None:
+        """Paho has closed the connection."""
+        if "Keep alive" in str(reason):
+            self.lost = Lost("the broker did not answer within the keepalive time")
+
+    def on_message(self, _client: object, _data: object, message: paho.MQTTMessage) -> None:
+        """A message came."""
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:
+            topic = ""  # no topic of any protocol is empty, so whoever reads it will say so
+        large = self._socket.take()
+        self.happened.append(Message(topic, bytes(message.payload) if large is None else large, message.retain))
+
+    def on_publish(self, _client: object, _data: object, _mid: int, _reason: object, _more: object) -> None:
+        """A message is sent, or confirmed."""
+        self.unfinished -= 1
+
+    def on_subscribe(self, _client: object, _data: object, number: int, reasons: list[Any], _more: object) -> None:
+        """SUBACK came."""
+        topics = self.asked.pop(number, ())
+        refused = tuple(t for t, reason in zip(topics, reasons, strict=False) if reason.is_failure)
+        self.happened.append(Subscribed(tuple(t for t in topics if t not in refused), refused))
+
+
 class PahoSpeaker:
     """A Speaker, see there; the first packet it queues is CONNECT."""
 
     def __init__(self, sock: socket.socket, greeting: Greeting) -> None:
-        self.happened: deque[Happened] = deque()
-        self._asked: dict[int, tuple[str, ...]] = {}
-        self._unfinished = 0
-        self._lost = Lost("the broker closed the connection")
-        self._next_misc_s = time.monotonic() + MISC_S
+        paho_socket = PayloadSocket(sock)
+        self._heard = heard = _Heard(paho_socket)
+        self.happened = heard.happened
         self._client = client = _DialledClient(
             CallbackAPIVersion.VERSION2,
             client_id=greeting.client_id,
@@ -65,17 +109,17 @@ class PahoSpeaker:
             protocol=paho.MQTTv311,
             reconnect_on_failure=False,
         )
-        client.dialled = self._socket = PayloadSocket(sock)
+        client.dialled = paho_socket
         if greeting.user is not None:
             client.username_pw_set(greeting.user, greeting.password)
         if greeting.will is not None:
             client.will_set(greeting.will[0], greeting.will[1], qos=1, retain=True)
         client.max_inflight_messages_set(MAX_INFLIGHT)
-        client.on_connect = self._on_connect
-        client.on_disconnect = self._on_disconnect
-        client.on_message = self._on_message
-        client.on_publish = self._on_publish
-        client.on_subscribe = self._on_subscribe
+        client.on_connect = heard.on_connect
+        client.on_disconnect = heard.on_disconnect
+        client.on_message = heard.on_message
+        client.on_publish = heard.on_publish
+        client.on_subscribe = heard.on_subscribe
         # With this callback set, paho leaves every write to loop_write() instead of writing inside publish().
         client.on_socket_register_write = _on_socket_register_write
         # paho wants the names; the socket is there already.
@@ -89,18 +133,18 @@ class PahoSpeaker:
     @property
     def busy(self) -> bool:
         """Whether a message that was handed over is not sent, or not confirmed."""
-        return self._unfinished > 0
+        return self._heard.unfinished > 0
 
     def publish(self, topic: str, payload: bytes, qos: int, *, retain: bool) -> None:
         """Queue a message."""
-        self._unfinished += 1
+        self._heard.unfinished += 1
         self._client.publish(topic, payload, qos, retain)
 
     def subscribe(self, topics: tuple[str, ...], qos: int) -> None:
         """Queue a subscription to topics, in one packet."""
         _, number = self._client.subscribe([(topic, qos) for topic in topics])
         if number is not None:
-            self._asked[number] = topics
+            self._heard.asked[number] = topics
 
     def unsubscribe(self, topics: tuple[str, ...]) -> None:
         """Queue the end of subscriptions, in one packet."""
@@ -132,50 +176,19 @@ class PahoSpeaker:
 
     def keep_alive(self, now_s: float) -> None:
         """Ping, and notice a broker that does not answer."""
-        if now_s >= self._next_misc_s:
-            self._next_misc_s = now_s + MISC_S
+        if now_s >= self._heard.next_misc_s:
+            self._heard.next_misc_s = now_s + MISC_S
             self._client.loop_misc()
             self._notice()
 
     def next_duty_s(self) -> float:
         """When keep_alive is to be called next, by the monotonic clock."""
-        return self._next_misc_s
+        return self._heard.next_misc_s
 
     def _notice(self) -> None:
         """A socket that paho has closed itself shows as none."""
         if self._client.socket() is None and not (self.happened and isinstance(self.happened[-1], Lost)):
-            self.happened.append(self._lost)
-
-    # Callbacks: they only note what happened.
-
-    def _on_connect(self, _client: object, _data: object, _flags: object, reason: Any, _more: object) -> None:
-        if not reason.is_failure:
-            self._next_misc_s = time.monotonic() + MISC_S
-            self.happened.append(Connected())
-            return
-        code = _CONNACK_CODES.get(reason.value, 0)
-        self._lost = Lost(REFUSALS.get(code, str(reason)), code in HOPELESS)
-        self.happened.append(Refused(code, self._lost.reason))
-
-    def _on_disconnect(self, _client: object, _data: object, _flags: object, reason: Any, _more: object) -> None:
-        if "Keep alive" in str(reason):
-            self._lost = Lost("the broker did not answer within the keepalive time")
-
-    def _on_message(self, _client: object, _data: object, message: paho.MQTTMessage) -> None:
-        try:
-            topic = message.topic
-        except UnicodeDecodeError:
-            topic = ""  # no topic of any protocol is empty, so whoever reads it will say so
-        large = self._socket.take()
-        self.happened.append(Message(topic, bytes(message.payload) if large is None else large, message.retain))
-
-    def _on_publish(self, _client: object, _data: object, _mid: int, _reason: object, _more: object) -> None:
-        self._unfinished -= 1
-
-    def _on_subscribe(self, _client: object, _data: object, number: int, reasons: list[Any], _more: object) -> None:
-        topics = self._asked.pop(number, ())
-        refused = tuple(t for t, reason in zip(topics, reasons, strict=False) if reason.is_failure)
-        self.happened.append(Subscribed(tuple(t for t in topics if t not in refused), refused))
+            self.happened.append(self._heard.lost)
 
 
 def _is_chunk(happened: Happened) -> bool:

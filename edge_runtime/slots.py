@@ -244,9 +244,9 @@ def state_before(kept: Kept | None, carry: Carry, codec: Codec) -> State:
     elif _is_behind(kept, carry):
         kept.state.pop(CONTROLS, None)
     if codec.carries and not counted:
-        slot = kept.state[codec.carries[0]]
+        slot = kept.state.get(codec.carries[0], {})
         for name, said in codec.decode(kept.update, kept.sent)[0].items():
-            if not name.startswith(CONTROL):
+            if name in slot:  # not control variates, and not what went beside the codec
                 np.add(slot[name], -said if codec.remembers else said, out=slot[name])
     return kept.state
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.codecs import LARGEST, find_codec
+from edge_runtime.codecs import LARGEST, find_codec, with_exact
 from edge_runtime.control import JOINED, changes, corrections, path_length
 from edge_runtime.data import Dataset, batch_indices, fill_examples, fill_labels
 from edge_runtime.engine import Engine, EngineMemoryError
@@ -153,6 +153,7 @@ def run_task(  # noqa: PLR0913 the one seam between a task and what it runs on
         delta |= _fitting(changes(controls, weights, own, delta, walked), len(dataset))
         joined = sorted(name for name in controls if name.removeprefix(CONTROL) not in own)
         metadata |= {JOINED: json.dumps(joined)} if joined else {}
+    codec = with_exact(codec, delta, task.upload.exact)
     if slots is None or not keeps:
         data = codec.encode(delta, metadata, {})
     else:

@@ -6,6 +6,8 @@ reference reader in one point, repeated keys, and has a shorter list of dtypes.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,7 @@ __all__ = [
     "UnknownDtype",
     "decode_tensors",
     "encode_tensors",
+    "flat_values",
     "tensor_file_parts",
 ]
 
@@ -50,6 +53,12 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "U8": np.dtype("u1"),
 }
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
+
+_FLOAT32 = _DTYPES["F32"]
+_METADATA, _AFTER_METADATA = b'{"__metadata__":', b'},"'
+_MAX_REMEMBERED_BYTES = 16_384
+# Name, dtype, shape, first byte, and the one behind the last.
+_Entry = tuple[str, np.dtype[Any], tuple[int, ...], int, int]
 
 
 class TensorFileError(RemoteError):
@@ -150,11 +159,11 @@ def decode_tensors(
     Raises:
         TensorFileError: One subclass for each rule.
     """
-    header, begin = _read_header(data, max_header_bytes)
-    metadata = _check_metadata(header.pop("__metadata__", {}))
-    if len(header) > max_tensors:
-        raise TooManyTensors(f"{len(header)} tensors; the cap is {max_tensors}")
-    entries = sorted((_check_entry(name, entry) for name, entry in header.items()), key=lambda item: item[3:])
+    text = _header_text(data, max_header_bytes)
+    begin = _LENGTH_BYTES + len(text)
+    metadata, entries = _read_header(text)
+    if len(entries) > max_tensors:
+        raise TooManyTensors(f"{len(entries)} tensors; the cap is {max_tensors}")
     tensors: dict[str, NDArray[Any]] = {}
     end = 0
     for name, dtype, shape, first, last in entries:
@@ -172,6 +181,34 @@ def decode_tensors(
     return tensors, metadata
 
 
+def flat_values(
+    data: bytes, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[NDArray[np.float32], dict[str, str]] | None:
+    """The values of a file that holds just these tensors, one behind the other in this order, without a copy.
+
+    Args:
+        data: The whole file.
+        shapes: By name, all of float32.
+
+    Returns:
+        (values,) read-only, and the metadata; None for a file of other tensors, or of these in another order.
+
+    Raises:
+        TensorFileError: The header is none, as of `decode_tensors`.
+    """
+    text = _header_text(data, MAX_HEADER_BYTES)
+    metadata, entries = _read_header(text)
+    end = 0
+    for (name, dtype, shape, first, last), wanted in zip(entries, shapes.items(), strict=False):
+        if (name, shape) != wanted or dtype is not _FLOAT32 or first != end:
+            return None
+        end = last
+    begin = _LENGTH_BYTES + len(text)
+    if len(entries) != len(shapes) or end != len(data) - begin:
+        return None
+    return np.frombuffer(data, _FLOAT32, end // 4, begin), metadata
+
+
 def _encode_one(name: str, tensor: NDArray[Any], begin: int) -> tuple[dict[str, Any], memoryview]:
     dtype = tensor.dtype.newbyteorder("<")
     if dtype not in _CODES:
@@ -183,7 +220,7 @@ def _encode_one(name: str, tensor: NDArray[Any], begin: int) -> tuple[dict[str, 
     return {"dtype": _CODES[dtype], "shape": shape, "data_offsets": [begin, begin + len(part)]}, part
 
 
-def _read_header(data: bytes | bytearray | memoryview, cap: int) -> tuple[dict[str, Any], int]:
+def _header_text(data: bytes | bytearray | memoryview, cap: int) -> bytes:
     if len(data) < _LENGTH_BYTES:
         raise Truncated(f"{len(data)} bytes; the length of the header alone takes {_LENGTH_BYTES}")
     header_bytes = int.from_bytes(data[:_LENGTH_BYTES], "little")
@@ -195,10 +232,38 @@ def _read_header(data: bytes | bytearray | memoryview, cap: int) -> tuple[dict[s
     text = bytes(data[_LENGTH_BYTES:begin])
     if not text.startswith(b"{"):
         raise BadHeader("the header does not begin with '{'")
+    return text
+
+
+def _read_header(text: bytes) -> tuple[dict[str, str], tuple[_Entry, ...]]:
+    """The metadata, and what is said of the tensors in the order of their bytes.
+
+    Files of one layout differ in nothing but their metadata, which canonical ones have first: what is behind them is
+    looked at once.
+    """
+    at = text.find(_AFTER_METADATA) + 1
+    if at and text.startswith(_METADATA) and len(text) - at <= _MAX_REMEMBERED_BYTES:
+        with suppress(ValueError, TensorFileError):  # read as a whole, it is right all the same, or its error is named
+            return _check_metadata(load_object(text[len(_METADATA) : at])), _remembered(text[at:])
     try:
-        return load_object(text), begin
+        header = load_object(text)
     except ValueError as error:
         raise BadHeader(f"the header is not one JSON object: {error}") from None
+    metadata = _check_metadata(header.pop("__metadata__", {}))
+    return metadata, _entries(header)
+
+
+@lru_cache(maxsize=64)
+def _remembered(rest: bytes) -> tuple[_Entry, ...]:
+    """What is said of the tensors in a header from the comma behind its metadata on."""
+    header = load_object(b"{" + rest[1:])
+    if "__metadata__" in header:
+        raise ValueError("the metadata stand twice")
+    return _entries(header)
+
+
+def _entries(header: dict[str, Any]) -> tuple[_Entry, ...]:
+    return tuple(sorted((_check_entry(name, entry) for name, entry in header.items()), key=lambda item: item[3:]))
 
 
 def _check_metadata(value: object) -> dict[str, str]:
@@ -207,7 +272,7 @@ def _check_metadata(value: object) -> dict[str, str]:
     return value
 
 
-def _check_entry(name: str, entry: object) -> tuple[str, np.dtype[Any], tuple[int, ...], int, int]:
+def _check_entry(name: str, entry: object) -> _Entry:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise BadHeader(f"tensor {name!r} must have exactly dtype, shape and data_offsets")
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

@@ -10,6 +10,7 @@ them being on the gateway.
 | --- | --- | --- | --- |
 | trained | float32, all | the SHARE of trained - received - g_i that is largest | g_i, 4 bytes a value |
 | g | nothing | nothing | nothing: the gateway keeps it, 4 bytes a value |
+| running statistics | float32, all | trained - received, float32, all; averaged as in FedAvg | nothing |
 
 That holds exactly, up to float32 rounding of g, while
 
@@ -21,7 +22,7 @@ That holds exactly, up to float32 rounding of g, while
 Devices weigh alike, whatever they have of examples, and one that stays away goes on pulling to where it was last.
 
 Deviations from the paper: x_i is a round's update instead of a gradient; g_i begins at zero, so the first update is the
-paper's g^0; running statistics are remembered as well.
+paper's g^0.
 """
 
 from collections.abc import Mapping

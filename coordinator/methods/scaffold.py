@@ -17,7 +17,8 @@ c_i's change over: the next change is made against what was said, as in EF21, an
 The fold is the plain mean over the devices of a round, as in the paper: every device counts alike, however many
 examples it has. `c <- sum of all changes so far / N`, N being how many devices have a c_i by then: the paper's 1 / N
 with an N that need not be known beforehand. A device says for which tensors it begins one (metadata `joined`). One that
-has lost its state joins again; what it had before stays in c with the weight of one device.
+has lost its state joins again; what it had before stays in c with the weight of one device, as that of a device does
+that never comes again.
 
 Deviations from the paper: those of FedAvg but for the weights; option I, a pass over the data at the received weights,
 is not there. With momentum the walk is as long as its gradients' weights add up to. AdamW, Nesterov's step, a proximal

@@ -5,8 +5,9 @@ from functools import lru_cache
 
 from edge_runtime.codecs.codec import LARGEST, RESIDUAL, BadCodec, BadUpdate, Codec, State
 from edge_runtime.codecs.dense import DENSE
+from edge_runtime.codecs.exact import with_exact
 
-__all__ = ["DENSE", "LARGEST", "RESIDUAL", "BadCodec", "BadUpdate", "Codec", "State", "find_codec"]
+__all__ = ["DENSE", "LARGEST", "RESIDUAL", "BadCodec", "BadUpdate", "Codec", "State", "find_codec", "with_exact"]
 
 
 def find_codec(stages: Sequence[str]) -> Codec:

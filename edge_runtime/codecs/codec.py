@@ -47,8 +47,8 @@ class Codec:
         carries: The slots of its state; the first holds an array of its own shape for each tensor.
         remembers: The first slot is the sum of what the updates said, which the gateway holds as well, and no residual:
             an update that did not count comes out of it again, and it must not begin anew while the gateway's goes on.
-        pieces: (bytes, layout) -> (pieces, metadata): what decode gives, as a fold takes it; None where decode is as
-            good.
+        pieces: (bytes, layout) -> (pieces, metadata): what decode gives, as a fold takes it; None where the bytes are
+            the tensors' own file.
     """
 
     stages: tuple[str, ...]

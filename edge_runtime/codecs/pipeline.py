@@ -15,6 +15,7 @@ from typing import Any
 from edge_runtime import kernels
 from edge_runtime.codecs.codec import BadCodec, BadUpdate, Codec, Shapes, State
 from edge_runtime.codecs.entropy import with_rans
+from edge_runtime.codecs.exact import taken_exact
 from edge_runtime.codecs.low_rank import LOW_RANK
 from edge_runtime.codecs.reduction import WHOLE, Arrays, Reduction, with_feedback
 from edge_runtime.codecs.rows import rows
@@ -100,9 +101,12 @@ def _seed(metadata: Mapping[str, str]) -> int:
 
 def _decode(reduction: Reduction, values: ValueFormat) -> Callable[[bytes, Shapes], tuple[Arrays, dict[str, str]]]:
     def decode(data: bytes, shapes: Shapes) -> tuple[Arrays, dict[str, str]]:
-        entries, metadata = _entries(data, {*values.names, *reduction.side})
-        layout = reduction.layout(entries, shapes)
-        return dict(layout.restore(values.decode(entries, layout.counts))), metadata
+        entries, exact, metadata = _entries(data, {*values.names, *reduction.side}, shapes)
+        others = {name: shape for name, shape in shapes.items() if name not in exact}
+        if not others and not entries:
+            return exact, metadata
+        layout = reduction.layout(entries, others)
+        return {**exact, **dict(layout.restore(values.decode(entries, layout.counts)))}, metadata
 
     return decode
 
@@ -110,18 +114,22 @@ def _decode(reduction: Reduction, values: ValueFormat) -> Callable[[bytes, Shape
 def _pieces(
     reduction: Reduction, values: ValueFormat
 ) -> Callable[[bytes, kernels.Layout], tuple[list[kernels.Piece], dict[str, str]]]:
+    decode = _decode(reduction, values)
+
     def pieces(data: bytes, tensors: kernels.Layout) -> tuple[list[kernels.Piece], dict[str, str]]:
-        entries, metadata = _entries(data, {*values.names, *reduction.side})
-        layout = reduction.layout(entries, tensors.shapes)
-        if layout.place is None:
-            return tensors.pieces(dict(layout.restore(values.decode(entries, layout.counts)))), metadata
+        entries, exact, metadata = _entries(data, {*values.names, *reduction.side}, tensors.shapes)
+        layout = None if exact else reduction.layout(entries, tensors.shapes)
+        if layout is None or layout.place is None:
+            return tensors.pieces(decode(data, tensors.shapes)[0]), metadata
         return layout.place(values.pieces(entries, layout.counts)), metadata
 
     return pieces
 
 
-def _entries(data: bytes, known: Collection[str]) -> tuple[Arrays, dict[str, str]]:
+def _entries(data: bytes, known: Collection[str], shapes: Shapes) -> tuple[Arrays, Arrays, dict[str, str]]:
+    """The entries of the stages, the tensors beside them, and the metadata."""
     entries, metadata = decode_tensors(data)
+    exact = taken_exact(entries, shapes)
     if not entries.keys() <= set(known):
         raise BadUpdate(f"entries {sorted(entries.keys() - set(known))[:3]} have no meaning; known are {sorted(known)}")
-    return entries, metadata
+    return entries, exact, metadata

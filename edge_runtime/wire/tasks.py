@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from edge_runtime.errors import RemoteError
@@ -32,6 +33,7 @@ MAX_DELTAS = 16
 MAX_EPOCHS = 1_000_000
 MAX_TASK_NAME = 200
 MAX_PERSONAL, MAX_TENSOR_NAME = 1024, 1000
+MAX_EXACT = 4096
 MAX_CACHE_BYTES = 1 << 40
 
 _TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -84,10 +86,15 @@ class Phase:
 
 @dataclass(frozen=True)
 class Upload:
-    """What is sent back: `form` "delta" is trained minus received, through the codec's stages."""
+    """What is sent back: `form` "delta" is trained minus received, through the codec's stages.
+
+    `exact` are the places, ascending in the order of the names, of tensors that are sent as they are (running
+    statistics); `codec` is of the others.
+    """
 
     form: str = "delta"
     codec: tuple[str, ...] = ("dense",)
+    exact: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -178,7 +185,7 @@ def format_task(task: Task) -> bytes:
         {
             **vars(task),
             "phases": [_written(phase) for phase in task.phases],
-            "upload": vars(task.upload),
+            "upload": {key: value for key, value in vars(task.upload).items() if value != ()},
             "carry": None if task.carry is None else vars(task.carry),
             "control": None if task.control is None else vars(task.control),
             "personal": task.personal or None,
@@ -345,4 +352,15 @@ def _upload(message: dict[str, Any]) -> Upload:
     form = fields.text(message, "form", cap=64)
     if form not in _FORMS:
         raise UnknownForm(f"the upload's form is {form!a}; known are {', '.join(_FORMS)}")
-    return Upload(form, _stages(message))
+    return Upload(form, _stages(message), _exact(message))
+
+
+def _exact(message: dict[str, Any]) -> tuple[int, ...]:
+    if message.get("exact") is None:
+        return ()
+    places = fields.sequence(message, "exact", cap=MAX_EXACT)
+    if any(type(place) is not int or not 0 <= place < MAX_EXACT for place in places):
+        raise fields.BadField(f"exact must be numbers in 0 .. {MAX_EXACT - 1}")
+    if any(one >= other for one, other in pairwise(places)):
+        raise fields.BadField("exact must ascend")
+    return tuple(places)

@@ -73,8 +73,9 @@ def run_load(load: Load, root: Path) -> dict[str, Any]:
         coordinator = fleet.start_coordinator(root / "job.toml", root / "coordinator", broker.url, SITE, log)
         reader = fleet.EventReader(coordinator)
         assert broker.process is not None
-        sampler = Sampler({"coordinator": coordinator.pid, "broker": broker.process.pid})
         drivers = _start_drivers(broker, load.devices)
+        pids = {"coordinator": (coordinator.pid,), "broker": (broker.process.pid,)}
+        sampler = Sampler(pids | {"drivers": tuple(driver.pid for driver in drivers)})
         try:
             events = _events_until_done(reader, log)
             sampler.stop()
@@ -109,8 +110,8 @@ def figures(load: Load, seen: list[dict[str, Any]], events: list[dict[str, Any]]
         "bytes_a_s": round(updates * bytes_up / window_s),
         "done_p50_s": round(latencies[len(latencies) // 2], 3),
         "done_p99_s": round(latencies[len(latencies) * 99 // 100], 3),
-        "coordinator_us_an_update": round(1e6 * cpu["coordinator"] / updates, 1),
-        "broker_us_an_update": round(1e6 * cpu["broker"] / updates, 1),
+        **{f"{name}_us_an_update": round(1e6 * used_s / updates, 1) for name, used_s in cpu.items()},
+        "updates_a_coordinator_core_s": round(updates / cpu["coordinator"], 1),
         "coordinator_job_us_an_update": round(1e6 * sampler.used_s("coordinator") / updates, 1),
         "round_s": round(statistics.median(rounds_s), 3),
         "busy_answers": sum(one["busy"] for one in seen),
@@ -130,9 +131,9 @@ def _windows(seen: list[dict[str, Any]]) -> list[tuple[float, float, int]]:
 
 
 class Sampler(threading.Thread):
-    """Reads the processor time of processes every 50 ms, so that it can be told for any window afterwards."""
+    """Reads the processor time of processes, together under a name, every 50 ms: it can be told for any window then."""
 
-    def __init__(self, pids: dict[str, int]) -> None:
+    def __init__(self, pids: dict[str, tuple[int, ...]]) -> None:
         super().__init__(name="sampler", daemon=True)
         self.pids = pids
         self._samples: dict[str, list[tuple[float, float]]] = {name: [] for name in pids}
@@ -142,8 +143,8 @@ class Sampler(threading.Thread):
     def run(self) -> None:
         """Sample until stopped."""
         while not self._ended.wait(SAMPLE_S):
-            for name, pid in self.pids.items():
-                self._samples[name].append((time.monotonic(), running_s(pid)))
+            for name, pids in self.pids.items():
+                self._samples[name].append((time.monotonic(), sum(map(running_s, pids))))
 
     def stop(self) -> None:
         """Take no more samples."""

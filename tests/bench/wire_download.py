@@ -17,6 +17,7 @@ from bench.wire_transfer import PAHO_S, paho_client
 from coordinator import mqtt
 from coordinator.broker import start_broker
 from edge_runtime.link import Connected, Link, Message, Subscribed
+from edge_runtime.sending import send
 from edge_runtime.wire import DeviceSession, Publish, RunTask, Subscribe, Unsubscribe
 from edge_runtime.wire.chunks import chunk_count
 from support.boards import Gateway
@@ -85,12 +86,8 @@ class Light:
     def _do(self, commands: list[DeviceCommand]) -> None:
         for command in commands:
             match command:
-                case Publish(topic, payload, qos, retain):
-                    self.link.publish(topic, payload, qos, retain=retain)
-                case Subscribe(topics, qos):
-                    self.link.subscribe(topics, qos)
-                case Unsubscribe(topics):
-                    self.link.unsubscribe(topics)
+                case Publish() | Subscribe() | Unsubscribe():
+                    send(self.link, command)
                 case RunTask():
                     self.whole = True
 

@@ -3,6 +3,7 @@
 import importlib
 import json
 from types import SimpleNamespace
+from typing import NoReturn
 
 import pytest
 
@@ -68,3 +69,16 @@ def test_a_package_that_is_missed_only_at_work_is_explained_too(
     monkeypatch.setattr(cli.importlib, "import_module", lambda _name: SimpleNamespace(main=main))
     assert cli.main(["demo"]) == 2
     assert "pip install 'edge-runtime[demo]'" in capsys.readouterr().err
+
+
+def test_an_interrupt_while_a_verb_is_loaded_is_its_code_and_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_module: str) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib, "import_module", interrupted)
+    assert cli.main(["info"]) == 130
+
+
+def test_help_of_the_benches_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "--help"]) == 0
+    assert "fleet" in capsys.readouterr().out

@@ -1,12 +1,14 @@
 """The link over real sockets and real brokers."""
 
 import contextlib
+import gc
 import os
 import signal
 import socket
 import statistics
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +28,8 @@ from edge_runtime.link import (
     Subscribed,
     retry_delay_s,
 )
+from edge_runtime.link_events import Greeting
+from edge_runtime.paho_speaker import PahoSpeaker
 from support.boards import connect, poll_until
 from support.joined import blob
 from support.proxy import Proxy, Shape
@@ -320,3 +324,26 @@ def test_closing_waits_for_all_that_is_queued_as_long_as_it_moves(
         began_s = time.monotonic()
         stuck.close(timeout_s=0.5)
         assert time.monotonic() - began_s < 20.0, "a broker that takes next to nothing does not hold it"
+
+
+def test_what_a_dropped_connection_had_queued_goes_with_it_and_not_when_cycles_are_looked_for() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        speaker = PahoSpeaker(ours, Greeting("a", 30, None, None, None))
+        theirs.sendall(b"\x20\x02\x00\x00")
+        gc.collect()
+        gc.disable()
+        tracemalloc.start()
+        try:
+            speaker.read()
+            assert isinstance(speaker.happened[-1], Connected)
+            for _ in range(4):
+                speaker.publish("t", bytes(65_540), 0, retain=False)
+            queued_bytes, _ = tracemalloc.get_traced_memory()
+            del speaker
+            left_bytes, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+            gc.enable()
+    assert queued_bytes > 4 * 65_540
+    assert left_bytes < 10_000

@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the seeds, print a line for each as it ends, and write the results where --save says so."""
     options = _parser().parse_args(argv)
     names = [f"dev-{number}" for number in range(options.devices)]
-    rounds = max(4, round(options.seconds / SECONDS_A_ROUND))
+    rounds = options.rounds or max(4, round(options.seconds / SECONDS_A_ROUND))
     job: dict[str, Any] = {"devices": options.devices, "rounds": rounds, "epochs": EPOCHS, "codec": CARRYING}
     job["download"] = DOWNLOAD
     job |= {"schedule": SCHEDULES[options.schedule]} if options.schedule != "sync" else {}
@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seeds", type=int, default=20, help="how many")
     add("--first-seed", type=int, default=1)
     add("--seconds", type=float, default=600.0, help="for how long faults strike")
+    add("--rounds", type=int, help=f"of every job; by default one for {SECONDS_A_ROUND:g} s, as long as faults last")
     add("--slots", type=int, default=2, help="jobs at a time")
     add("--devices", type=int, default=4)
     add(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import random
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from queue import Empty
 from typing import TYPE_CHECKING, Any
@@ -57,7 +58,7 @@ class Driver:
     _entered: int = 0
     _heard_s: float = 0.0
     _down: set[str] = field(default_factory=set)
-    _full: set[str] = field(default_factory=set)
+    _full: Counter[str] = field(default_factory=Counter)  # strikes may overlap; the last one to end makes room
     _was_full: set[str] = field(default_factory=set)
 
     def prepare(self, journal_mb: int = 0) -> None:
@@ -154,7 +155,7 @@ class Driver:
         self._after(AGAIN_S, lambda: self._start_when_there_is_room(name, start))
 
     def _start_when_there_is_room(self, name: str, start: Callable[[], None]) -> None:
-        if name in self._full:
+        if self._full[name]:
             self._after(AGAIN_S, lambda: self._start_when_there_is_room(name, start))
             return
         self._was_full.discard(name)
@@ -230,14 +231,15 @@ class Driver:
 
     def _disk_full(self, strike: Strike) -> None:
         name = strike.victim
-        self._full.add(name)
+        self._full[name] += 1
         self._was_full.add(name)
         self.disks[name].fill()
         self._after(strike.lasts_s, lambda: self._make_room(name))
 
     def _make_room(self, name: str) -> None:
-        self._full.discard(name)
-        self.disks[name].clear()
+        self._full[name] -= 1
+        if not self._full[name]:
+            self.disks[name].clear()
 
     def _clock(self, strike: Strike) -> None:
         clock = self.clocks[strike.victim]

@@ -30,7 +30,7 @@ def why_no_disks() -> str:
     return ""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Disk:
     """A small tmpfs at a directory, which can be filled to the last byte."""
 

@@ -12,12 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chaos.schedule import ALL, KINDS, draw
+from chaos.driver import Driver
+from chaos.schedule import ALL, KINDS, Strike, draw
+from chaos.surroundings import Disk
+from support.fleet import Federation
 from support.mqtt_harm import CALM, Frames, Harm, Odds, parse_publish
 from support.proxy import Proxy, Shape
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 CONNECT_A = b"\x10\x0f\x00\x04MQTT\x04\x02\x00\x1e\x00\x03a-1"
 ALWAYS = {name: Odds(**{name: 1.0}) for name in ("duplicate", "late", "drop", "truncate", "corrupt", "garble")}
@@ -176,3 +180,28 @@ def test_bytes_are_counted_each_way_at_the_socket(echo: socket.socket) -> None:
 
 def url_of(server: socket.socket) -> str:
     return f"mqtt://127.0.0.1:{server.getsockname()[1]}"
+
+
+class CountingDisk(Disk):
+    """Fills nothing, and must not be cleared twice."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.now: list[str] = []
+
+    def fill(self) -> None:
+        self.now = ["full"]
+
+    def clear(self) -> None:
+        self.now.remove("full")
+
+
+def test_a_disk_that_is_filled_twice_has_room_when_both_strikes_are_over(tmp_path: Path) -> None:
+    disk = CountingDisk(tmp_path)
+    driver = Driver(Federation(tmp_path, None, []), None, 1, disks={"dev-0": disk})  # type: ignore[arg-type]  # neither is used
+    for number in (1, 2):
+        driver._disk_full(Strike(0.0, "disk full", "dev-0", 1.0, number))
+    driver._make_room("dev-0")
+    assert disk.now
+    driver._make_room("dev-0")
+    assert not disk.now

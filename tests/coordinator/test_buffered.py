@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from coordinator import buffered
 from coordinator.buffered import State
+from coordinator.endings import PATIENCE
 from coordinator.round_records import (
     AskDevices,
     CloseRound,
@@ -153,7 +154,7 @@ def test_a_device_without_a_task_gets_one_as_soon_as_it_comes() -> None:
 
 def test_failures_that_pass_are_asked_again_and_five_in_a_row_end_a_device_s_part() -> None:
     state, _ = three_online()
-    for count in range(1, buffered.PATIENCE):
+    for count in range(1, PATIENCE):
         state, commands = run(state, (float(count), TaskFailed("a", 1, "BlobMissing", unfit=False)))
         assert [type(command) for command in commands] == [Warn, AskDevices]
     state, commands = run(state, (9.0, TaskFailed("a", 1, "BlobMissing", unfit=False)))

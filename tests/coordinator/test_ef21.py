@@ -64,13 +64,13 @@ def test_on_quadratics_that_topk_alone_diverges_on_it_converges_with_absent_devi
     assert np.abs(weights["x"]).max() < 0.02  # of 1 at the start
 
 
-def test_running_statistics_follow_what_is_remembered_of_them_at_full_rate() -> None:
-    method, weights, state = ef21(2, server_lr=0.5), {"var": np.ones(1, np.float32), "w": np.ones(1, np.float32)}, {}
-    for said in (0.25, 0.0):  # the device says nothing new, and still means 0.25
+def test_what_is_said_of_weights_is_remembered_and_running_statistics_are_averaged_as_they_are() -> None:
+    method, weights, state = ef21(4, server_lr=0.5), {"var": np.ones(1, np.float32), "w": np.ones(1, np.float32)}, {}
+    for said in (0.25, 0.0):  # the devices say nothing new, and of w they still mean 0.25; two of four are absent
         update = {name: np.full(1, said, np.float32) for name in weights}
         mean = method.aggregate([Contribution(name, 3, update) for name in "ab"], {"var"})
         weights, state = method.server_step(weights, mean, state, {"var"})
-    assert (weights["var"].item(), weights["w"].item()) == (1.5, 1.25)
+    assert (weights["var"].item(), weights["w"].item()) == (1.25, 1.125)
 
 
 def with_slots(site: MemorySite, root: Path) -> MemorySite:

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator import rounds
+from coordinator.endings import PATIENCE
 from coordinator.fleet import Device, Presence, draw, selection_weights, share_of, tiers_of, work_share
 from coordinator.round_records import (
     CloseRound,
@@ -201,11 +202,11 @@ def test_the_job_fails_with_the_reasons_when_too_few_devices_are_fit() -> None:
 def test_a_failure_that_never_passes_ends_a_device_s_part() -> None:
     state, _ = three_online()
     seen: list[Command] = []
-    for attempt in range(1, rounds.PATIENCE + 1):
+    for attempt in range(1, PATIENCE + 1):
         events = [(float(attempt), TaskFailed(name, 1, "BlobMissing", unfit=False)) for name in "abc"]
         state, commands = run(state, *events)
         seen += commands
-    assert kinds(seen).count("StartRound") == rounds.PATIENCE - 1
+    assert kinds(seen).count("StartRound") == PATIENCE - 1
     assert kinds(seen)[-1] == "FailJob"
 
 

@@ -143,15 +143,20 @@ def test_what_a_device_keeps_never_leaves_it_and_bytes_follow_the_formula(tmp_pa
     assert "joined" not in metadata
 
 
-def test_a_device_that_lost_its_state_says_so_and_joins_again(tmp_path: Path) -> None:
+def test_a_device_that_lost_its_state_joins_again_and_c_is_the_mean_of_all_that_were_begun(tmp_path: Path) -> None:
     fed = Federation(program_of(tmp_path), tmp_path)
     fed.round()
+    lost = own(fed, "dev-a")
     (tmp_path / "dev-a").unlink()
     fed.slots["dev-a"] = Slots(tmp_path / "dev-a")
     fed.round()
     assert len(fed.warnings) == 1
     assert "lost" in fed.warnings[0]
     assert decode_tensors(fed.latest.state)[0][f"{MEMBERS}{CONTROL}fc1.weight"] == 4
+    # The sum has both of dev-a's: divided by three devices, c would be too long by a third even where all are equal.
+    begun = [lost, *(own(fed, device) for device in fed.shards)]
+    for name, c in controls(fed).items():
+        np.testing.assert_allclose(c, np.mean([each[name] for each in begun], axis=0), atol=1e-6)
 
 
 def test_a_codec_alone_is_no_place_to_keep_controls(tmp_path: Path) -> None:

@@ -19,10 +19,10 @@ from coordinator.broker import RunningBroker, start_broker
 from coordinator.events import seldom
 from coordinator.server import main
 from coordinator.store import open_store
-from edge_runtime.data import Dataset
 from edge_runtime.link import Connected, Link, Message
 from support.boards import broker_that_denies
 from support.memory import MemorySite
+from support.tiny_job import made_up
 
 JOB = """\
 [job]
@@ -47,12 +47,6 @@ deadline_s = 60
 data = "held-out"
 """
 DEADLINE_S = 30.0
-
-
-def made_up(seed: int, rows: int) -> Dataset:
-    rng = np.random.default_rng(seed)
-    y = rng.integers(0, 3, rows).astype(np.int32)
-    return Dataset((rng.normal(size=(rows, 6)) + 2.0 * np.eye(3, 6)[y]).astype(np.float32), y)
 
 
 @pytest.fixture
@@ -359,11 +353,11 @@ def test_a_broker_that_refuses_a_subscription_is_an_error_in_words(job: Path, tm
         command = ["coordinator", "--job", str(job), "--state", str(tmp_path / "state"), "--broker", url, "--events"]
         process = subprocess.Popen([sys.executable, "-m", "edge_runtime", *command], stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
-        told = [json.loads(process.stdout.readline()) for _ in range(4)]
+        told = [json.loads(process.stdout.readline()) for _ in range(5)]
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=DEADLINE_S)
-    assert [each["event"] for each in told] == ["listening", "sample", "error", "warning"]
-    assert told[2]["rule"] == "SubscriptionRefused"
+    assert [each["event"] for each in told] == ["listening", "sample", "waiting", "error", "warning"]
+    assert told[3]["rule"] == "SubscriptionRefused"
     assert process.returncode == 0
 
 

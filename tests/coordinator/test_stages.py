@@ -8,7 +8,9 @@ import pytest
 from edge_runtime.data import Dataset
 from edge_runtime.plan import ROLE_FROZEN, ROLE_TRAINED, read_plan
 from edge_runtime.tensors import decode_tensors, encode_tensors
+from support import tiny_job
 from support.memory import MemorySite, finished, start_all
+from support.tiny_job import made_up
 
 JOB = """\
 [job]
@@ -42,20 +44,8 @@ data = "held-out"
 HEAD, UPPER = {"fc3.weight", "fc3.bias"}, {"fc2.weight", "fc2.bias", "fc3.weight", "fc3.bias"}
 
 
-def made_up(seed: int, rows: int) -> Dataset:
-    """Three blobs in six dimensions."""
-    rng = np.random.default_rng(seed)
-    y = rng.integers(0, 3, rows).astype(np.int32)
-    return Dataset((rng.normal(size=(rows, 6)) + 2.0 * np.eye(3, 6)[y]).astype(np.float32), y)
-
-
 def make_site(tmp_path: Path, job: str = JOB) -> MemorySite:
-    home = tmp_path / "home"
-    (home / "held-out").mkdir(parents=True, exist_ok=True)
-    test = made_up(99, 60)
-    np.savez(home / "held-out" / "test.npz", x=test.x, y=test.y)
-    (home / "job.toml").write_text(job)
-    return MemorySite(home / "job.toml", tmp_path / "state", {"dev-a": made_up(1, 20), "dev-b": made_up(2, 13)})
+    return tiny_job.make_site(tmp_path, job, shards={"dev-a": made_up(1, 20), "dev-b": made_up(2, 13)})
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from coordinator.updates import Claims, check_update
 from edge_runtime.errors import RemoteError
-from edge_runtime.kernels import Layout
+from edge_runtime.kernels import Accumulator, Layout
 from edge_runtime.tensors import encode_tensors
 from edge_runtime.wire.tasks import Phase, Task, Upload
 
@@ -55,6 +55,30 @@ def rule(data: bytes, announced: int = 100) -> str:
 def test_a_good_update_passes_with_its_claims() -> None:
     data = encode_tensors(tensors(), METADATA)
     assert check_update(data, TASK, LAYOUT, 100)[0] == Claims(examples=100, steps=4, loss=1.25)
+
+
+def backwards(update: dict[str, NDArray[np.float32]]) -> bytes:
+    """The same tensors, the last one first, as no client of ours writes them."""
+    header: dict[str, object] = {"__metadata__": METADATA}
+    end = 0
+    for name in sorted(update, reverse=True):
+        end += update[name].nbytes
+        offsets = [end - update[name].nbytes, end]
+        header[name] = {"dtype": "F32", "shape": list(update[name].shape), "data_offsets": offsets}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    data = b"".join(update[name].tobytes() for name in sorted(update, reverse=True))
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def test_tensors_in_another_order_are_the_same_update() -> None:
+    update = {name: np.random.default_rng(1).normal(size=shape).astype(np.float32) for name, shape in TRAINED.items()}
+    sums = []
+    for data in (encode_tensors(update, METADATA), backwards(update)):
+        accumulator = Accumulator(LAYOUT)
+        accumulator.add(check_update(data, TASK, LAYOUT, 100)[1], np.full(len(TRAINED), 3.0))
+        sums.append([accumulator.sum(name).tolist() for name in TRAINED])
+    assert sums[0] == sums[1]
 
 
 @pytest.mark.parametrize(

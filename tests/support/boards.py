@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from coordinator.speaker import GatewaySpeaker
 from edge_runtime.link import Connected, Disconnected, Link, LinkEvent, Message
+from edge_runtime.sending import send
 from edge_runtime.tensors import encode_tensors
 from edge_runtime.wire import (
     Phase,
@@ -131,12 +132,8 @@ class Gateway:
     def _do(self, outcomes: list[Outcome]) -> None:
         for outcome in outcomes:
             match outcome:
-                case Publish(topic, payload, qos, retain):
-                    self.link.publish(topic, payload, qos, retain=retain)
-                case Subscribe(topics, qos):
-                    self.link.subscribe(topics, qos)
-                case Unsubscribe(topics):
-                    self.link.unsubscribe(topics)
+                case Publish() | Subscribe() | Unsubscribe():
+                    send(self.link, outcome)
                 case UpdateReceived():
                     self.updates.append(outcome)
                     self.done[outcome.device, outcome.task] = outcome.sha256

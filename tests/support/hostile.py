@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from coordinator.seat import send
+from coordinator.seat import send_all
 from edge_runtime.codecs import find_codec
 from edge_runtime.link import Connected, Disconnected, Link, Message, Subscribed
 from edge_runtime.tensors import decode_tensors
@@ -101,7 +101,7 @@ class Hostile:
         for command in commands:
             match command:
                 case Publish() | Subscribe() | Unsubscribe():
-                    send(self.link, [command])
+                    send_all(self.link, [command])
                 case RenewWill():
                     self.link.set_will(self.session.will())
                     self.link.reconnect()

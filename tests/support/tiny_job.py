@@ -1,5 +1,6 @@
 """A small job for whole sites in memory: three devices, two rounds, a network of a few thousand values."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -42,11 +43,13 @@ def made_up(seed: int, rows: int) -> Dataset:
     return Dataset(x.astype(np.float32), y)
 
 
-def make_site(tmp_path: Path, job: str = JOB, order: int = 0) -> MemorySite:
+def make_site(
+    tmp_path: Path, job: str = JOB, order: int = 0, *, shards: Mapping[str, Dataset] | None = None
+) -> MemorySite:
     home = tmp_path / "home"
     (home / "held-out").mkdir(parents=True, exist_ok=True)
     test = made_up(99, 60)
     np.savez(home / "held-out" / "test.npz", x=test.x, y=test.y)
     (home / "job.toml").write_text(job)
-    shards = {name: made_up(seed, rows) for seed, (name, rows) in enumerate(EXAMPLES.items())}
-    return MemorySite(home / "job.toml", tmp_path / "state", shards, order)
+    own = {name: made_up(seed, rows) for seed, (name, rows) in enumerate(EXAMPLES.items())}
+    return MemorySite(home / "job.toml", tmp_path / "state", dict(shards or own), order)

@@ -112,6 +112,82 @@ def test_every_broken_rule_has_its_error(data: bytes, rule: type[tf.TensorFileEr
     assert caught.value.rule == rule.__name__
 
 
+def outcome(data: bytes) -> object:
+    """What reading gives, to compare: the arrays' shapes and bytes with the metadata, or the rule that is broken."""
+    try:
+        tensors, metadata = tf.decode_tensors(data)
+    except tf.TensorFileError as error:
+        return error.rule, str(error)
+    return {name: (array.dtype, array.shape, array.tobytes()) for name, array in tensors.items()}, metadata
+
+
+FLOATS = st.dictionaries(
+    st.text("abc", min_size=1, max_size=3), hnp.arrays(np.float32, hnp.array_shapes(min_dims=0, min_side=0)), max_size=4
+)
+
+
+@given(FLOATS, METADATA)
+def test_the_values_of_a_file_are_those_of_its_tensors_one_behind_the_other(
+    tree: dict[str, NDArray[np.float32]], metadata: dict[str, str]
+) -> None:
+    shapes = {name: tree[name].shape for name in sorted(tree)}
+    flat = tf.flat_values(tf.encode_tensors(tree, metadata), shapes)
+    assert flat is not None
+    assert flat[0].tobytes() == b"".join(tree[name].tobytes() for name in sorted(tree))
+    assert flat[1] == metadata
+    assert not flat[0].flags.writeable
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"a": entry([2], 0, 8)},
+        {"a": entry([2], 0, 8), "b": entry([1], 8, 12), "c": entry([0], 12, 12)},
+        {"a": entry([2], 0, 8), "c": entry([1], 8, 12)},
+        {"a": entry([2, 1], 0, 8), "b": entry([1], 8, 12)},
+        {"a": entry([2], 0, 8, "I32"), "b": entry([1], 8, 12)},
+        {"b": entry([1], 0, 4), "a": entry([2], 4, 12)},
+        {"a": entry([2], 4, 12), "b": entry([1], 12, 16)},
+        {"a": entry([2], 0, 8), "b": entry([1], 4, 8)},
+    ],
+)
+def test_a_file_of_other_tensors_or_with_others_between_has_no_values_of_these(header: dict[str, object]) -> None:
+    assert tf.flat_values(pack(header, bytes(12)), {"a": (2,), "b": (1,)}) is None
+
+
+TRICKY = ['},"', '"},"b":{"', "}", '\\"},"', "\ud7ff", "{", ""]
+
+
+@given(
+    st.dictionaries(st.sampled_from(TRICKY), st.sampled_from(TRICKY)),
+    st.lists(st.tuples(st.integers(0, 400), st.sampled_from(b'{}[]",:\\\x00 19a')), max_size=2),
+)
+def test_a_header_whose_tensors_were_seen_before_is_read_as_any_other(
+    metadata: dict[str, str], flips: list[tuple[int, int]]
+) -> None:
+    tree = {"a": np.zeros((2, 3), np.float32), "b": np.ones(4, np.int8)}
+    tf.decode_tensors(tf.encode_tensors(tree, {"task": "another"}))
+    data = bytearray(tf.encode_tensors(tree, metadata))
+    for at, byte in flips:
+        data[8 + at % (len(data) - 8)] = byte
+    remembered = outcome(bytes(data))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tf, "_MAX_REMEMBERED_BYTES", -1)
+        assert remembered == outcome(bytes(data))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"__metadata__":{},"__metadata__":{}}',
+        b'{"__metadata__":{"a":"1"},"a":{"dtype":"I8","shape":[0],"data_offsets":[0,0]},"__metadata__":{}}',
+    ],
+)
+def test_metadata_that_stand_twice_are_refused(header: bytes) -> None:
+    with pytest.raises(tf.BadHeader, match="twice"):
+        tf.decode_tensors(pack(header))
+
+
 def test_the_caps_hold_at_the_cap_and_one_above() -> None:
     data = tf.encode_tensors({str(i): np.zeros((), np.uint8) for i in range(5)})
     assert len(tf.decode_tensors(data, max_tensors=5)[0]) == 5
