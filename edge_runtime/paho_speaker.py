@@ -55,7 +55,7 @@ class _Heard:
     def __init__(self, sock: PayloadSocket) -> None:
         self.happened: deque[Happened] = deque()
         self.asked: dict[int, tuple[str, ...]] = {}
-        self.unfinished = 0
+        self.unconfirmed: set[int] = set()
         self.lost = Lost("the broker closed the connection")
         self.next_misc_s = time.monotonic() + MISC_S
         self._socket = sock
@@ -84,9 +84,11 @@ class _Heard:
         large = self._socket.take()
         self.happened.append(Message(topic, bytes(message.payload) if large is None else large, message.retain))
 
-    def on_publish(self, _client: object, _data: object, _mid: int, _reason: object, _more: object) -> None:
-        """A message is sent, or confirmed."""
-        self.unfinished -= 1
+    def on_publish(self, client: paho.Client, _data: object, mid: int, _reason: object, _more: object) -> None:
+        """PUBACK came; or a message of QoS 0 is sent, to tell which paho makes three objects each time: not for those."""
+        self.unconfirmed.discard(mid)
+        if not self.unconfirmed:
+            client.on_publish = None
 
     def on_subscribe(self, _client: object, _data: object, number: int, reasons: list[Any], _more: object) -> None:
         """SUBACK came."""
@@ -118,7 +120,6 @@ class PahoSpeaker:
         client.on_connect = heard.on_connect
         client.on_disconnect = heard.on_disconnect
         client.on_message = heard.on_message
-        client.on_publish = heard.on_publish
         client.on_subscribe = heard.on_subscribe
         # With this callback set, paho leaves every write to loop_write() instead of writing inside publish().
         client.on_socket_register_write = _on_socket_register_write
@@ -133,12 +134,14 @@ class PahoSpeaker:
     @property
     def busy(self) -> bool:
         """Whether a message that was handed over is not sent, or not confirmed."""
-        return self._heard.unfinished > 0
+        return bool(self._heard.unconfirmed) or self._client.want_write()
 
     def publish(self, topic: str, payload: bytes, qos: int, *, retain: bool) -> None:
         """Queue a message."""
-        self._heard.unfinished += 1
-        self._client.publish(topic, payload, qos, retain)
+        number = self._client.publish(topic, payload, qos, retain).mid
+        if qos:
+            self._heard.unconfirmed.add(number)
+            self._client.on_publish = self._heard.on_publish
 
     def subscribe(self, topics: tuple[str, ...], qos: int) -> None:
         """Queue a subscription to topics, in one packet."""

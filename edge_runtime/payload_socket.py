@@ -8,7 +8,7 @@ reads packets one by one, with recv().
 
 import io
 import socket
-from dataclasses import dataclass
+from typing import NamedTuple
 
 __all__ = ["PayloadSocket"]
 
@@ -90,8 +90,7 @@ class PayloadSocket:
         return True
 
 
-@dataclass(frozen=True, slots=True)
-class _Outline:
+class _Outline(NamedTuple):
     """What the first bytes of a packet say: how many more say more, or else what paho gets and what it does not.
 
     Attributes:
