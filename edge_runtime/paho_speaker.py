@@ -85,9 +85,9 @@ class _Heard:
         self.happened.append(Message(topic, bytes(message.payload) if large is None else large, message.retain))
 
     def on_publish(self, client: paho.Client, _data: object, mid: int, _reason: object, _more: object) -> None:
-        """PUBACK came; or a message of QoS 0 is sent, to tell which paho makes three objects each time: not for those."""
+        """PUBACK came; or a message of QoS 0 was sent while one waits for its PUBACK: else those are not told of."""
         self.unconfirmed.discard(mid)
-        if not self.unconfirmed:
+        if not self.unconfirmed:  # paho makes three objects to tell of a message
             client.on_publish = None
 
     def on_subscribe(self, _client: object, _data: object, number: int, reasons: list[Any], _more: object) -> None:
