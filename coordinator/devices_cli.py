@@ -61,7 +61,10 @@ def _list(options: argparse.Namespace) -> int:
 def _show(options: argparse.Namespace) -> int:
     found = [each for place in _places(options) for each in _devices(place) if each.device == options.device]
     if not found:
-        raise HomeError(f"no job here has seen a device {options.device!r}; `device list` shows those they have")
+        which = "that is not done " if options.job is None and options.state is None else ""
+        raise HomeError(
+            f"no job {which}has seen a device {options.device!r}; `device list [JOB]` shows those that were seen"
+        )
     _print(options, found)
     return lines.EXIT_DONE
 

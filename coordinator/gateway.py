@@ -127,6 +127,7 @@ class RunningJob:
     def connected(self, now_s: float) -> list[Command]:
         """The link is up: everything the devices need is published again, and what they need no more is cleared."""
         self._links += 1
+        self._met |= self._links == 1  # where nobody is on line, that is told as well
         commands = [
             *self._commands(self.session.connected(now_s), now_s),
             *self.published.clear_leftovers(self._parts.store),

@@ -1,6 +1,7 @@
 """A gateway's home: the jobs that were submitted to it, each in a directory of its own that needs nothing outside.
 
     HOME/lock                      held by the coordinator that serves it
+    HOME/queue/lock                held while a job gets its place; not among the jobs, of which one may be called lock
     HOME/evicted.json              devices that jobs to come begin without, and by whom they were taken out
     HOME/jobs/NAME/job.toml        the job file, with its files' places in this directory
     HOME/jobs/NAME/model.onnx      the model
@@ -38,6 +39,7 @@ from coordinator.toml_text import toml_text
 from edge_runtime.data import Dataset, load_dataset
 
 JOBS, JOB_FILE, HELD_OUT, SUBMITTED = "jobs", "job.toml", "held-out", "submitted.json"
+QUEUE = "queue"
 EVICTED = "evicted.json"
 # Directories being made begin with this, which no job's name can.
 MAKING = "."
@@ -305,7 +307,7 @@ def parse_changes(words: tuple[str, ...]) -> dict[str, Any]:
 def _alone(home: Path) -> Iterator[None]:
     """One submission at a time: numbers and names are each given once."""
     (home / JOBS).mkdir(parents=True, exist_ok=True)
-    with open_lock(home / JOBS):
+    with open_lock(home / QUEUE):
         yield
 
 

@@ -165,7 +165,8 @@ def _leave(job: RunningJob, seat: Seat) -> int:
         message = "no link to the broker at the end of the job; to take its last messages off, start this command again"
         seat.parts.emit({"event": "warning", "message": message})
     send_all(link, job.stopping())
-    _tell_standing(seat, job)
+    if code == EXIT_DONE:
+        _tell_standing(seat, job)  # of a short job the first and the last, which has all its bytes
     if link.connected and seat.parts.store.done() is not None:
         with suppress(JournalUnwritable):  # then it is taken off once more
             seat.parts.store.clear()

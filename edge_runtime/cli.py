@@ -1,6 +1,7 @@
 """The command `edge-runtime VERB ...`: a table from verbs to modules, each imported only when its verb is used."""
 
 import importlib
+import io
 import sys
 
 from edge_runtime import __version__
@@ -41,6 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     if not words or words[0] in {"-h", "--help", "help"}:
         print(_usage())
         return 0 if words else EXIT_BAD_INPUT
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path that the terminal cannot show ends no command
     if words[0] not in VERBS:
         print(f"edge-runtime: no verb {words[0]!r}\n\n{_usage()}", file=sys.stderr)
         return EXIT_BAD_INPUT

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from edge_runtime.board import describe_board, memory_peak_kb
 from edge_runtime.client_config import ClientConfig, read_config
 from edge_runtime.client_log import Log, make_log
 from edge_runtime.data import Dataset, load_dataset
-from edge_runtime.errors import EdgeError
+from edge_runtime.errors import EdgeError, RemoteError
 from edge_runtime.features import Place
 from edge_runtime.link import Connected, Disconnected, Link, LinkEvent, Message, Refused, Subscribed
 from edge_runtime.sending import send
@@ -28,6 +29,7 @@ from edge_runtime.wire import (
     DeviceSession,
     KeepGen,
     Publish,
+    PublishChunk,
     RenewWill,
     RunTask,
     Stop,
@@ -63,6 +65,7 @@ class Client:
         self._examples = len(dataset)
         self._blobs: dict[str, bytes] = {}
         self._exit: int | None = None
+        self._waiting: deque[Publish] = deque()
         self._tasks = 0
         self._train_s = 0.0
         self._import_s = 0.0
@@ -97,6 +100,7 @@ class Client:
             self._take_events(IDLE_TICK_S if idle else TICK_S)
             self._take_results()
             self._do(self._session.tick(time.monotonic()))
+            self._send_waiting()
             self._write_slots()
             if troubles := self._state.troubles():
                 self._disk_trouble("; ".join(troubles))
@@ -123,6 +127,7 @@ class Client:
 
     def _leave(self, code: int) -> int:
         stopped = self._trainer.finish(STOP_S)
+        self._waiting.clear()
         self._do(self._session.stopping())
         self._link.close()
         try:
@@ -158,6 +163,7 @@ class Client:
                     self._on_refused(refused[0])
                 return self._session.subscribed(now, topics)
             case Disconnected(reason, retry_s):
+                self._waiting.clear()
                 self._log("not connected", reason=reason, retry_s=retry_s)
                 return self._session.disconnected(now)
             case Refused(code, reason):
@@ -203,7 +209,10 @@ class Client:
 
     def _do_one(self, command: DeviceCommand) -> None:
         match command:
-            case Publish() | Subscribe() | Unsubscribe():
+            case Publish():
+                self._waiting.append(command)
+                self._send_waiting()
+            case Subscribe() | Unsubscribe():
                 send(self._link, command)
             case RenewWill():
                 self._link.set_will(self._session.will())
@@ -223,6 +232,14 @@ class Client:
                 self._log("warning", source=source, rule=rule, message=message)
             case KeepGen() | StoreBlob() | StoreUpdate():
                 self._keep(command)
+
+    def _send_waiting(self) -> None:
+        """Hand over what waits, in order; a chunk once those before it are sent, so that one is in memory."""
+        while self._waiting and not (isinstance(self._waiting[0], PublishChunk) and self._link.congested()):
+            try:
+                send(self._link, self._waiting.popleft())
+            except RemoteError as error:
+                self._do(self._session.unreadable(error))
 
     def _keep(self, command: KeepGen | StoreBlob | StoreUpdate) -> None:
         # A full disk costs the cache and the outbox, not the work: the task can still be done from memory.

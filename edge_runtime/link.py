@@ -141,6 +141,13 @@ class Link:
         self.bytes_up += len(topic) + len(payload)
         return True
 
+    def congested(self) -> bool:
+        """Write what is queued, as far as the socket takes it; whether some of it is left."""
+        if self._speaker is not None:
+            self._speaker.write()
+            self._take(self._speaker)
+        return self._speaker is not None and self._speaker.wants_write
+
     def subscribe(self, topics: tuple[str, ...], qos: int) -> bool:
         """Subscribe to topics in one packet; Subscribed tells when the broker has; False while not connected."""
         if self._speaker is None or not self._connected:

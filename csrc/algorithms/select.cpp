@@ -144,18 +144,47 @@ void Selection::sample(std::uint32_t start, Index size) {
   });
 }
 
-// The key of that rank, from 1, among the sample's, largest first.
-std::uint32_t Selection::sampled_key(Index rank) const {
-  const std::uint32_t* keys =
-      workspace_.block<std::uint32_t>(kSample, static_cast<std::uint64_t>(sample_));
-  std::uint32_t low = 0, high = kKeyMask;
+Index Selection::reach_of(Keys keys, std::uint32_t threshold) const {
+  Index reach = 0;
+  workspace_.kernels().select_count({run_of(keys.at, keys.count), threshold, &reach}, {});
+  return reach;
+}
+
+// The key of that rank, from 1, largest first, which lies in [low, high].
+std::uint32_t Selection::key_of(Keys keys, Index rank, std::uint32_t low,
+                                std::uint32_t high) const {
   while (low < high) {
     const std::uint32_t middle = low + (high - low + 1) / 2;
-    Index reach = 0;
-    workspace_.kernels().select_count({run_of(keys, sample_), middle, &reach}, {});
-    (reach >= rank ? low : high) = reach >= rank ? middle : middle - 1;
+    const bool reached = reach_of(keys, middle) >= rank;
+    (reached ? low : high) = reached ? middle : middle - 1;
   }
   return low;
+}
+
+// The sample's keys of two ranks, the second smaller or 0 for none. Once hardly more than the first
+// rank are left at or above a threshold, those alone are looked through.
+Selection::Bounds Selection::sampled_keys(Index lower, Index upper) const {
+  Keys keys{workspace_.block<std::uint32_t>(kSample, static_cast<std::uint64_t>(sample_)), sample_};
+  std::uint32_t low = 0, high = kKeyMask;
+  Index left = sample_;
+  while (low < high && left > 2 * lower + kVector) {
+    const std::uint32_t middle = low + (high - low + 1) / 2;
+    const Index reach = reach_of(keys, middle);
+    (reach >= lower ? low : high) = reach >= lower ? middle : middle - 1;
+    if (reach >= lower) left = reach;
+  }
+  if (left < sample_ && left <= 2 * lower + kVector) {
+    SelectOut out;
+    out.capacity = left + kVector;
+    out.index = workspace_.block<std::uint32_t>(kIndex, static_cast<std::uint64_t>(out.capacity));
+    out.bits = workspace_.block<std::uint32_t>(kBits, static_cast<std::uint64_t>(out.capacity));
+    out.ties = kAllTies;
+    workspace_.kernels().select_filter(
+        {run_of(keys.at, sample_), low, share_of(left, sample_), &out}, {});
+    keys = {out.bits, out.count};
+  }
+  low = key_of(keys, lower, low, high);
+  return {low, upper < 1 ? kNone : key_of(keys, upper, low, kKeyMask) + 1};
 }
 
 // Accumulates, and picks every element from `low` on, the `rank`-th of the sample. False where they
@@ -227,13 +256,13 @@ void Selection::rank_picked(Index k, std::uint32_t low, std::uint32_t high) {
     part.band = part.picked.count;
     part.above = 0;
   }
-  rank(
-      [&](const Part& part, std::uint32_t t) {
-        Index count = 0;
-        workspace_.kernels().select_count({run_of(part.band_bits, part.band), t, &count}, {});
-        return part.above + count;
-      },
-      k, low, narrowed ? high - 1 : kKeyMask);
+  const auto reach = [&](const Part& part, std::uint32_t t) {
+    return part.above + reach_of({part.band_bits, part.band}, t);
+  };
+  Index bounded = 0;  // what reaches the upper bound
+  for (const Part& part : parts_)
+    bounded += high == kNone ? k : narrowed ? part.above : reach(part, high);
+  rank(reach, k, low, bounded < k ? high - 1 : kKeyMask);
 }
 
 // True where the k-th largest key is this one, as it is when much of the input is one number.
@@ -256,8 +285,7 @@ bool Selection::bracketed(Index k) {
   sample(0, size);
   const Index lower = static_cast<Index>(std::ceil(r + margin_of(r)));
   const Index upper = static_cast<Index>(std::floor(r - margin_of(r)));
-  const std::uint32_t low = sampled_key(lower);
-  const std::uint32_t high = upper < 1 ? kNone : sampled_key(upper) + 1;
+  const auto [low, high] = sampled_keys(lower, upper);
   if (high == low + 1) return tied(k, low);
   if (!pick(lower, low)) return false;
   Index picked = 0;
@@ -353,7 +381,7 @@ void Selection::sampled(Index k, const SampledLaw& law) {
     const double r =
         static_cast<double>(law.sample) * static_cast<double>(k) / static_cast<double>(total);
     const Index rank = std::max<Index>(1, static_cast<Index>(std::lround(r)));
-    threshold_ = sampled_key(rank);
+    threshold_ = sampled_keys(rank, 0).low;
     if (!pick(rank, threshold_)) break;
     count_ = 0;
     for (Part& part : parts_) {

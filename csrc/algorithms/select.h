@@ -69,6 +69,15 @@ class Selection {
     Index greater = 0, equal = 0;  // than the k-th largest
   };
 
+  struct Keys {
+    const std::uint32_t* at;
+    Index count;
+  };
+  // Keys, the upper one past what it bounds.
+  struct Bounds {
+    std::uint32_t low, high;
+  };
+
   template <class Work>
   void each(const Work& work);
   template <class Work>
@@ -78,7 +87,9 @@ class Selection {
 
   void accumulate();
   void sample(std::uint32_t start, Index size);
-  std::uint32_t sampled_key(Index rank) const;
+  Index reach_of(Keys keys, std::uint32_t threshold) const;
+  std::uint32_t key_of(Keys keys, Index rank, std::uint32_t low, std::uint32_t high) const;
+  Bounds sampled_keys(Index lower, Index upper) const;
   bool pick(Index rank, std::uint32_t low);
   void rank_picked(Index k, std::uint32_t low, std::uint32_t high);
   bool bracketed(Index k);

@@ -128,13 +128,17 @@ constexpr LaneOrders kLaneOrders = lane_orders();
 
 #endif
 
-// Writes all kLanes words at p: those of the mask's lanes first and in order, then anything.
+// Writes the words of the mask's lanes at p, in order, then anything up to kLanes in all.
 EDGE_INLINE void store_packed(std::uint32_t* p, WordVec v, unsigned mask) {
 #if defined(__AVX512F__)
   // In a register first: compressing into memory takes a microcoded path on AMD's Zen 4.
   const __m512i packed =
       _mm512_maskz_compress_epi32(static_cast<__mmask16>(mask), reinterpret_cast<__m512i>(v));
-  store_words(p, reinterpret_cast<WordVec>(packed));
+  // Half a vector meets the end of a line half as often, and is mostly enough.
+  if (set_bits(mask) <= kLanes / 2)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_castsi512_si256(packed));
+  else
+    store_words(p, reinterpret_cast<WordVec>(packed));
 #elif defined(__AVX2__)
   const __m256i order =
       _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<long long>(kLaneOrders.order[mask])));

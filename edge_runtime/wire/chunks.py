@@ -90,12 +90,13 @@ def parse_bitmap(text: str, chunks: int) -> bytes:
 def missing_chunks(have: bytes | bytearray, chunks: int, limit: int) -> list[int]:
     """Give the first `limit` indexes whose bit is not set."""
     found: list[int] = []
-    for index in range(chunks):
-        if len(found) == limit:
+    for place, bits in enumerate(have):
+        if len(found) >= limit:
             break
-        if not have[index // 8] >> (index % 8) & 1:
-            found.append(index)
-    return found
+        if bits != 0xFF:  # of a large thing most bytes are full
+            eight = range(8 * place, min(8 * place + 8, chunks))
+            found += [index for index in eight if not bits >> index % 8 & 1]
+    return found[:limit]
 
 
 class Sink(Protocol):

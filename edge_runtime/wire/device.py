@@ -151,6 +151,10 @@ class DeviceSession:
         """Say where the update of a StoreUpdate is to be read from, so that it need not be in memory."""
         self._work.stored(key, data)
 
+    def unreadable(self, error: RemoteError) -> list[DeviceCommand]:
+        """Say that the payload of a PublishChunk could not be had."""
+        return self._sayable(self._work.unreadable(error))
+
     def failed(self, now: float, key: str, rule: str, message: str) -> list[DeviceCommand]:
         """Say that a RunTask cannot be done here; the failure of an abandoned one is ignored."""
         if key != self._work.key:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from edge_runtime.wire.chunks import Readable, cut_chunk
 from edge_runtime.wire.tasks import Delta, Task
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "KeepGen",
     "Outcome",
     "Publish",
+    "PublishChunk",
     "RenewWill",
     "RunTask",
     "Stop",
@@ -40,6 +42,24 @@ class Publish:
     payload: bytes
     qos: int
     retain: bool = False
+
+
+class PublishChunk(Publish):
+    """Publish a chunk of an update, at QoS 0; it is cut when its payload is asked for, and takes no memory before.
+
+    Asking for the payload raises a RemoteError where the update cannot be read any more.
+    """
+
+    _cut: tuple[Readable, int]
+
+    def __init__(self, topic: str, data: Readable, index: int) -> None:
+        for name, value in {"topic": topic, "qos": 0, "_cut": (data, index)}.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def payload(self) -> bytes:
+        """The chunk as it travels."""
+        return cut_chunk(*self._cut)
 
 
 @dataclass(frozen=True)

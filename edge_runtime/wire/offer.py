@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from edge_runtime.errors import RemoteError
 from edge_runtime.wire import messages, topics
 from edge_runtime.wire.chunks import Readable, chunk_count, cut_chunk, missing_chunks, parse_bitmap
-from edge_runtime.wire.events import DeviceCommand, Publish
+from edge_runtime.wire.events import DeviceCommand, Publish, PublishChunk
 
 __all__ = ["Offer"]
 
@@ -76,7 +76,6 @@ class Offer:
 
         Raises:
             BadBitmap: The answer's bitmap does not fit this update.
-            RemoteError: The update cannot be read any more.
         """
         chunks = chunk_count(len(self.data))
         bitmap = parse_bitmap(answer.have, chunks)
@@ -91,7 +90,7 @@ class Offer:
             self._patience_s = RETRY_S
         self._last_bitmap, self._in_flight = bitmap, (*flying, *indexes)
         self._asked_since_sending = not self._in_flight
-        return [self._publish(index, cut_chunk(self.data, index), 0) for index in indexes]
+        return [PublishChunk(self._topic(index), self.data, index) for index in indexes]
 
     def _begin(self, now: float) -> list[DeviceCommand]:
         self._asked_at = now
@@ -101,8 +100,11 @@ class Offer:
     def _offered(self) -> messages.Begin:
         return messages.Begin(self.task, self.sha256, len(self.data), ACK_CHUNKS)
 
-    def _publish(self, part: str | int, payload: bytes, qos: int) -> Publish:
-        return Publish(topics.upload(self.site, self.device, self.uid, part), payload, qos)
+    def _publish(self, part: str, payload: bytes, qos: int) -> Publish:
+        return Publish(self._topic(part), payload, qos)
+
+    def _topic(self, part: str | int) -> str:
+        return topics.upload(self.site, self.device, self.uid, part)
 
 
 def _behind_the_last_confirmed(sent: tuple[int, ...], bitmap: bytes) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from edge_runtime.errors import RemoteError
 from edge_runtime.wire import messages, topics
-from edge_runtime.wire.chunks import BadBitmap, Readable, Sink, digest_of
+from edge_runtime.wire.chunks import Readable, Sink, digest_of
 from edge_runtime.wire.events import (
     AbandonTask,
     DeviceCommand,
@@ -270,22 +270,20 @@ class Work:
             return []
         if isinstance(answer, messages.Have):
             self._state = _State.OFFERING
-            return self._send_missing(now, answer, self._offer)
+            return self._offer.have(now, answer)
         if isinstance(answer, messages.Refuse) and answer.retry_s is not None:
             self._state, self._rest_until = _State.RESTING, now + answer.retry_s
             return [Warned("gateway", answer.rule, answer.message)]
         return self._settle(answer, self._offer)
 
-    def _send_missing(self, now: float, answer: messages.Have, offer: Offer) -> list[DeviceCommand]:
-        try:
-            return offer.have(now, answer)
-        except BadBitmap:
-            raise
-        except RemoteError as error:  # the disk does not give the update back: it must be asked for again
-            key, message = self._key, f"the update cannot be read back: {error}"
-            self._abandon()
-            self._settled = _Settled(key, fail=messages.Fail(offer.task, "CacheDamaged", message))
-            return [Warned("outbox", error.rule, str(error)), self.fail(offer.task, "CacheDamaged", message)]
+    def unreadable(self, error: RemoteError) -> list[DeviceCommand]:
+        """The disk does not give the update back: its task must be asked again."""
+        if self._state is not _State.OFFERING or self._offer is None:
+            return []
+        key, task, message = self._key, self._offer.task, f"the update cannot be read back: {error}"
+        self._abandon()
+        self._settled = _Settled(key, fail=messages.Fail(task, "CacheDamaged", message))
+        return [Warned("outbox", error.rule, str(error)), self.fail(task, "CacheDamaged", message)]
 
     def stored(self, key: str, data: Readable) -> None:
         """Read the update of this task from here on from where the shell has put it."""

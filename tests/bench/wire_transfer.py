@@ -147,6 +147,9 @@ def transferred(
         lambda: f"task task={name} " in here.log(),
         lambda: here.gateway.send(DEVICE, name, model),
     )
+    # The board trains on without its gateway, and offers its update to it when it is turned again.
+    while f"task done task={name} " not in here.log():
+        time.sleep(0.01)
     up = _watched(here, "up", size, cut_up, lambda: len(here.gateway.updates) > had)
     here.gateway.until(lambda: f"update accepted task={name}" in here.log(), DEADLINE_S)
     return down, up
@@ -162,7 +165,7 @@ def _watched(  # noqa: PLR0917  all of it is the transfer's
 ) -> Transfer:
     """Turn the gateway until it is over; counts every byte, and times and weighs from the first chunk to the last."""
     counted, until_s = here.proxy.wire_bytes.copy(), time.monotonic() + DEADLINE_S
-    # An update is weighed from its first chunk on, when training is over; a blob from before the task is known.
+    # A blob is weighed from before the task is known, an update from before it is asked for.
     began_s, cuts, peak_kb, first_kb = 0.0, 0, 0, _forget_peak(here.client.pid)
     begin()
     while not over():
@@ -173,7 +176,6 @@ def _watched(  # noqa: PLR0917  all of it is the transfer's
         sent = here.proxy.wire_bytes[DEVICE, way] - counted[DEVICE, way]
         if not began_s and sent > CHUNK_BYTES:
             began_s = now_s
-            first_kb = _forget_peak(here.client.pid) if way == "up" else first_kb
         if began_s and sent < size:  # what comes after the last byte, training above all, is another matter
             peak_kb = max(peak_kb, peak_rss_kb(here.client.pid))
             if cut(now_s - began_s, sent):

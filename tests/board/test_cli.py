@@ -2,6 +2,9 @@
 
 import importlib
 import json
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import NoReturn
 
@@ -82,3 +85,12 @@ def test_an_interrupt_while_a_verb_is_loaded_is_its_code_and_no_traceback(monkey
 def test_help_of_the_benches_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", "--help"]) == 0
     assert "fleet" in capsys.readouterr().out
+
+
+def test_what_the_terminal_cannot_show_is_escaped() -> None:
+    code = "import sys; from edge_runtime import cli; cli.main(['info', '--json']); print('\xe4')"
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(
+        words, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "\\xe4")

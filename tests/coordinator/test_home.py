@@ -94,6 +94,12 @@ def test_every_problem_of_a_job_file_is_told_with_its_line_and_nothing_is_left(
     assert not (tmp_path / "home").exists()
 
 
+def test_any_name_that_a_job_may_have_is_free_in_a_new_home(tmp_path: Path) -> None:
+    for name in ("lock", "jobs", "journal"):
+        submit(tmp_path / "home", write_job(tmp_path / name, JOB.replace('"tiny"', f'"{name}"')))
+    assert [each.name for each in submissions(tmp_path / "home")] == ["lock", "jobs", "journal"]
+
+
 def test_two_jobs_of_one_name_are_refused_and_the_first_stays(job_file: Path, tmp_path: Path) -> None:
     submit(tmp_path / "home", job_file)
     with pytest.raises(HomeError, match="has a job 'tiny' already"):
@@ -114,7 +120,7 @@ def test_a_submission_that_fails_half_way_leaves_no_job(
             with pytest.raises(OSError, match="No space"):
                 submit(tmp_path / "home", job_file)
         assert submissions(tmp_path / "home") == ()
-        assert [path.name for path in (tmp_path / "home" / "jobs").iterdir()] == ["lock"]
+        assert [path.name for path in (tmp_path / "home" / "jobs").iterdir()] == []
 
 
 def test_what_a_killed_submission_left_is_no_job_and_is_removed(job_file: Path, tmp_path: Path) -> None:
@@ -122,7 +128,7 @@ def test_what_a_killed_submission_left_is_no_job_and_is_removed(job_file: Path, 
     shutil.copytree(submitted.directory, submitted.directory.with_name(".other-12345678"))
     assert [each.name for each in submissions(tmp_path / "home")] == ["tiny"]
     remove_remains(tmp_path / "home")
-    assert sorted(path.name for path in (tmp_path / "home" / "jobs").iterdir()) == ["lock", "tiny"]
+    assert sorted(path.name for path in (tmp_path / "home" / "jobs").iterdir()) == ["tiny"]
 
 
 def test_jobs_are_taken_in_order_without_those_that_are_done_failed_or_paused(tmp_path: Path) -> None:

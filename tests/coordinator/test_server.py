@@ -353,11 +353,11 @@ def test_a_broker_that_refuses_a_subscription_is_an_error_in_words(job: Path, tm
         command = ["coordinator", "--job", str(job), "--state", str(tmp_path / "state"), "--broker", url, "--events"]
         process = subprocess.Popen([sys.executable, "-m", "edge_runtime", *command], stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
-        told = [json.loads(process.stdout.readline()) for _ in range(4)]
+        told = [json.loads(process.stdout.readline()) for _ in range(5)]
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=DEADLINE_S)
-    assert [each["event"] for each in told] == ["listening", "sample", "error", "warning"]
-    assert told[2]["rule"] == "SubscriptionRefused"
+    assert [each["event"] for each in told] == ["listening", "sample", "waiting", "error", "warning"]
+    assert told[3]["rule"] == "SubscriptionRefused"
     assert process.returncode == 0
 
 

@@ -118,7 +118,7 @@ def test_while_it_waits_the_job_says_for_how_many(tmp_path: Path) -> None:
         site.turn()
     finished(site)
     first = site.seen("waiting")
-    assert [(event["round"], event["devices"], event["needed"]) for event in first] == [(1, 1, 3), (1, 2, 3)]
+    assert [(event["round"], event["devices"], event["needed"]) for event in first] == [(1, 0, 3), (1, 1, 3), (1, 2, 3)]
 
 
 def test_a_superseded_coordinator_stops_without_touching_the_site(tmp_path: Path) -> None:

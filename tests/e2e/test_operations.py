@@ -219,7 +219,7 @@ def test_a_job_is_cloned_from_a_version_with_other_keys_and_exported(federation:
     assert Path(exported["model"]).read_bytes() == (clone / "model.onnx").read_bytes()
     bad = command("job", "clone", "first", "third", "--set", "training.lr=-1", "--home", home, code=2)
     assert bad == []
-    assert sorted(path.name for path in (federation.root / "home" / "jobs").iterdir()) == ["again", "first", "lock"]
+    assert sorted(path.name for path in (federation.root / "home" / "jobs").iterdir()) == ["again", "first"]
 
 
 def test_a_backup_taken_while_the_job_runs_is_restored_and_goes_on(federation: Federation) -> None:

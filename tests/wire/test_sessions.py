@@ -6,7 +6,7 @@ import pytest
 
 from edge_runtime.errors import LocalError
 from edge_runtime.file_slice import FileUnreadable
-from edge_runtime.wire import AbandonTask, Publish, Subscribe, Task, Warned, messages, topics
+from edge_runtime.wire import AbandonTask, Publish, PublishChunk, Subscribe, Task, Warned, messages, topics
 from edge_runtime.wire.chunks import cut_chunk
 from edge_runtime.wire.events import DeviceStatus, GatewaySuperseded, UpdateReceived, UpdateRefused, UpdateSettled
 from edge_runtime.wire.fetch import Fetch
@@ -544,9 +544,14 @@ def test_an_update_that_cannot_be_read_back_fails_its_task_by_a_rule_that_passes
     session.stored(key, FailingDisk(len(UPDATE)))
     uid = UID
     have = messages.format_down(messages.Have(uid, "0000", 4))
-    warning, fail = session.received(world.now, topics.down(SITE, "a"), have)
+    chunks = session.received(world.now, topics.down(SITE, "a"), have)
+    assert isinstance(chunks[0], PublishChunk)
+    with pytest.raises(FileUnreadable) as raised:
+        _ = chunks[0].payload
+    warning, fail = session.unreadable(raised.value)
     assert isinstance(warning, Warned)
     assert warning.rule == "FileUnreadable"
+    assert session.unreadable(raised.value) == []
     assert isinstance(fail, Publish)
     assert messages.parse_fail(fail.payload).rule == "CacheDamaged"
     assert not session.busy
