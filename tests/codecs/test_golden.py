@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_runtime.codecs import find_codec
+from edge_runtime.codecs import find_codec, with_exact
 from edge_runtime.tensors import decode_tensors, encode_tensors
 from support.codecs import PIPELINES, SHAPES, Tree
 
@@ -54,3 +54,10 @@ def test_bytes_of_version_1_say_what_they_said(stages: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("stages", [s for s in PIPELINES if not s[0].startswith(SUMS)], ids=" | ".join)
 def test_an_update_is_written_as_in_version_1(stages: tuple[str, ...]) -> None:
     assert find_codec(stages).encode(update(), METADATA, {}) == (GOLDEN / f"{name_of(stages)}.update").read_bytes()
+
+
+def test_tensors_beside_a_codec_are_written_and_read_as_in_version_1() -> None:
+    codec, golden = find_codec(("topk 0.3 ef", "fp16", "rice")), GOLDEN / "topk_0.3_ef+fp16+rice.beside.update"
+    assert with_exact(codec, SHAPES, (0, 4)).encode(update(), METADATA, {}) == golden.read_bytes()
+    said, _ = codec.decode(golden.read_bytes(), SHAPES)
+    assert all(np.array_equal(said[sorted(SHAPES)[place]], update()[sorted(SHAPES)[place]]) for place in (0, 4))

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from coordinator.updates import read_update
-from edge_runtime.codecs import DENSE, Codec, find_codec
+from edge_runtime.codecs import DENSE, Codec, find_codec, with_exact
 from edge_runtime.errors import RemoteError
 from edge_runtime.kernels import Accumulator, Layout
 from support.codecs import PIPELINES, SHAPES, Tree
@@ -113,7 +113,8 @@ def _update(stages: tuple[str, ...], shapes: dict[str, tuple[int, ...]], rng: ra
     tensors: Tree = {name: np.asarray(numbers.standard_normal(shape), np.float32) for name, shape in shapes.items()}
     if "w" in tensors:  # one that low rank makes smaller
         tensors["w"] = np.outer(*(numbers.standard_normal(size) for size in shapes["w"])).astype(np.float32)
-    return find_codec(stages).encode(tensors, {"task": "t", "round": "2"}, {})
+    beside = sorted(rng.sample(range(len(shapes)), rng.randrange(len(shapes)))) if rng.random() < 0.3 else []
+    return with_exact(find_codec(stages), shapes, beside).encode(tensors, {"task": "t", "round": "2"}, {})
 
 
 def limit_memory() -> None:
