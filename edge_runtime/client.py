@@ -239,7 +239,7 @@ class Client:
             try:
                 send(self._link, self._waiting.popleft())
             except RemoteError as error:
-                self._do(self._session.unreadable(error))
+                self._do(self._session.unreadable(time.monotonic(), error))
 
     def _keep(self, command: KeepGen | StoreBlob | StoreUpdate) -> None:
         # A full disk costs the cache and the outbox, not the work: the task can still be done from memory.

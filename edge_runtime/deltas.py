@@ -1,4 +1,4 @@
-"""Weights from other weights: what a delta's bytes change in them (docs/wire.md, "Deltas").
+"""Weights from other weights: what a delta's bytes change in them (docs/tasks.md, "Deltas").
 
 A delta is a tensor file. Its entries `exact/NAME` take the place of tensors, bit for bit. The entry `coded`, if it is
 there, is what the codec wrote of the differences of the tensors that the metadata's `coded` names; they are added in

@@ -1,4 +1,4 @@
-"""Tensor files: named arrays in one block of bytes, in the safetensors layout (docs/wire.md, "Tensor files").
+"""Tensor files: named arrays in one block of bytes, in the safetensors layout (docs/tasks.md, "Tensor files").
 
 The writer is canonical: sorted names, no holes, so equal tensors give equal bytes and therefore one SHA-256. The
 reader is strict and copies nothing: it returns views into the bytes it was given. It is stricter than the format's

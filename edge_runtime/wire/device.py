@@ -151,9 +151,9 @@ class DeviceSession:
         """Say where the update of a StoreUpdate is to be read from, so that it need not be in memory."""
         self._work.stored(key, data)
 
-    def unreadable(self, error: RemoteError) -> list[DeviceCommand]:
+    def unreadable(self, now: float, error: RemoteError) -> list[DeviceCommand]:
         """Say that the payload of a PublishChunk could not be had."""
-        return self._sayable(self._work.unreadable(error))
+        return self._sayable(self._work.step(now, WorkInput.UNREADABLE, error))
 
     def failed(self, now: float, key: str, rule: str, message: str) -> list[DeviceCommand]:
         """Say that a RunTask cannot be done here; the failure of an abandoned one is ignored."""

@@ -1,4 +1,4 @@
-"""The task: what one device is asked to do once (docs/wire.md, "A task")."""
+"""The task: what one device is asked to do once (docs/tasks.md, "A task")."""
 
 import re
 from collections.abc import Callable, Mapping

@@ -48,6 +48,7 @@ class WorkInput(Enum):
     FINISHED = auto()
     FAILED = auto()
     UNUSABLE = auto()
+    UNREADABLE = auto()
     TICK = auto()
     TICK_UP = auto()
 
@@ -276,10 +277,9 @@ class Work:
             return [Warned("gateway", answer.rule, answer.message)]
         return self._settle(answer, self._offer)
 
-    def unreadable(self, error: RemoteError) -> list[DeviceCommand]:
+    def _fail_unread(self, _now: float, error: RemoteError) -> list[DeviceCommand]:
         """The disk does not give the update back: its task must be asked again."""
-        if self._state is not _State.OFFERING or self._offer is None:
-            return []
+        assert self._offer is not None, "OFFERING has an update"
         key, task, message = self._key, self._offer.task, f"the update cannot be read back: {error}"
         self._abandon()
         self._settled = _Settled(key, fail=messages.Fail(task, "CacheDamaged", message))
@@ -331,6 +331,7 @@ class Work:
         (_State.OFFERING, WorkInput.DOWN): _offer_down,
         (_State.OFFERING, WorkInput.TICK): _offer_tick,
         (_State.OFFERING, WorkInput.TICK_UP): _offer_tick,
+        (_State.OFFERING, WorkInput.UNREADABLE): _fail_unread,
         (_State.RESTING, WorkInput.DOWN): _offer_down,
         (_State.RESTING, WorkInput.TICK): _rest,
         (_State.RESTING, WorkInput.TICK_UP): _rest,

@@ -8,11 +8,11 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import edge_runtime.codecs
 import edge_runtime.wire
-from coordinator import buffered, rounds, updates
+from coordinator import buffered, round_records, rounds, updates
 from coordinator.event_kinds import COMMON, EVENTS
 from coordinator.metrics import COUNTERS, GAUGES, HISTOGRAMS
 from coordinator.round_records import Phase
@@ -22,7 +22,7 @@ from edge_runtime.client_log import LEVELS
 from edge_runtime.errors import RemoteError
 from edge_runtime.wire import intake, presence, work
 from support.data import REPOSITORY
-from support.state_tables import phase_table, state_table
+from support.state_tables import event_table, phase_table, state_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -123,7 +123,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "device work": lambda: state_table(work.Work, work._State),
     "gateway uploads": lambda: state_table(intake.Intake, intake._Stage, {"drop": "ABSENT"}),
     "job phases": lambda: phase_table(rounds, Phase),
-    "asynchronous phases": lambda: phase_table(buffered, Phase),
+    "asynchronous phases": lambda: event_table(buffered, Phase, get_args(round_records.Command)),
 }
 
 if __name__ == "__main__":

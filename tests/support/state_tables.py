@@ -7,7 +7,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from enum import Enum
     from types import ModuleType
 
@@ -42,6 +42,28 @@ def phase_table(module: ModuleType, phase: type[Enum]) -> str:
     return "\n".join(["| phase | what is done → where it may lead |", "| --- | --- |", *lines])
 
 
+def event_table(module: ModuleType, phase: type[Enum], commands: Collection[type]) -> str:
+    """The same machine event by event, then phase by phase: when nothing happens, what is done else, and commands.
+
+    Events that one handler takes share a row, and those that change nothing by themselves are left out. Conditions are
+    those under which a handler, or a function that it calls, gives the state back as it was.
+    """
+    targets = _Targets(module, phase, {})
+    names = {each.__name__ for each in commands}
+    rows: dict[Callable[..., Any], list[str]] = {}
+    for happened, handler in (*module._TAKE.items(), *module._ADVANCE.items()):
+        rows.setdefault(handler, []).append(getattr(happened, "name", None) or happened.__name__)
+    lines = []
+    for handler, triggers in rows.items():
+        if targets.only_returns(handler.__name__):
+            continue
+        unless = "; ".join(targets.conditions_of(handler.__name__))
+        told = ", ".join(sorted(targets.calls_of(handler.__name__) & names))
+        lines.append(f"| {', '.join(triggers)} | {unless} | {_does(handler, targets, '')} | {told} |")
+    head = "| event, or phase by itself | nothing where | else: what is done → where it may lead | commands |"
+    return "\n".join([head, "| --- | --- | --- | --- |", *lines])
+
+
 def _does(handler: Callable[..., Any], targets: _Targets, at: str) -> str:
     leads = [each for each in targets.of(handler.__name__) if each != at]
     return handler.__name__.strip("_").replace("_", " ") + (f" → {', '.join(leads)}" if leads else "")
@@ -60,6 +82,36 @@ class _Targets:
         """Names of states, in the order of their enumeration."""
         reached = self._reached(name, set())
         return [each.name for each in self._states if each.name in reached]
+
+    def only_returns(self, name: str) -> bool:
+        """Whether a function does nothing but give its state back."""
+        body = [each for each in self._functions[name].body if not _is_text(each)]
+        return len(body) == 1 and _is_unchanged(body[0])
+
+    def conditions_of(self, name: str) -> list[str]:
+        """When a function, or one it calls, gives its state back before it has done anything, as code."""
+        return [
+            ("" if function.name == name else f"{function.name.strip('_')}: ") + f"`{ast.unparse(each.test)}`"
+            for function in self._called(name)
+            for each in function.body
+            if isinstance(each, ast.If) and _is_unchanged(each.body[0])
+        ]
+
+    def calls_of(self, name: str) -> set[str]:
+        """What a function calls by name, and what those of this module that it calls do."""
+        nodes = (node for function in self._called(name) for node in ast.walk(function))
+        return {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+
+    def _called(self, name: str) -> list[ast.FunctionDef]:
+        """A function of this module and those of it that it calls, in the order of their calls."""
+        found, left = dict[str, ast.FunctionDef](), [name]
+        while left:
+            at = left.pop(0)
+            if at in self._functions and at not in found:
+                found[at] = self._functions[at]
+                calls = [node.func for node in ast.walk(found[at]) if isinstance(node, ast.Call)]
+                left += [func.id for func in calls if isinstance(func, ast.Name)]
+        return list(found.values())
 
     def _reached(self, name: str, seen: set[str]) -> set[str]:
         if name in seen or name not in self._functions:
@@ -81,3 +133,11 @@ class _Targets:
 
     def _nodes(self, name: str, kind: type[Any]) -> list[Any]:
         return [node for node in ast.walk(self._functions[name]) if isinstance(node, kind)]
+
+
+def _is_unchanged(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Return) and ast.unparse(statement) == "return (state, ())"
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)

@@ -548,10 +548,10 @@ def test_an_update_that_cannot_be_read_back_fails_its_task_by_a_rule_that_passes
     assert isinstance(chunks[0], PublishChunk)
     with pytest.raises(FileUnreadable) as raised:
         _ = chunks[0].payload
-    warning, fail = session.unreadable(raised.value)
+    warning, fail = session.unreadable(world.now, raised.value)
     assert isinstance(warning, Warned)
     assert warning.rule == "FileUnreadable"
-    assert session.unreadable(raised.value) == []
+    assert session.unreadable(world.now, raised.value) == []
     assert isinstance(fail, Publish)
     assert messages.parse_fail(fail.payload).rule == "CacheDamaged"
     assert not session.busy
