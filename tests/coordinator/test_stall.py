@@ -161,7 +161,7 @@ def test_a_sample_says_that_the_next_version_has_no_room_or_the_disk_takes_no_be
     site.kill()
 
 
-def test_a_job_that_has_ended_tells_no_sample_after_its_last_word(tmp_path: Path) -> None:
+def test_a_job_that_has_told_of_its_end_is_looked_at_no_more(tmp_path: Path) -> None:
     site, told = make_site(tmp_path), list[Mapping[str, Any]]()
     site.start()
     assert site.job is not None
