@@ -14,7 +14,7 @@ from coordinator.evaluate import EvaluationError
 from coordinator.home import HomeError, job_directory
 from coordinator.jobfile import JobFileError
 from coordinator.journal import JournalError
-from coordinator.requests import request
+from coordinator.requests import MAX_DIGITS, request
 from coordinator.results import ModelMissing
 from coordinator.versions import VersionMissing
 from edge_runtime.errors import EdgeError
@@ -93,7 +93,7 @@ def version_number(word: str) -> int:
     Raises:
         argparse.ArgumentTypeError: It is none.
     """
-    if not word.isascii() or not word.isdecimal() or int(word) < 1:
+    if not word.isascii() or not word.isdecimal() or len(word) > MAX_DIGITS or int(word) < 1:
         raise argparse.ArgumentTypeError(f"{word!a} is no version: give its number, as `job show` lists them")
     return int(word)
 

@@ -128,7 +128,7 @@ def readable(event: Mapping[str, Any]) -> str:
     if kind == "round_done":
         return (
             f"round {event['round']}: accuracy {event['accuracy']:.4f}, loss {event['loss']:.4f}, "
-            f"{event['devices']} of {event['cohort']} devices, {event['bytes_up']:,} bytes up, "
+            f"{event['devices']} updates, {event['cohort']} asked, {event['bytes_up']:,} bytes up, "
             f"{event['bytes_down']:,} bytes down, {event['seconds']:.2f} s"
         )
     fields = " ".join(f"{key}={_value(value)}" for key, value in event.items() if key not in {"event", "job"})

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from coordinator.evaluate import check_held_out
-from coordinator.jobfile import Job, JobFileError, Problem, load_job
+from coordinator.jobfile import NOT_TOML, Job, JobFileError, Problem, load_job
 from coordinator.journal import JournalError, open_lock, sync_directory, write_file
 from coordinator.program import Program, build_program, definition, make_version
 from coordinator.requests import whoever
@@ -298,7 +298,7 @@ def parse_changes(words: tuple[str, ...]) -> dict[str, Any]:
             raise JobFileError(Path("--set"), (problem,))
         try:
             changes[key.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except NOT_TOML:
             changes[key.strip()] = text.strip()
     return changes
 

@@ -100,6 +100,8 @@ from coordinator.training_keys import TRAINING, Training, make_training
 from models.zoo import MODELS
 
 MAX_JOB_FILE_BYTES = 1 << 20
+# What tomllib says of text that is none: ValueError of numbers with too many digits, too, RecursionError of brackets.
+NOT_TOML = (ValueError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -225,7 +227,7 @@ def load_job(path: Path) -> Job:
     source = _source(path)
     try:
         document = tomllib.loads(source)
-    except tomllib.TOMLDecodeError as error:
+    except NOT_TOML as error:
         line = re.search(r"at line (\d+)", str(error))
         problem = Problem(int(line[1]) if line else None, "", f"is not TOML: {error}")
         raise JobFileError(path, (problem,)) from error

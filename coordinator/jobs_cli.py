@@ -153,7 +153,7 @@ def _round_line(each: Mapping[str, object]) -> str:
     note = f" ({each['note']})" if each["note"] else ""
     return (
         f"round {each['round']}: accuracy {each['accuracy']:.4f}, loss {each['loss']:.4f}, "
-        f"{each['devices_accepted']} of {each['devices_asked']} devices, {each['seconds']:.2f} s{note}"
+        f"{each['devices_accepted']} updates, {each['devices_asked']} asked, {each['seconds']:.2f} s{note}"
     )
 
 

@@ -35,6 +35,7 @@ from edge_runtime.errors import EdgeError
 from edge_runtime.wire.topics import check_id
 
 ANSWER_POLL_S = 0.05
+MAX_DIGITS = 30  # of a version; more than any job has, and few enough to be read
 NO_WAY_BACK = frozenset({"ef21"})  # methods whose devices hold parts of what the gateway has the sum of, for good
 
 
@@ -136,7 +137,7 @@ def _stop(store: Store, write: Write, request: Request) -> str:
 
 
 def _rollback(store: Store, write: Write, request: Request) -> str:
-    if not request.argument.isdecimal():
+    if not request.argument.isdecimal() or len(request.argument) > MAX_DIGITS:
         raise RequestRefused(f"{request.argument!r} is no version: give its number, as `job show` lists them")
     if json.loads(store.definition()["method.name"]) in NO_WAY_BACK:
         raise RequestRefused(

@@ -122,8 +122,8 @@ def serve(seat: Seat, asked_to_stop: list[int]) -> int:
 
 def _look_around(seat: Seat, job: RunningJob | None) -> None:
     """Tells how things stand; a paused job of which nobody has a task leaves the site to one that waits."""
-    if job is None:
-        return
+    if job is None or job.exit_code is not None:
+        return  # it has told of its end
     _tell_standing(seat, job)
     seat.parts.store.give_back()
     if is_idle(job, seat.parts.store) and seat.others_wait():

@@ -143,7 +143,7 @@ def _serve_home(options: argparse.Namespace, emit: Emit, watched: Mapping[str, A
                 emit({"event": "idle", "home": str(home), "url": without_password(broker[0]), **watched})
             else:
                 time.sleep(IDLE_S)
-            idle = ready is None
+            idle = ready is None or (idle and ready.name in left_out)  # one more try in vain is no news
     return EXIT_DONE
 
 
@@ -156,8 +156,11 @@ def _until_mended(directory: Path) -> Callable[[], bool]:
     """Whether what a job is prepared from is as it was; the journal, which also requests change, is no part of it."""
 
     def stamps() -> list[tuple[str, int]]:
-        files = [directory / JOB_FILE, directory / GRAPH_NAME, *sorted((directory / HELD_OUT).glob("*"))]
-        return [(path.name, path.stat().st_mtime_ns) for path in files if path.is_file()]
+        found: list[tuple[str, int]] = []
+        for path in [directory / JOB_FILE, directory / GRAPH_NAME, *sorted((directory / HELD_OUT).glob("*"))]:
+            with suppress(FileNotFoundError):  # an editor may put another in its place at this moment
+                found.append((path.name, path.stat().st_mtime_ns))
+        return found
 
     before = stamps()
     return lambda: stamps() == before

@@ -10,6 +10,8 @@ from coordinator.store import Store, Version, Write
 from edge_runtime.plan import CONTROL
 from edge_runtime.tensors import decode_tensors, encode_tensors
 
+MAX_VERSION = 2**63 - 1  # what SQLite can hold
+
 
 @dataclass(frozen=True)
 class KeptVersion:
@@ -42,7 +44,7 @@ def find_version(store: Store, number: int) -> Version:
         VersionMissing: It is not there, or its weights are not.
     """
     query = "SELECT version, sha256, weights, state FROM versions WHERE version = ? AND weights IS NOT NULL"
-    found = store.rows(query, (number,))
+    found = store.rows(query, (number,)) if 0 < number <= MAX_VERSION else []
     if not found:
         kept = [str(each.version) for each in list_versions(store) if each.kept]
         raise VersionMissing(f"version {number} is not kept; those that are: {', '.join(kept)}")

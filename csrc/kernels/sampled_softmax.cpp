@@ -14,7 +14,6 @@ namespace {
 
 using Args = SampledSoftmaxArgs;
 
-constexpr Index kManyFloats = 512 * 1024;   // of rows: more than a second-level cache has
 constexpr float kLowest = -3.40282347e38F;  // of a peak: -infinity minus itself would be NaN
 
 // e^x for x <= 0, 0 where that is subnormal.
@@ -340,41 +339,6 @@ float* logit_gradients(const Args& args, const Worker& worker, Unit few, const f
   return z;
 }
 
-// Whether a tile of classes moves its rows from registers: the tiles that nearly all classes are
-// in.
-bool moves_directly(const Args& args, Unit few) {
-  if (args.updated == nullptr || args.d_rows != nullptr || args.scale != 0.0F) return false;
-  for (Index j = few.begin; j < few.begin + few.count; ++j)
-    if (left_out(args, j)) return false;
-  return few.count == kTileRows || few.count == kTileRows - 1;
-}
-
-// The next tile's rows are asked for piece by piece where the second cache holds them no longer:
-// all lines at once would fill the queue of misses, and lines that are there displace others.
-EDGE_INLINE void ask_for_next(const Args& args, Unit few, Index k) {
-  if (args.count * args.width < kManyFloats) return;
-  const Index end = smaller(args.count, few.begin + 2 * few.count);
-  for (Index j = few.begin + few.count; j < end; ++j) {
-    const float* row = row_of(args, j) + k;
-    for (Index i = 0; i < kTileColumns; i += 16) __builtin_prefetch(row + i, 1);
-  }
-}
-
-// w_j -= lr d_w_j for ROWS classes and a tile's columns.
-template <int ROWS>
-void move_tile(const Args& args, Index j, const float* g, const float* features, Index k) {
-  Vec sum[ROWS][kPanelVectors] = {};
-  add_products<ROWS, kPanelVectors>(g, args.layout.batch_pitch, StridedTaps{1, kTileColumns},
-                                    args.batch, features, sum);
-  EDGE_UNROLL
-  for (int i = 0; i < ROWS; ++i) {
-    float* row = args.updated + (row_of(args, j + i) - args.rows) + k;
-    EDGE_UNROLL
-    for (Index v = 0; v < kPanelVectors; ++v)
-      store(row + v * kLanes, load(row + v * kLanes) - args.lr * sum[i][v]);
-  }
-}
-
 // d_rows of a tile's classes, and what becomes of them.
 void finish_tile(const Args& args, const Worker& worker, Unit few) {
   const SoftmaxLayout& at = args.layout;
@@ -382,10 +346,10 @@ void finish_tile(const Args& args, const Worker& worker, Unit few) {
   float factors[kTileRows];
   if (!at.keep || args.scale != 0.0F) gather_rows(args, few.begin, few.count, rows, factors);
   const float* g = logit_gradients(args, worker, few, rows);
-  const bool moves = moves_directly(args, few);
+  const bool moves = moves_directly(args, few.begin, few.count);
   Index done = 0;
   for (; moves && done + kTileColumns <= args.width; done += kTileColumns) {
-    ask_for_next(args, few, done);
+    ask_for_next(args, few.begin, few.count, done);
     (few.count == kTileRows
          ? move_tile<kTileRows>
          : move_tile<kTileRows - 1>)(args, few.begin, g,

@@ -9,8 +9,6 @@
 namespace edge {
 namespace EDGE_ISA {
 
-constexpr Index kPanelVectors = kTileColumns / kLanes;
-
 static std::int32_t* labels_of(const SampledSoftmaxArgs& args, const Worker& worker) {
   return reinterpret_cast<std::int32_t*>(worker.shared + args.layout.labels);
 }

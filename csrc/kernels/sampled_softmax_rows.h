@@ -3,11 +3,14 @@
 
 #include "kernels/lanes.h"
 #include "kernels/sampled_softmax.h"
+#include "kernels/tile.h"
 
 namespace edge {
 namespace EDGE_ISA {
 
-constexpr Index kAheadFloats = 2048;  // 8 KiB, in a first-level cache of 32
+constexpr Index kPanelVectors = kTileColumns / kLanes;
+constexpr Index kManyFloats = 512 * 1024;  // of rows: more than a second-level cache has
+constexpr Index kAheadFloats = 2048;       // 8 KiB, in a first-level cache of 32
 
 // `length` is a multiple of the vector.
 EDGE_INLINE float dot_of(const float* a, const float* b, Index length) {
@@ -81,6 +84,42 @@ EDGE_INLINE void finish_row(const SampledSoftmaxArgs& args, Index j, const float
     for (Index k = begin; k < whole; k += kLanes)
       store(to + k, load(to + k) - args.lr * load(gradient + k));
     for (Index k = larger(begin, whole); k < args.width; ++k) to[k] -= args.lr * gradient[k];
+  }
+}
+
+// Whether a tile of classes moves its rows from registers: the tiles that nearly all classes are
+// in.
+static bool moves_directly(const SampledSoftmaxArgs& args, Index begin, Index count) {
+  if (args.updated == nullptr || args.d_rows != nullptr || args.scale != 0.0F) return false;
+  for (Index j = begin; j < begin + count; ++j)
+    if (left_out(args, j)) return false;
+  return count == kTileRows || count == kTileRows - 1;
+}
+
+// The next tile's rows are asked for piece by piece where the second cache holds them no longer:
+// all lines at once would fill the queue of misses, and lines that are there displace others.
+EDGE_INLINE void ask_for_next(const SampledSoftmaxArgs& args, Index begin, Index count, Index k) {
+  if (args.count * args.width < kManyFloats) return;
+  const Index end = smaller(args.count, begin + 2 * count);
+  for (Index j = begin + count; j < end; ++j) {
+    const float* row = row_of(args, j) + k;
+    for (Index i = 0; i < kTileColumns; i += 16) __builtin_prefetch(row + i, 1);
+  }
+}
+
+// w_j -= lr d_w_j for ROWS classes and a tile's columns.
+template <int ROWS>
+static void move_tile(const SampledSoftmaxArgs& args, Index j, const float* g,
+                      const float* features, Index k) {
+  Vec sum[ROWS][kPanelVectors] = {};
+  add_products<ROWS, kPanelVectors>(g, args.layout.batch_pitch, StridedTaps{1, kTileColumns},
+                                    args.batch, features, sum);
+  EDGE_UNROLL
+  for (int i = 0; i < ROWS; ++i) {
+    float* row = args.updated + (row_of(args, j + i) - args.rows) + k;
+    EDGE_UNROLL
+    for (Index v = 0; v < kPanelVectors; ++v)
+      store(row + v * kLanes, load(row + v * kLanes) - args.lr * sum[i][v]);
   }
 }
 

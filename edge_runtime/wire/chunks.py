@@ -158,6 +158,9 @@ class _Memory:
 class _Piece:
     """A sink for what is one chunk, which needs no place but its own: of small updates there are thousands a second."""
 
+    def __init__(self) -> None:
+        self._data = b""
+
     def begin(self) -> bytes:
         return b"\0"
 

@@ -53,7 +53,7 @@ class _Client:
 
 def run_bound(sessions: int, update_bytes: int, updates: int, root: Path) -> dict[str, Any]:
     """Move so many updates, one a session in turns; seconds are from the first byte to the last that arrives."""
-    check_files(2 * sessions)  # both ends of the sessions' sockets, and this process starts the broker
+    check_files(sessions)  # of this process and of the broker each
     pieces = [cut_chunk(bytes(update_bytes), index) for index in range(chunk_count(update_bytes))]
     with start_broker(None, root, kind="mosquitto") as broker:
         assert broker.process is not None

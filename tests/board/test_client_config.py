@@ -59,6 +59,8 @@ def test_a_file_that_is_absent_or_no_toml_is_named(tmp_path: Path) -> None:
         read_config(tmp_path / "absent", {})
     with pytest.raises(ConfigError, match="not TOML"):
         read_config(write(tmp_path, "broker = "), {})
+    with pytest.raises(ConfigError, match="not TOML"):
+        read_config(write(tmp_path, "broker = " + "[" * 100_000), {})
     path = tmp_path / "latin"
     path.write_bytes(b'broker = "\xff"')
     with pytest.raises(ConfigError, match="not TOML"):

@@ -232,6 +232,8 @@ CASES = [
     (["pause", "--state", "NOWHERE"], 2, "holds no job"),
     (["export", "tiny", "--home", "HOME", "--version", "9", "--to", "OUT"], 2, "those that are: 1"),
     (["rollback", "tiny", "9", "--home", "HOME"], 3, ""),
+    (["rollback", "tiny", "9" * 30, "--home", "HOME"], 3, ""),
+    (["export", "tiny", "--home", "HOME", "--version", "9" * 30, "--to", "OUT"], 2, "those that are: 1"),
     (["clone", "again", "--state", "NOWHERE"], 2, "is of no home"),
     (["pause", "tiny", "--home", "HOME"], 0, ""),
     (["list", "--home", "NOWHERE"], 0, ""),

@@ -141,6 +141,12 @@ def test_a_key_that_is_near_to_none_is_told_all_there_are_and_a_list_of_sections
     ]
 
 
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 100_000], ids=["digits", "brackets"])
+def test_what_toml_cannot_be_read_from_is_said_to_be_none(tmp_path: Path, value: str) -> None:
+    (line,) = problems(tmp_path, f"[job]\nseed = {value}\n")
+    assert "is not TOML" in line
+
+
 def test_missing_sections_are_named(tmp_path: Path) -> None:
     found = problems(tmp_path, "[job]\nname = 'a'\nseed = 1\nrounds = 1\n")
     for section in ("model", "method", "training", "round", "evaluate"):

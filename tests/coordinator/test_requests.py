@@ -175,12 +175,14 @@ def test_a_method_with_state_on_its_devices_is_not_rolled_back(site: Operated, m
 def test_a_version_that_is_not_kept_is_refused_with_those_that_are(site: Operated) -> None:
     start_all(site)
     site.run(lambda: rounds_done(site) == [1, 2, 3, 4])
-    numbers = [site.ask("rollback", word) for word in ("1", "77", "three")]
-    site.run(lambda: len(site.seen("request")) == 3)
+    numbers = [site.ask("rollback", word) for word in ("1", "77", "three", "9" * 30, "9" * 5000)]
+    site.run(lambda: len(site.seen("request")) == 5)
     assert site.answer(numbers[0])[0] == "refused"
     assert "version 1 is not kept; those that are: 3, 4, 5" in site.answer(numbers[0])[1]
     assert "version 77 is not kept" in site.answer(numbers[1])[1]
     assert "is no version" in site.answer(numbers[2])[1]
+    assert "is not kept" in site.answer(numbers[3])[1], "larger than SQLite can hold"
+    assert "is no version" in site.answer(numbers[4])[1]
     site.run()
     assert site.stop() == EXIT_DONE
     assert rounds_done(site) == [1, 2, 3, 4, 5, 6]

@@ -16,8 +16,10 @@ import pytest
 
 from coordinator import stall
 from coordinator.events import enduring
+from coordinator.gateway import EXIT_FAILED
 from coordinator.journal import JOURNAL_NAME, JournalError, JournalUnwritable, explained, write_file
 from coordinator.lease import BEAT_NAME
+from coordinator.seat import _look_around
 from coordinator.store import Store, Write, open_store
 from coordinator.watch import stand
 from edge_runtime.wire import UpdateSettled
@@ -26,6 +28,7 @@ from support.memory import MemorySite, finished, start_all
 from support.tiny_job import make_site
 
 if TYPE_CHECKING:
+    from coordinator.seat import Seat
     from edge_runtime.link import Link
 
 
@@ -155,6 +158,21 @@ def test_a_sample_says_that_the_next_version_has_no_room_or_the_disk_takes_no_be
     (store.directory / BEAT_NAME).rmdir()
     store.beat()
     assert stand(site.job, link, store)["disk_usable"] == 1
+    site.kill()
+
+
+def test_a_job_that_has_told_of_its_end_is_looked_at_no_more(tmp_path: Path) -> None:
+    site, told = make_site(tmp_path), list[Mapping[str, Any]]()
+    site.start()
+    assert site.job is not None
+    link = SimpleNamespace(connected=True, connects=1, bytes_down=0, bytes_up=0)
+    parts = SimpleNamespace(emit=told.append, store=site.job._parts.store)
+    seat = cast("Seat", SimpleNamespace(parts=parts, link=link, others_wait=lambda: None))
+    _look_around(seat, site.job)
+    assert [event["event"] for event in told] == ["sample"]
+    site.job.exit_code = EXIT_FAILED
+    _look_around(seat, site.job)
+    assert len(told) == 1
     site.kill()
 
 
