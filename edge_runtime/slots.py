@@ -8,6 +8,10 @@ replaced whole, and the next task says which of this device's updates was the la
 - another, or none: what the kept update said goes back into the slots first;
 - the kept update's own task again, after a power cut: the update itself is the answer.
 
+A broker that was killed may come back with a task of long ago, which a device does again before it hears better. Such a
+task, or any before which the kept update did not count, does not end what was kept: it is set aside, and the next task
+whose past it is goes on from there, as if nothing had been between.
+
 Therefore what is sent and counts, plus what is carried, is what training gave, to a rounding of float32, whatever fails
 in between. Momentum that ended with an update (`dgc`) does not come back with it.
 
@@ -24,7 +28,7 @@ tensors (`personal`) go on from where the last task left them, whatever became o
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +59,7 @@ SLOTS_NAME = "slots"  # in a device's state directory
 PERSONAL = "personal"  # the slot of tensors that never leave the device, as its last task left them
 CONTROLS = "control"  # the slot of what corrects gradients, as it was before the kept update
 UPDATE = "update"
+ASIDE = "aside:"  # before the names of what was set aside; no slot's name has a colon
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ class Kept:
         sent: The shapes of the update's tensors, by name.
         stages: Of the codec.
         after: The task whose update was the last to count before it; None if none had.
+        aside: What was kept before, where that update had not counted for this task; itself with nothing aside.
     """
 
     run: str
@@ -80,6 +86,7 @@ class Kept:
     sent: Mapping[str, tuple[int, ...]]
     stages: tuple[str, ...]
     after: str | None = None
+    aside: "Kept | None" = None
 
 
 class MemoryLost(EdgeError):
@@ -93,17 +100,17 @@ class Slots:
         """Read nothing yet; `path` is the file."""
         self._path = path
         self._unwritten: Kept | None = None
-        self._key: str | None = None  # of what was kept last, once this process knows it
+        self._keys: frozenset[str] | None = None  # of what is kept, once this process knows it
         self.trouble = ""
 
     def may_answer(self, key: str) -> bool:
         """Whether what was kept may be of this task; spares reading it before every other one."""
-        return self._key in {None, key}
+        return self._keys is None or key in self._keys
 
     def kept(self, run: str) -> Kept | None:
-        """What was kept in this run; None where there is nothing or it cannot be read."""
-        kept = self._unwritten or self._read()
-        self._key = "" if kept is None else kept.key
+        """What was kept in this run, the caller's to change; None where there is nothing or it cannot be read."""
+        kept = _copied(self._unwritten) if self._unwritten is not None else self._read()
+        self._keys = _keys(kept)
         return kept if kept is not None and kept.run == run else None
 
     def _read(self) -> Kept | None:
@@ -123,7 +130,7 @@ class Slots:
         Raises:
             OSError: It could not be written; it stays in memory, for write_again().
         """
-        self._unwritten, self._key = kept, kept.key
+        self._unwritten, self._keys = kept, _keys(kept)
         self._write(kept)
 
     def write_again(self) -> None:
@@ -141,11 +148,11 @@ class Slots:
         return self._unwritten is not None
 
     def _write(self, kept: Kept) -> None:
-        tensors = {f"{slot}/{name}": array for slot, arrays in kept.state.items() for name, array in arrays.items()}
-        tensors[UPDATE] = np.frombuffer(kept.update, np.uint8)
-        metadata = {"run": kept.run, "task": kept.task, "key": kept.key}
-        metadata |= {"sent": json.dumps(kept.sent), "stages": json.dumps(kept.stages)}
-        metadata |= {} if kept.after is None else {"after": kept.after}
+        tensors, metadata = _entries(kept)
+        if kept.aside is not None:
+            beside, said = _entries(kept.aside)
+            tensors |= {ASIDE + name: array for name, array in beside.items()}
+            metadata |= {ASIDE + name: text for name, text in said.items()}
         parts = tensor_file_parts(tensors, metadata)
         digest = hashlib.sha256()
         for part in parts:
@@ -154,13 +161,31 @@ class Slots:
         self._unwritten = None
 
 
+def _entries(kept: Kept) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    tensors = {f"{slot}/{name}": array for slot, arrays in kept.state.items() for name, array in arrays.items()}
+    tensors[UPDATE] = np.frombuffer(kept.update, np.uint8)
+    metadata = {"run": kept.run, "task": kept.task, "key": kept.key}
+    metadata |= {"sent": json.dumps(kept.sent), "stages": json.dumps(kept.stages)}
+    return tensors, metadata | ({} if kept.after is None else {"after": kept.after})
+
+
+def _keys(kept: Kept | None) -> frozenset[str]:
+    return frozenset(each.key for each in (kept, kept and kept.aside) if each is not None)
+
+
+def _copied(kept: Kept) -> Kept:
+    state = {slot: {name: array.copy() for name, array in arrays.items()} for slot, arrays in kept.state.items()}
+    return replace(kept, state=state, aside=None if kept.aside is None else _copied(kept.aside))
+
+
 def kept_answer(slots: Slots, task: Task) -> bytes | None:
     """The update of this very task, if it is what was kept last."""
     key = _key(task)
     if task.carry is None or not slots.may_answer(key):
         return None
     kept = slots.kept(task.carry.run)
-    return kept.update if kept is not None and kept.key == key else None
+    found = (each for each in (kept, kept and kept.aside) if each is not None and each.key == key)
+    return next((each.update for each in found), None)
 
 
 def encode_carried(  # noqa: PLR0913, PLR0917 an update, and all that is kept with it
@@ -190,7 +215,10 @@ def encode_carried(  # noqa: PLR0913, PLR0917 an update, and all that is kept wi
     assert task.carry is not None, "run_task refuses a carrying codec without"
     run = task.carry.run
     sent = {name: tensors[name].shape for name in sorted(tensors)}
-    state = state_before(slots.kept(run), task.carry, codec)
+    kept = slots.kept(run)
+    past = _past(kept, task.carry)
+    aside = None if kept is None or past is None or past.task == task.carry.counted else _set_aside(kept, past, task)
+    state = state_before(kept, task.carry, codec)
     for name in (name.removeprefix(CONTROL) for name in sent if name.startswith(CONTROL)):
         state.setdefault(CONTROLS, {}).setdefault(name, np.zeros(sent[name], np.float32))
     if personal:
@@ -198,7 +226,7 @@ def encode_carried(  # noqa: PLR0913, PLR0917 an update, and all that is kept wi
     data = codec.encode(tensors, metadata, state)
     _forget_controls(state)
     try:
-        slots.keep(Kept(run, task.task, _key(task), state, data, sent, codec.stages, task.carry.counted))
+        slots.keep(Kept(run, task.task, _key(task), state, data, sent, codec.stages, task.carry.counted, aside))
     except OSError as error:
         return data, f"what the update leaves out could not be kept ({error.strerror}); a restart would lose it"
     return data, slots.take_trouble()
@@ -219,6 +247,21 @@ def _key(task: Task) -> str:
     return hashlib.sha256(format_task(task)).hexdigest()
 
 
+def _past(kept: Kept | None, carry: Carry) -> Kept | None:
+    """What the task goes on from: what was set aside, if only that is its past."""
+    if kept is None or kept.aside is None or not _is_behind(kept, carry) or _is_behind(kept.aside, carry):
+        return kept
+    return kept.aside
+
+
+def _set_aside(kept: Kept, past: Kept, task: Task) -> Kept:
+    """What may have to be gone on from after all: of two tasks of long ago in a row the first must not be that."""
+    assert task.carry is not None, "run_task refuses a carrying codec without"
+    if kept.aside is not None and _is_behind(past, task.carry):
+        return kept.aside
+    return replace(_copied(past), aside=None)
+
+
 def state_before(kept: Kept | None, carry: Carry, codec: Codec) -> State:
     """The slots that a task begins with.
 
@@ -232,6 +275,7 @@ def state_before(kept: Kept | None, carry: Carry, codec: Codec) -> State:
     Raises:
         MemoryLost: As in encode_carried.
     """
+    kept = _past(kept, carry)
     if codec.remembers:
         _check_memory(kept, carry)
     if kept is None:
@@ -258,14 +302,14 @@ def own_controls(slots: Slots, carry: Carry, codec: Codec) -> tuple[dict[str, ND
         They, and a warning where the device should have some and has lost them ("" otherwise).
     """
     kept = slots.kept(carry.run)
-    if _is_behind(kept, carry):
+    if _is_behind(_past(kept, carry), carry):
         return {}, "the control variates of this device are lost; it begins anew, and its old ones stay in the mean"
     return state_before(kept, carry, codec).get(CONTROLS, {}), ""
 
 
 def own_tensors(slots: Slots, carry: Carry) -> dict[str, NDArray[np.float32]]:
     """The tensors that stay on this device, as its last task of this run left them; whether it counted is all one."""
-    kept = slots.kept(carry.run)
+    kept = _past(slots.kept(carry.run), carry)
     return {} if kept is None else kept.state.get(PERSONAL, {})
 
 
@@ -295,6 +339,13 @@ def read_kept(path: Path) -> Kept | None:
     if hashlib.sha256(content[32:]).digest() != content[:32]:
         return None
     arrays, metadata = decode_tensors(content[32:])
+    inner = {name.removeprefix(ASIDE): array for name, array in arrays.items() if name.startswith(ASIDE)}
+    outer = {name: array for name, array in arrays.items() if not name.startswith(ASIDE)}
+    said = {name.removeprefix(ASIDE): text for name, text in metadata.items() if name.startswith(ASIDE)}
+    return replace(_of_entries(outer, metadata), aside=_of_entries(inner, said) if inner else None)
+
+
+def _of_entries(arrays: dict[str, NDArray[Any]], metadata: Mapping[str, str]) -> Kept:
     update = arrays.pop(UPDATE).tobytes()
     state: dict[str, dict[str, NDArray[Any]]] = {}
     for name, array in arrays.items():

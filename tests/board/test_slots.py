@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 from numpy.typing import NDArray
 
 from edge_runtime.codecs import RESIDUAL, Codec, find_codec
-from edge_runtime.slots import Kept, MemoryLost, Slots, encode_carried, kept_answer, read_kept
+from edge_runtime.slots import Kept, MemoryLost, Slots, encode_carried, kept_answer, own_tensors, read_kept
 from edge_runtime.tensors import decode_tensors, encode_tensors
 from edge_runtime.wire.tasks import Carry, Phase, Task, Upload
 
@@ -132,6 +132,44 @@ def test_sent_and_carried_are_what_was_trained_whatever_becomes_of_an_update(
     machine = AnyFate.TestCase()
     machine.settings = settings(max_examples=15, stateful_step_count=12, deadline=None)
     machine.runTest()
+
+
+@pytest.mark.parametrize("stages", EVERY, ids=" | ".join)
+def test_tasks_of_long_ago_leave_what_is_carried_as_it_was(stages: tuple[str, ...], tmp_path: Path) -> None:
+    codec = find_codec(stages)
+
+    def encode(path: Path, number: int, seed: int) -> bytes:
+        task = task_of(number, f"job.{number - 1}.dev" if number > 1 else None)
+        metadata, personal = {"task": task.task, "round": str(number)}, {"head": np.full(2, seed, np.float32)}
+        return encode_carried(Slots(path), codec, task, delta_of(seed), metadata, personal)[0]
+
+    calm, disturbed = tmp_path / "calm", tmp_path / "disturbed"
+    for number in range(1, 5):
+        last = encode(calm, number, number)
+        assert encode(disturbed, number, number) == last
+    for number in (2, 1):
+        if codec.remembers:
+            with pytest.raises(MemoryLost):
+                encode(disturbed, number, number)
+        else:
+            encode(disturbed, number, number)
+    assert kept_answer(Slots(disturbed), task_of(4, "job.3.dev")) == last
+    following = Carry(RUN, "job.4.dev")
+    assert np.array_equal(own_tensors(Slots(disturbed), following)["head"], np.full(2, 4, np.float32))
+    assert encode(disturbed, 5, 5) == encode(calm, 5, 5)
+    assert disturbed.read_bytes() == calm.read_bytes()
+
+
+def test_what_was_set_aside_is_gone_when_the_task_that_pushed_it_aside_has_counted(tmp_path: Path) -> None:
+    """As after a restored backup, which comes to the rounds of long ago again."""
+    path, codec = tmp_path / "slots", find_codec(STAGES)
+    asides: list[str | None] = []
+    for number, counted in ((1, None), (2, "job.1.dev"), (3, "job.2.dev"), (2, "job.1.dev"), (3, "job.2.dev")):
+        encode_carried(Slots(path), codec, task_of(number, counted), delta_of(number), {})
+        kept = read_kept(path)
+        assert kept is not None
+        asides.append(kept.aside and kept.aside.task)
+    assert asides == [None, None, None, "job.3.dev", None]
 
 
 def test_another_run_begins_with_nothing_carried(tmp_path: Path) -> None:
