@@ -249,6 +249,13 @@ class World:
             if (device, task.task) in self.journal:
                 self.all_do(GATEWAY, self.gateway.clear_task(device))
 
+    def until_running(self, device: str) -> None:
+        """Deliver all that is said until the device trains."""
+        while not self.boards[device].running:
+            while self.deliveries:
+                self.deliver()
+            self.tick()
+
     def finish(self, device: str) -> None:
         board = self.boards[device]
         if board.running:

@@ -82,10 +82,7 @@ def test_a_withdrawn_task_is_not_run_to_its_end() -> None:
     world = World("a")
     world.connect_all()
     world.send("a", "t")
-    while not world.boards["a"].running:
-        while world.deliveries:
-            world.deliver()
-        world.tick()
+    world.until_running("a")
     world.all_do(GATEWAY, world.gateway.clear_task("a"))
     while world.deliveries:
         world.deliver()
@@ -135,10 +132,7 @@ def test_a_gateway_that_has_forgotten_a_task_and_comes_to_it_again_gets_its_upda
     world = World("a")
     world.connect_all()
     task = world.send("a", "t")
-    while not world.boards["a"].running:
-        while world.deliveries:
-            world.deliver()
-        world.tick()
+    world.until_running("a")
     world.all_do(GATEWAY, world.gateway.clear_task("a"))
     world.deliveries.clear()  # the device has not heard of it when it is done
     world.finish("a")

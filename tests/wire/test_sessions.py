@@ -446,10 +446,7 @@ def test_a_dropped_blob_is_taken_off_the_broker() -> None:
 def running(world: World) -> Task:
     world.connect_all()
     task = world.send("a", "t")
-    while not world.boards["a"].running:
-        while world.deliveries:
-            world.deliver()
-        world.tick()
+    world.until_running("a")
     return task
 
 
