@@ -12,9 +12,11 @@ from typing import Any, ClassVar
 from edge_runtime.wire import messages, topics
 from edge_runtime.wire.events import DeviceCommand, KeepGen, Publish, RenewWill, Stop, Subscribe
 
-__all__ = ["Presence", "PresenceInput"]
+__all__ = ["ALIVE", "Presence", "PresenceInput"]
 
 ASK_S = 0.3
+# No process that is gone says so often on one connection that it is there.
+ALIVE = 50
 
 
 class PresenceInput(Enum):
@@ -53,6 +55,7 @@ class Presence:
     _settled: bool = False
     _seen_gen: int = -1
     _greet_at: float | None = None
+    _met: int = 0  # births of an older device on this connection
 
     @property
     def online(self) -> bool:
@@ -78,7 +81,7 @@ class Presence:
 
     def _ask(self, _now: float, _status: messages.Status | None) -> list[DeviceCommand]:
         self._state = _State.ASKING
-        self._greet_at = None
+        self._greet_at, self._met = None, 0
         return [Subscribe((topics.status(self.site, self.device),), 1)]
 
     def _wait(self, now: float, _status: messages.Status | None) -> list[DeviceCommand]:
@@ -112,7 +115,8 @@ class Presence:
         if status.boot == self.boot and status.state != "lost":
             return []  # our own words
         older = (status.gen, status.boot) < (self.gen, self.boot)
-        if older and status.answers == self.boot:
+        self._met += older and status.state == "online"
+        if older and (status.answers == self.boot or self._met >= ALIVE):
             self._state = _State.STOPPED
             message = (
                 f"another device is on line as {self.device!r} (boot {status.boot}); "
@@ -121,7 +125,8 @@ class Presence:
             return [Stop("DuplicateDevice", message)]
         # A will that came late, or a device that started after us: our birth must stand again, and stops the latter.
         # Or what an older one said of itself: that may be the last words of this device's previous process, still on
-        # their way through the broker. If it lives, it answers our birth by name, and that stops us.
+        # their way through the broker. If it lives, it answers our birth by name, and that stops us; one of an older
+        # version answers without a name, again and again.
         return [self.birth(None if status.boot == self.boot else status.boot)]
 
     def _repeat(self, _now: float, status: messages.Status | None) -> list[DeviceCommand]:

@@ -8,11 +8,12 @@ from edge_runtime.errors import LocalError
 from edge_runtime.file_slice import FileUnreadable
 from edge_runtime.wire import AbandonTask, Publish, PublishChunk, Subscribe, Task, Warned, messages, topics
 from edge_runtime.wire.chunks import cut_chunk
-from edge_runtime.wire.events import DeviceStatus, GatewaySuperseded, UpdateReceived, UpdateRefused, UpdateSettled
+from edge_runtime.wire.events import DeviceStatus, GatewaySuperseded, Stop, UpdateReceived, UpdateRefused, UpdateSettled
 from edge_runtime.wire.fetch import Fetch
 from edge_runtime.wire.gateway import BlobUnknown, GatewaySession
 from edge_runtime.wire.intake import MAX_ATTEMPTS, NotOffered, Refusal
 from edge_runtime.wire.offer import Offer
+from edge_runtime.wire.presence import ALIVE
 from edge_runtime.wire.tasks import format_task
 from edge_runtime.wire.topics import BadId
 from support.joined import GATEWAY, SITE, World, blob, make_task, sha256
@@ -582,3 +583,16 @@ def test_an_update_that_was_judged_and_refused_fails_its_task() -> None:
     assert isinstance(fail, Publish)
     assert messages.parse_fail(fail.payload) == messages.Fail("t", "UpdateTooLarge", "no")
     assert world.boards["a"].session.received(world.now, topics.task(SITE, "a"), payload) == [fail]
+
+
+def test_an_older_device_that_never_answers_by_name_but_goes_on_answering_stops_this_one() -> None:
+    world = World("a")
+    world.connect_all()
+    world.run(lambda: world.boards["a"].session.online)
+    device = world.boards["a"].session
+    status = messages.format_status(messages.Status("boot-0", 0, "online", 10, {}))
+    said = [device.received(world.now, topics.status(SITE, "a"), status) for _ in range(ALIVE)]
+    assert all(isinstance(answer, Publish) for answers in said[:-1] for answer in answers)
+    ((stop,),) = said[-1:]
+    assert isinstance(stop, Stop)
+    assert stop.rule == "DuplicateDevice"
