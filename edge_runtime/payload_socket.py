@@ -64,6 +64,8 @@ class PayloadSocket:
 
     def _next(self) -> bool:
         """Read on until something is ready for paho; False at the end."""
+        if not self._head:
+            self._whole = None  # of a packet that paho has not reported, as one with a topic that is none
         while (outline := _outline(self._head)).lacking:
             data = self._sock.recv(outline.lacking)
             if not data:

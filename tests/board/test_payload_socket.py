@@ -138,3 +138,12 @@ def test_a_chunk_is_in_memory_once_while_it_comes_and_when_it_is_there() -> None
         tracemalloc.stop()
     assert payload is not None
     assert CHUNK_BYTES < peak_bytes < 1.2 * CHUNK_BYTES
+
+
+def test_a_payload_that_was_not_reported_is_not_taken_for_that_of_the_next_message() -> None:
+    large, small = publish(b"", blob("chunk", LARGE_BYTES)), publish(b"a", b"small")
+    sock = PayloadSocket(Pieces([large, small]))  # type: ignore[arg-type]  # as much of a socket as is needed
+    shown = large[:1] + bytes([4]) + large[-LARGE_BYTES - 4 : -LARGE_BYTES]
+    assert read(sock, len(shown)) == shown
+    assert read(sock, len(small)) == small
+    assert sock.take() is None
