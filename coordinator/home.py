@@ -202,7 +202,7 @@ def submit(home: Path, path: Path) -> Submission:
 
 def _write_job(making: Path, checked: CheckedJob, path: Path, evicted: Mapping[str, str]) -> None:
     making.mkdir(parents=True)
-    document = tomllib.loads(path.read_text(encoding="utf-8"))
+    document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     if "onnx" in document["model"]:
         document["model"] = {"onnx": GRAPH_NAME}
     document["evaluate"] = {**document["evaluate"], "data": HELD_OUT}

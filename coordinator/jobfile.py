@@ -244,7 +244,7 @@ def _source(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_JOB_FILE_BYTES:
             raise JobFileError(path, (Problem(None, "", f"is larger than {MAX_JOB_FILE_BYTES} bytes"),))
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         problem = Problem(None, "", f"cannot be read: {error.strerror}")
         raise JobFileError(path, (problem,)) from error

@@ -96,7 +96,7 @@ def _read_file(path: Path) -> dict[str, Any]:
     import tomllib  # noqa: PLC0415 flags alone are enough
 
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}; give --config FILE or the flags") from None
     except (ValueError, RecursionError) as error:

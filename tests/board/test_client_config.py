@@ -22,6 +22,10 @@ def test_a_file_gives_a_configuration_with_directories_beside_it(tmp_path: Path)
     )
 
 
+def test_a_byte_order_mark_is_no_part_of_a_configuration(tmp_path: Path) -> None:
+    assert read_config(write(tmp_path, "\ufeff" + GOOD), {}) == read_config(write(tmp_path, GOOD), {})
+
+
 def test_flags_override_the_file_and_are_enough_without_one(tmp_path: Path) -> None:
     config = read_config(write(tmp_path, GOOD), {"device": "b", "data": "here", "site": None})
     assert (config.device, config.data, config.site) == ("b", Path("here"), "default")

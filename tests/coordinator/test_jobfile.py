@@ -64,6 +64,10 @@ def test_a_good_file_becomes_a_job_with_defaults(tmp_path: Path) -> None:
     assert job.evaluate_data == tmp_path / "held-out"
 
 
+def test_a_byte_order_mark_is_no_part_of_a_job_file(tmp_path: Path) -> None:
+    assert load_job(write(tmp_path, "\ufeff" + GOOD)) == load_job(write(tmp_path, GOOD))
+
+
 def test_an_onnx_model_is_found_beside_the_job_file(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"x")
     zoo = 'zoo = "lenet"\ninput_shape = [1, 8, 8]\nclasses = 10'
