@@ -23,7 +23,10 @@ from edge_runtime.wire.tasks import Task
 
 __all__ = ["Failure", "Job", "Result", "Trainer", "Unusable"]
 
-WRITE_AGAIN_S = 5.0  # between two tries to write what a disk did not take
+WRITE_AGAIN_S = 2.0  # between two tries to write what a disk did not take
+# An update waits so long for what it leaves out to be on disk: were the process to end after it was sent, that would be
+# lost. Longer, and a device whose disk stays full would never be heard of.
+HOLD_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,8 @@ class Trainer:
         self._stop = threading.Event()
         self._next: Job | None = None
         self._write_again_s = 0.0
+        self._held: list[Result] = []
+        self._hold_until_s = 0.0
 
     def start(self, job: Job) -> None:
         """Run a job, after the one that is being stopped if there is one."""
@@ -114,13 +119,19 @@ class Trainer:
         self._stop.set()
 
     def results(self) -> list[Result]:
-        """What was finished since the last call."""
+        """What was finished since the last call; what left something out for later is held until that is on disk."""
         found = [self._results.get() for _ in range(self._results.qsize())]
-        if found and self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        if found:
+            self._hold_until_s = time.monotonic() + HOLD_S
+            if self._thread is not None:
+                self._thread.join()
+                self._thread = None
+        unwritten = self._slots is not None and self._slots.in_memory and time.monotonic() < self._hold_until_s
+        known = [*self._held, *found]
+        self._held = [each for each in known if unwritten and isinstance(each.outcome, Update)]
+        ready = [each for each in known if not (unwritten and isinstance(each.outcome, Update))]
         self._start_next()
-        return found
+        return ready
 
     def write_slots(self, now_s: float) -> None:
         """Between jobs, and at most every WRITE_AGAIN_S, try to write slots that the disk did not take.

@@ -184,6 +184,9 @@ class GatewaySession:
             if address.name:
                 return self._on_upload(now, address, payload)
             return self._on_device(address, payload, retain=retain)
+        except topics.BadTopic as error:
+            self._roll_call = True  # a birth may have come damaged so
+            return [Warned(topic[:200], error.rule, str(error))]
         except BadMessage as error:
             return [Warned(topic[:200], error.rule, str(error)), *self._say_again(address)]
         except RemoteError as error:

@@ -153,7 +153,7 @@ def test_a_client_whose_disk_is_full_does_its_tasks_from_memory_and_tells(
 
 
 @pytest.mark.skipif(why_no_disks() != "", reason=why_no_disks())
-def test_what_a_full_disk_did_not_take_of_the_slots_is_written_when_there_is_room(
+def test_an_update_waits_until_the_disk_has_taken_what_it_leaves_out(
     gateway: Gateway, start: Start, lenet: Compiled, tmp_path: Path
 ) -> None:
     disk, state = Disk(tmp_path / "state"), tmp_path / "state"
@@ -164,10 +164,11 @@ def test_what_a_full_disk_did_not_take_of_the_slots_is_written_when_there_is_roo
         disk.fill()
         carrying = Upload("delta", ("topk 0.1 ef",))
         task = gateway.send("a", "t", lenet, upload=carrying, carry=Carry("0123456789abcdef", None))
-        gateway.until(lambda: len(gateway.updates) == 1)
+        gateway.until(lambda: "still in memory alone" in client.text())
+        assert not gateway.updates
         assert not (state / "slots").exists()
         disk.clear()
-        gateway.until((state / "slots").exists)
+        gateway.until(lambda: len(gateway.updates) == 1)
         client.process.kill()
         client.process.wait()
         assert kept_answer(Slots(state / "slots"), task) == gateway.updates[0].data

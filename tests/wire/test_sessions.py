@@ -596,3 +596,12 @@ def test_an_older_device_that_never_answers_by_name_but_goes_on_answering_stops_
     ((stop,),) = said[-1:]
     assert isinstance(stop, Stop)
     assert stop.rule == "DuplicateDevice"
+
+
+def test_a_message_whose_topic_came_damaged_may_have_been_a_birth_and_everybody_is_called() -> None:
+    session = gateway()
+    (warned,) = session.received(1.0, "edge/v1/test/d/a/stat\x7fs", b"x")
+    assert warned.rule == "BadTopic"
+    called = session.tick(20.0)
+    assert [messages.parse_gateway(c.payload).state for c in called if isinstance(c, Publish)] == ["up"]
+    assert not session.tick(40.0)
