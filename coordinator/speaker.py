@@ -28,6 +28,8 @@ BUFFER_BYTES = 1 << 20
 MAX_INFLIGHT = 1024
 # Sending goes on until the socket is full, but not for ever: the owner's clock must go on.
 WRITES_A_POLL = 16
+# Keepalive times that a broker which goes on sending may take to answer a ping: its answer waits behind what it sends.
+PATIENCE = 4
 
 
 class GatewaySpeaker:
@@ -37,7 +39,9 @@ class GatewaySpeaker:
         _waiting: Publishes behind MAX_INFLIGHT unconfirmed ones, in order: (topic, payload, qos, retain).
         _inflight: Ids of publishes of QoS 1 that the broker has not confirmed.
         _asked: Topics of subscriptions that it has not confirmed, by packet id.
+        _answered_s: When PINGRESP came last, or the connection began.
         _pinged_s: When PINGREQ was queued; None while none is unanswered.
+        _asked_s: When all was sent that was queued before it, itself at last; None until then.
     """
 
     def __init__(self, sock: socket.socket, greeting: Greeting) -> None:
@@ -49,8 +53,9 @@ class GatewaySpeaker:
         self._waiting: deque[tuple[str, bytes, int, bool]] = deque()
         self._inflight: set[int] = set()
         self._asked: dict[int, tuple[str, ...]] = {}
-        self._heard_s = self._sent_s = time.monotonic()
+        self._heard_s = self._sent_s = self._answered_s = time.monotonic()
         self._pinged_s: float | None = None
+        self._asked_s: float | None = None
         self._last_id = 0
         self._accepted = False
         login = None if greeting.user is None else mqtt.Login(greeting.user, greeting.password)
@@ -117,13 +122,19 @@ class GatewaySpeaker:
                     return
                 self._outgoing.sent(self._socket.sendmsg(self._outgoing.first()))
                 self._sent_s = time.monotonic()
+                if self._pinged_s is not None and self._asked_s is None and not self._outgoing:
+                    self._asked_s = self._sent_s
         except BlockingIOError:
             return
         except OSError as error:
             self.happened.append(Lost(error.strerror or "the connection broke"))
 
     def keep_alive(self, now_s: float) -> None:
-        """Ping when nothing was sent or heard for keepalive_s; bytes that move either way are a sign of life too."""
+        """Ping every keepalive_s whatever else is said, and give up where no answer comes.
+
+        While PINGREQ waits behind what a slow link takes, what it takes is a sign of life; then what comes is, but not
+        for ever: a broker that has lost its place in our stream still sends, and will never hear us again.
+        """
         if now_s < self.next_duty_s():
             return
         if self._pinged_s is None:
@@ -135,8 +146,10 @@ class GatewaySpeaker:
     def next_duty_s(self) -> float:
         """When keep_alive is to be called next, by the monotonic clock."""
         if self._pinged_s is None:
-            return min(self._heard_s, self._sent_s) + self._keepalive_s
-        return max(self._heard_s, self._sent_s, self._pinged_s) + self._keepalive_s
+            return self._answered_s + self._keepalive_s
+        if self._asked_s is None:
+            return max(self._heard_s, self._sent_s, self._pinged_s) + self._keepalive_s
+        return min(max(self._heard_s, self._asked_s) + self._keepalive_s, self._asked_s + PATIENCE * self._keepalive_s)
 
     def _next_id(self) -> int:
         """A packet id that is not in use."""
@@ -171,7 +184,7 @@ class GatewaySpeaker:
                 refused = tuple(t for t, code in zip(topics, codes, strict=False) if code & 0x80)
                 self.happened.append(Subscribed(tuple(t for t in topics if t not in refused), refused))
             case mqtt.Pingresp():
-                self._pinged_s = None
+                self._answered_s, self._pinged_s, self._asked_s = time.monotonic(), None, None
             case mqtt.Connack(code) if not self._accepted:
                 self._take_connack(code)
             case Message() | mqtt.Connack():

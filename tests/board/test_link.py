@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.broker import RunningBroker
+from coordinator.speaker import GatewaySpeaker
 from edge_runtime.broker_url import BadUrl, BrokerUrl, TlsNotSupported, parse_url
 from edge_runtime.link import (
     MAX_DELAY_S,
@@ -225,6 +226,29 @@ def test_a_connection_that_goes_silent_is_noticed_by_the_keepalive(links: MakeLi
             (lost,) = poll_until([link], of(Disconnected))
     assert isinstance(lost, Disconnected)
     assert "keepalive" in lost.reason
+
+
+def test_a_gateway_gives_up_a_broker_that_goes_on_talking_but_hears_nothing() -> None:
+    """As one that waits for the rest of a packet whose length came damaged."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        link = Link(f"mqtt://127.0.0.1:{server.getsockname()[1]}", "a", keepalive_s=1, speak=GatewaySpeaker)
+        link.poll(0.1)
+        link.poll(0.1)
+        peer, _ = server.accept()
+        with peer:
+            peer.recv(1000)
+            peer.sendall(b"\x20\x02\x00\x00")
+            poll_until([link], of(Connected))
+            lost: list[Disconnected] = []
+            until_s = time.monotonic() + 20.0
+            while not lost and time.monotonic() < until_s:
+                with contextlib.suppress(ConnectionError):
+                    peer.sendall(b"\x30\x05\x00\x01tok")
+                link.publish("t", b"x", 1, retain=False)
+                lost = [event for event in link.poll(0.2) if isinstance(event, Disconnected)]
+    link.close(0.2)
+    assert lost
+    assert "keepalive" in lost[0].reason
 
 
 def test_delays_grow_to_a_cap_and_are_spread() -> None:
