@@ -127,9 +127,10 @@ class Trainer:
                 self._thread.join()
                 self._thread = None
         unwritten = self._slots is not None and self._slots.in_memory and time.monotonic() < self._hold_until_s
-        known = [*self._held, *found]
-        self._held = [each for each in known if unwritten and isinstance(each.outcome, Update)]
-        ready = [each for each in known if not (unwritten and isinstance(each.outcome, Update))]
+        ready: list[Result] = []
+        known, self._held = [*self._held, *found], []
+        for each in known:
+            (self._held if unwritten and isinstance(each.outcome, Update) else ready).append(each)
         self._start_next()
         return ready
 

@@ -148,7 +148,10 @@ def transferred(
         lambda: here.gateway.send(DEVICE, name, model),
     )
     # The board trains on without its gateway, and offers its update to it when it is turned again.
+    until_s = time.monotonic() + DEADLINE_S
     while f"task done task={name} " not in here.log():
+        if time.monotonic() > until_s:
+            raise TimeoutError(f"no end of the training of {name}:\n{here.log()[-2000:]}")
         time.sleep(0.01)
     up = _watched(here, "up", size, cut_up, lambda: len(here.gateway.updates) > had)
     here.gateway.until(lambda: f"update accepted task={name}" in here.log(), DEADLINE_S)

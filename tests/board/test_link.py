@@ -213,16 +213,21 @@ def test_bytes_that_are_not_mqtt_end_the_connection_and_nothing_else(links: Make
     assert not link.connected
 
 
+def accepted(server: socket.socket, link: Link) -> socket.socket:
+    """The broker's end of a link, which has been told that it is welcome."""
+    link.poll(0.1)
+    link.poll(0.1)
+    peer, _ = server.accept()
+    peer.recv(1000)
+    peer.sendall(b"\x20\x02\x00\x00")
+    poll_until([link], of(Connected))
+    return peer
+
+
 def test_a_connection_that_goes_silent_is_noticed_by_the_keepalive(links: MakeLink) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         link = links(f"mqtt://127.0.0.1:{server.getsockname()[1]}", "a", keepalive_s=1)
-        link.poll(0.1)
-        link.poll(0.1)
-        peer, _ = server.accept()
-        with peer:
-            peer.recv(1000)
-            peer.sendall(b"\x20\x02\x00\x00")
-            poll_until([link], of(Connected))
+        with accepted(server, link):
             (lost,) = poll_until([link], of(Disconnected))
     assert isinstance(lost, Disconnected)
     assert "keepalive" in lost.reason
@@ -232,13 +237,7 @@ def test_a_gateway_gives_up_a_broker_that_goes_on_talking_but_hears_nothing() ->
     """As one that waits for the rest of a packet whose length came damaged."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         link = Link(f"mqtt://127.0.0.1:{server.getsockname()[1]}", "a", keepalive_s=1, speak=GatewaySpeaker)
-        link.poll(0.1)
-        link.poll(0.1)
-        peer, _ = server.accept()
-        with peer:
-            peer.recv(1000)
-            peer.sendall(b"\x20\x02\x00\x00")
-            poll_until([link], of(Connected))
+        with accepted(server, link) as peer:
             lost: list[Disconnected] = []
             until_s = time.monotonic() + 20.0
             while not lost and time.monotonic() < until_s:

@@ -1,13 +1,10 @@
 """The thread that runs tasks."""
 
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
-import pytest
 
-from edge_runtime import trainer as trainers
 from edge_runtime.data import Dataset
 from edge_runtime.slots import Slots
 from edge_runtime.task import Update
@@ -40,11 +37,10 @@ class FullDisk(Slots):
 
 
 def test_an_update_is_held_while_its_slots_are_in_memory_but_not_for_ever_and_a_failure_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     data = Dataset(np.zeros((8, 8, 8), np.uint8), np.zeros(8, np.int32))
     cache, slots = WeightsCache(tmp_path, lambda _: None), FullDisk(tmp_path / "slots")
-    monkeypatch.setattr(trainers, "HOLD_S", 1.0)
     trainer = Trainer(data, 1, None, lambda: None, cache, slots=slots)
     update = Result("key", "t", Update(b"u", "0" * 64, 8, 1.0, 1), 0.1)
     failure = Result("other", "u", Failure("NoExamples", "none"), 0.1)
@@ -52,6 +48,6 @@ def test_an_update_is_held_while_its_slots_are_in_memory_but_not_for_ever_and_a_
     trainer._results.put(failure)
     assert trainer.results() == [failure]
     assert trainer.results() == []
-    time.sleep(trainers.HOLD_S)
+    trainer._hold_until_s = 0.0  # that time has passed
     assert trainer.results() == [update]
     assert trainer.results() == []
