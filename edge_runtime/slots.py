@@ -10,7 +10,8 @@ replaced whole, and the next task says which of this device's updates was the la
 
 A broker that was killed may come back with a task of long ago, which a device does again before it hears better. Such a
 task, or any before which the kept update did not count, does not end what was kept: it is set aside, and the next task
-whose past it is goes on from there, as if nothing had been between.
+whose past it is goes on from there, as if nothing had been between. Which update counted is told by its SHA-256 beside
+its task, because a task that is done again, with other slots, gives another update.
 
 Therefore what is sent and counts, plus what is carried, is what training gave, to a rounding of float32, whatever fails
 in between. Momentum that ended with an update (`dgc`) does not come back with it.
@@ -59,7 +60,8 @@ SLOTS_NAME = "slots"  # in a device's state directory
 PERSONAL = "personal"  # the slot of tensors that never leave the device, as its last task left them
 CONTROLS = "control"  # the slot of what corrects gradients, as it was before the kept update
 UPDATE = "update"
-ASIDE = "aside:"  # before the names of what was set aside; no slot's name has a colon
+ASIDE = "aside{}:"  # before the names of what was set aside; no slot's name has a colon
+MOST_ASIDE = 2
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ class Kept:
         sent: The shapes of the update's tensors, by name.
         stages: Of the codec.
         after: The task whose update was the last to count before it; None if none had.
-        aside: What was kept before, where that update had not counted for this task; itself with nothing aside.
+        asides: What was kept before and may have to be gone on from, the newest first; themselves with nothing aside.
+        stray: Whether nothing that was kept was this task's past, as of a task of long ago.
     """
 
     run: str
@@ -86,7 +89,8 @@ class Kept:
     sent: Mapping[str, tuple[int, ...]]
     stages: tuple[str, ...]
     after: str | None = None
-    aside: "Kept | None" = None
+    asides: "tuple[Kept, ...]" = ()
+    stray: bool = False
 
 
 class MemoryLost(EdgeError):
@@ -149,10 +153,10 @@ class Slots:
 
     def _write(self, kept: Kept) -> None:
         tensors, metadata = _entries(kept)
-        if kept.aside is not None:
-            beside, said = _entries(kept.aside)
-            tensors |= {ASIDE + name: array for name, array in beside.items()}
-            metadata |= {ASIDE + name: text for name, text in said.items()}
+        for place, aside in enumerate(kept.asides):
+            beside, said = _entries(aside)
+            tensors |= {ASIDE.format(place) + name: array for name, array in beside.items()}
+            metadata |= {ASIDE.format(place) + name: text for name, text in said.items()}
         parts = tensor_file_parts(tensors, metadata)
         digest = hashlib.sha256()
         for part in parts:
@@ -166,16 +170,22 @@ def _entries(kept: Kept) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     tensors[UPDATE] = np.frombuffer(kept.update, np.uint8)
     metadata = {"run": kept.run, "task": kept.task, "key": kept.key}
     metadata |= {"sent": json.dumps(kept.sent), "stages": json.dumps(kept.stages)}
+    metadata |= {"stray": "1"} if kept.stray else {}
     return tensors, metadata | ({} if kept.after is None else {"after": kept.after})
 
 
+def _lines(kept: Kept | None) -> tuple[Kept, ...]:
+    """All that may have to be gone on from, what was kept last before the others."""
+    return () if kept is None else (kept, *kept.asides)
+
+
 def _keys(kept: Kept | None) -> frozenset[str]:
-    return frozenset(each.key for each in (kept, kept and kept.aside) if each is not None)
+    return frozenset(each.key for each in _lines(kept))
 
 
 def _copied(kept: Kept) -> Kept:
     state = {slot: {name: array.copy() for name, array in arrays.items()} for slot, arrays in kept.state.items()}
-    return replace(kept, state=state, aside=None if kept.aside is None else _copied(kept.aside))
+    return replace(kept, state=state, asides=tuple(_copied(each) for each in kept.asides))
 
 
 def kept_answer(slots: Slots, task: Task) -> bytes | None:
@@ -183,9 +193,7 @@ def kept_answer(slots: Slots, task: Task) -> bytes | None:
     key = _key(task)
     if task.carry is None or not slots.may_answer(key):
         return None
-    kept = slots.kept(task.carry.run)
-    found = (each for each in (kept, kept and kept.aside) if each is not None and each.key == key)
-    return next((each.update for each in found), None)
+    return next((each.update for each in _lines(slots.kept(task.carry.run)) if each.key == key), None)
 
 
 def encode_carried(  # noqa: PLR0913, PLR0917 an update, and all that is kept with it
@@ -216,8 +224,7 @@ def encode_carried(  # noqa: PLR0913, PLR0917 an update, and all that is kept wi
     run = task.carry.run
     sent = {name: tensors[name].shape for name in sorted(tensors)}
     kept = slots.kept(run)
-    past = _past(kept, task.carry)
-    aside = None if kept is None or past is None or past.task == task.carry.counted else _set_aside(kept, past, task)
+    asides, stray = _set_aside(kept, task.carry)
     state = state_before(kept, task.carry, codec)
     for name in (name.removeprefix(CONTROL) for name in sent if name.startswith(CONTROL)):
         state.setdefault(CONTROLS, {}).setdefault(name, np.zeros(sent[name], np.float32))
@@ -226,7 +233,8 @@ def encode_carried(  # noqa: PLR0913, PLR0917 an update, and all that is kept wi
     data = codec.encode(tensors, metadata, state)
     _forget_controls(state)
     try:
-        slots.keep(Kept(run, task.task, _key(task), state, data, sent, codec.stages, task.carry.counted, aside))
+        after = task.carry.counted
+        slots.keep(Kept(run, task.task, _key(task), state, data, sent, codec.stages, after, asides, stray))
     except OSError as error:
         return data, f"what the update leaves out could not be kept ({error.strerror}); a restart would lose it"
     return data, slots.take_trouble()
@@ -248,18 +256,35 @@ def _key(task: Task) -> str:
 
 
 def _past(kept: Kept | None, carry: Carry) -> Kept | None:
-    """What the task goes on from: what was set aside, if only that is its past."""
-    if kept is None or kept.aside is None or not _is_behind(kept, carry) or _is_behind(kept.aside, carry):
-        return kept
-    return kept.aside
+    """What the task goes on from: the newest that has a claim to be its past, else what was kept last."""
+    return next((each for each in _lines(kept) if _leads_to(each, carry)), kept)
 
 
-def _set_aside(kept: Kept, past: Kept, task: Task) -> Kept:
-    """What may have to be gone on from after all: of two tasks of long ago in a row the first must not be that."""
-    assert task.carry is not None, "run_task refuses a carrying codec without"
-    if kept.aside is not None and _is_behind(past, task.carry):
-        return kept.aside
-    return replace(_copied(past), aside=None)
+def _leads_to(kept: Kept, carry: Carry) -> bool:
+    """Whether what counted last is the kept update, or the one before it, which giving that back leads to."""
+    return _counted(kept, carry) or kept.after == carry.counted
+
+
+def _counted(kept: Kept, carry: Carry) -> bool:
+    if kept.task != carry.counted:
+        return False
+    return carry.sha256 is None or hashlib.sha256(kept.update).hexdigest() == carry.sha256
+
+
+def _set_aside(kept: Kept | None, carry: Carry) -> tuple[tuple[Kept, ...], bool]:
+    """What a task may turn out not to end, as copies, and whether it is a stray one.
+
+    Any number of stray tasks leave what was aside before them. One that is not, after an update that did not count, may
+    be the next task or one of long ago that was asked in the same place: of such two in a row lose nothing.
+    """
+    past = _past(kept, carry)
+    if kept is None or past is None or _counted(past, carry):
+        return (), False
+    if kept.stray and past is kept:
+        asides, stray = kept.asides, True
+    else:
+        asides, stray = (_lines(kept) if past is kept else (past,)), not _leads_to(past, carry)
+    return tuple(replace(_copied(each), asides=()) for each in asides[:MOST_ASIDE]), stray
 
 
 def state_before(kept: Kept | None, carry: Carry, codec: Codec) -> State:
@@ -339,10 +364,17 @@ def read_kept(path: Path) -> Kept | None:
     if hashlib.sha256(content[32:]).digest() != content[:32]:
         return None
     arrays, metadata = decode_tensors(content[32:])
-    inner = {name.removeprefix(ASIDE): array for name, array in arrays.items() if name.startswith(ASIDE)}
-    outer = {name: array for name, array in arrays.items() if not name.startswith(ASIDE)}
-    said = {name.removeprefix(ASIDE): text for name, text in metadata.items() if name.startswith(ASIDE)}
-    return replace(_of_entries(outer, metadata), aside=_of_entries(inner, said) if inner else None)
+    asides = (_taken(arrays, metadata, ASIDE.format(place)) for place in range(MOST_ASIDE))
+    found = tuple(_of_entries(*each) for each in asides if each[0])
+    return replace(_of_entries(arrays, metadata), asides=found)
+
+
+def _taken(
+    arrays: dict[str, NDArray[Any]], metadata: Mapping[str, str], prefix: str
+) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """The entries of such names, without the prefix; they are not among the others any more."""
+    own = {name.removeprefix(prefix): arrays.pop(name) for name in [*arrays] if name.startswith(prefix)}
+    return own, {name.removeprefix(prefix): text for name, text in metadata.items() if name.startswith(prefix)}
 
 
 def _of_entries(arrays: dict[str, NDArray[Any]], metadata: Mapping[str, str]) -> Kept:
@@ -357,4 +389,5 @@ def _of_entries(arrays: dict[str, NDArray[Any]], metadata: Mapping[str, str]) ->
         sent = {name: state[RESIDUAL][name].shape for name in sent}
     shapes = {name: tuple(shape) for name, shape in sent.items()}
     after = metadata.get("after")
-    return Kept(metadata["run"], metadata["task"], metadata["key"], state, update, shapes, stages, after)
+    run, task, key, stray = metadata["run"], metadata["task"], metadata["key"], "stray" in metadata
+    return Kept(run, task, key, state, update, shapes, stages, after, stray=stray)
