@@ -1,14 +1,20 @@
 """A driver process of `bench fleet`: many devices, each the real wire session over an MQTT connection of its own.
 
-Nothing is trained: an update is a slice of fixed noise in the shapes of the weights that came, with the metadata of its
-task. Updates are held back until every device of the driver has its task, then all are offered at once.
+Done as a board does it, by the device's session: births, subscriptions, tasks read and checked, blobs fetched and
+hashed, updates hashed, offered and answered; each device has a socket, packet ids and confirmations of its own.
 
-python -m bench.fleet_driver URL SITE FIRST COUNT   ends at the end of its input, and prints one JSON object
+Not done: nothing is trained, and nothing is kept on a disk. When a task comes, a tensor file is described, with the
+task's metadata and slices of fixed noise in the shapes of the weights that came; it is put together when it is offered.
+Updates are held back until every device of the driver has its task, then all are offered at once.
+
+python -m bench.fleet_driver URL SITE DEVICES FIRST STEP
+    has every STEP-th device from FIRST on; ends at the end of its input, and prints one JSON object
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import select
 import selectors
@@ -16,14 +22,14 @@ import socket
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from coordinator import mqtt
 from edge_runtime.broker_url import parse_url
 from edge_runtime.link_events import Message
-from edge_runtime.tensors import decode_tensors, encode_tensors
+from edge_runtime.tensors import decode_tensors, tensor_file_parts
 from edge_runtime.wire import (
     DeviceCommand,
     DeviceSession,
@@ -38,6 +44,9 @@ from edge_runtime.wire import (
     UpdateSettled,
     Warned,
 )
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 KEEPALIVE_S = 120
 TICK_S = 0.25
@@ -71,6 +80,7 @@ class Device:
         self._boot = os.urandom(4).hex()
         self.session = DeviceSession(driver.site, name, boot=self._boot, examples=EXAMPLES)
         self.ready: RunTask | None = None
+        self._update: list[bytes | memoryview] = []
         self.offering = False
         self._round = 0
         self._offered_at = 0.0
@@ -140,7 +150,7 @@ class Device:
         run, self.ready = self.ready, None
         assert run is not None, "only a device with a task offers"
         self._offered_at, self._round, self.offering = now, run.task.round, True
-        self.do(self.session.finished(now, run.key, _update(run.task, self._shapes)))
+        self.do(self.session.finished(now, run.key, b"".join(self._update)))
         self.write()
 
     def do(self, commands: list[DeviceCommand]) -> None:
@@ -152,7 +162,7 @@ class Device:
                 case StoreBlob(_, data, is_plan=False):
                     self._shapes = {name: array.shape for name, array in decode_tensors(data)[0].items()}
                 case RunTask():
-                    self.ready = command
+                    self.ready, self._update = command, _update(command.task, self._shapes)
                     self._driver.waiting += 1
                 case UpdateSettled(_, _, "done"):
                     self._done()
@@ -198,7 +208,7 @@ class Device:
 class Driver:
     """Every device of this process, on one selector."""
 
-    def __init__(self, url: str, site: str, first: int, count: int) -> None:
+    def __init__(self, url: str, site: str, numbers: range) -> None:
         parsed = parse_url(url)
         self.address = (parsed.host, parsed.port)
         self.site = site
@@ -207,7 +217,7 @@ class Driver:
         self._connected = 0
         self._next_tick = 0.0
         self.selector = selectors.DefaultSelector()
-        self.devices = [Device(f"dev-{number:05}", self) for number in range(first, first + count)]
+        self.devices = [Device(f"dev-{number:05}", self) for number in numbers]
 
     def run(self) -> None:
         """Connect all, then serve until the end of the input, and on until the last answers have come."""
@@ -241,14 +251,14 @@ class Driver:
                 key.data.read()
 
 
-def _update(task: Task, shapes: dict[str, tuple[int, ...]]) -> bytes:
-    """A tensor file of noise, a different slice for every device and round."""
+def _update(task: Task, shapes: dict[str, tuple[int, ...]]) -> list[bytes | memoryview]:
+    """The parts of a tensor file of noise, a different slice for every device and round; no noise is copied."""
     begin = hash((task.device, task.round)) % (len(NOISE) // 2)
-    tensors: dict[str, Any] = {}
+    tensors: dict[str, NDArray[np.float32]] = {}
     for name, shape in shapes.items():
-        size = int(np.prod(shape))
-        tensors[name] = np.take(NOISE, range(begin, begin + size), mode="wrap").reshape(shape)
-        begin += size
+        end = begin + math.prod(shape)
+        tensors[name] = NOISE[begin:end].reshape(shape)
+        begin = end
     words = {
         "task": task.task,
         "job": task.job,
@@ -259,7 +269,7 @@ def _update(task: Task, shapes: dict[str, tuple[int, ...]]) -> bytes:
         "steps": "1",
         "loss": "1.0",
     }
-    return encode_tensors(tensors, words)
+    return tensor_file_parts(tensors, words)
 
 
 def _input_ended() -> bool:
@@ -269,8 +279,8 @@ def _input_ended() -> bool:
 
 def main() -> None:
     """Drive devices until the input ends, then say what was seen."""
-    url, site, first, count = sys.argv[1:5]
-    driver = Driver(url, site, int(first), int(count))
+    url, site, devices, first, step = sys.argv[1:6]
+    driver = Driver(url, site, range(int(first), int(devices), int(step)))
     driver.run()
     json.dump(vars(driver.seen), sys.stdout)
 

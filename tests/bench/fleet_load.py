@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -179,17 +178,17 @@ def _write_work(load: Load, root: Path) -> None:
 
 
 def _start_drivers(broker: RunningBroker, devices: int) -> list[subprocess.Popen[str]]:
-    shares = [devices * i // DRIVERS for i in range(DRIVERS + 1)]
+    # Tasks are sent in the order of names: dealt out in turns, devices of all drivers have theirs at about one time.
     path = os.pathsep.join((str(REPOSITORY / "tests"), str(REPOSITORY)))
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "bench.fleet_driver", broker.url, SITE, str(first), str(last - first)],
+            [sys.executable, "-m", "bench.fleet_driver", broker.url, SITE, str(devices), str(first), str(DRIVERS)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONPATH": path},
         )
-        for first, last in pairwise(shares)
+        for first in range(DRIVERS)
     ]
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import ModuleType
 
-PAGES = tuple(REPOSITORY / "docs" / name for name in ("monitoring.md", "wire.md"))
+PAGES = tuple(REPOSITORY / "docs" / name for name in ("monitoring.md", "wire.md", "schedules.md"))
 
 _PART = re.compile(r"(<!-- (?P<name>[a-z ]+): from the code, by make docs -->\n).*?(\n<!-- end -->)", re.DOTALL)
 
