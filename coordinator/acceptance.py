@@ -13,6 +13,7 @@ from coordinator.store import JournalUpdate, Store
 from coordinator.tasks import share_asked
 from coordinator.updates import FleetFull, check_update
 from edge_runtime.errors import RemoteError
+from edge_runtime.kernels import Workspace
 from edge_runtime.wire.events import UpdateReceived
 from edge_runtime.wire.gateway import GatewaySession
 from edge_runtime.wire.tasks import Task, parse_task
@@ -52,6 +53,7 @@ class Acceptance:
         self._program = program
         self._store = store
         self._session = session
+        self._workspace = Workspace()
         self._sent_s: dict[str, float] = {}
         self.gathering = Gathering(program)
 
@@ -106,7 +108,7 @@ class Acceptance:
     ) -> Accepted | Declined:
         self._check_member(event.device)
         layout = self._program.stage(task.version).for_device(event.device).layout
-        claims, coded = check_update(event.data, task, layout, examples)
+        claims, coded = check_update(event.data, task, layout, examples, workspace=self._workspace)
         key = (number, event.device, task.task, task.version)
         update = JournalUpdate(*key, event.uid, event.sha256, claims.examples, claims.loss, event.data)
         seconds = self._seconds_for_all(task, examples, now_s)

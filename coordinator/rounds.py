@@ -146,29 +146,33 @@ def _take_presence(state: State, event: PresenceEvent, now_s: float) -> Move:
 
 
 def _take_update(state: State, event: UpdateJournalled, _now_s: float) -> Move:
-    settled = _settle(state, event.device, event.round, Outcome.DELIVERED)
-    if settled is state or event.device not in state.fleet:
-        return settled, ()
-    return replace(settled, fleet=fleets.answered(settled.fleet, event.device, event.seconds)), ()
+    cohort = _settled(state, event.device, event.round, Outcome.DELIVERED)
+    if cohort is state.cohort:
+        return state, ()
+    known = event.device in state.fleet
+    fleet = fleets.answered(state.fleet, event.device, event.seconds) if known else state.fleet
+    return replace(state, cohort=cohort, fleet=fleet), ()
 
 
 def _take_failure(state: State, event: TaskFailed, _now_s: float) -> Move:
-    settled = _settle(state, event.device, event.round, Outcome.FAILED)
-    if settled is state:
+    cohort = _settled(state, event.device, event.round, Outcome.FAILED)
+    if cohort is state.cohort:
         return state, ()
     if not event.unfit and state.attempt < PATIENCE:
-        return settled, (Warn(f"device {event.device} failed its task of round {event.round}: {event.reason}"),)
+        return replace(state, cohort=cohort), (
+            Warn(f"device {event.device} failed its task of round {event.round}: {event.reason}"),
+        )
     fleet = fleets.condemned(state.fleet, event.device, event.reason)
     warning = Warn(f"device {event.device} takes no further part in this job: {event.reason}")
-    return replace(settled, fleet=fleet), (warning,)
+    return replace(state, cohort=cohort, fleet=fleet), (warning,)
 
 
-def _settle(state: State, device: str, round_number: int, outcome: Outcome) -> State:
-    """A pending member's outcome; anything late, repeated or from elsewhere changes nothing."""
+def _settled(state: State, device: str, round_number: int, outcome: Outcome) -> Mapping[str, Outcome]:
+    """The cohort with a pending member's outcome; anything late, repeated or from elsewhere changes nothing."""
     open_now = state.phase in {Phase.GATHERING, Phase.COLLECTING} and round_number == state.round
     if not open_now or state.cohort.get(device) is not Outcome.PENDING:
-        return state
-    return replace(state, cohort=put(state.cohort, device, outcome))
+        return state.cohort
+    return put(state.cohort, device, outcome)
 
 
 def _take_tick(state: State, _event: Tick | VersionMade, _now_s: float) -> Move:

@@ -235,15 +235,15 @@ class Store(Transactions):
         found = self._one("SELECT sha256 FROM updates WHERE device = ? AND task = ?", (device, task))
         return None if found is None else str(found[0])
 
-    def last_counted(self, device: str) -> str | None:
-        """The device's task of this run whose update was the last to be accepted."""
+    def last_counted(self, device: str) -> tuple[str, str] | None:
+        """The device's task of this run whose update was the last to be accepted, and that update's SHA-256."""
         # Rows are numbered in the order in which they were written.
         query = (
-            "SELECT task FROM updates WHERE device = ? AND round >= (SELECT run_from FROM job) "
+            "SELECT task, sha256 FROM updates WHERE device = ? AND round >= (SELECT run_from FROM job) "
             "ORDER BY rowid DESC LIMIT 1"
         )
         found = self._one(query, (device,))
-        return None if found is None else str(found[0])
+        return None if found is None else (str(found[0]), str(found[1]))
 
     def is_outsider(self, device: str, members: int) -> bool:
         """Whether so many devices have had an update accepted, in any round, and this is none of them."""

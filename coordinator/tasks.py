@@ -168,7 +168,8 @@ class TaskWriter:
 
     def _task(self, version: Version, ask: Ask) -> Task:
         program, number = self._program, version.version
-        carry = Carry(self._store.run(), self._store.last_counted(ask.device)) if program.carries else None
+        counted = (self._store.last_counted(ask.device) or ()) if program.carries else ()
+        carry = Carry(self._store.run(), *counted) if program.carries else None
         steps = steps_of(program.job, ask.examples, ask.share)
         work = (number, id(program.stage(number).for_device(ask.device)), steps)
         if work not in self._made:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edge_runtime.codecs import LARGEST, BadUpdate, Codec, find_codec
 from edge_runtime.control import JOINED
 from edge_runtime.errors import RemoteError
-from edge_runtime.kernels import CodedUpdate, Layout, Piece, StreamError
+from edge_runtime.kernels import CodedUpdate, Layout, Piece, StreamError, Workspace
 from edge_runtime.plan import CONTROL
 from edge_runtime.tensors import MAX_HEADER_BYTES, decode_tensors, flat_values
 from edge_runtime.wire.tasks import MAX_BLOB_BYTES, Task
@@ -88,7 +88,9 @@ def max_update_bytes(trained: Iterable[Mapping[str, tuple[int, ...]]]) -> int:
     return min(MAX_BLOB_BYTES, MAX_HEADER_BYTES + MAX_BYTES_A_VALUE * values)
 
 
-def check_update(data: bytes, task: Task, layout: Layout, announced_examples: int) -> tuple[Claims, CodedUpdate]:
+def check_update(
+    data: bytes, task: Task, layout: Layout, announced_examples: int, *, workspace: Workspace | None = None
+) -> tuple[Claims, CodedUpdate]:
     """Checks an update against the task it answers, and gives what it says and what a fold takes.
 
     Args:
@@ -96,11 +98,12 @@ def check_update(data: bytes, task: Task, layout: Layout, announced_examples: in
         task: As it was sent.
         layout: Of the tensors that must be there, no more and no less.
         announced_examples: From the device's birth.
+        workspace: To look through the values with; None for a new one, which takes longer than a small update.
 
     Raises:
         RemoteError: A subclass for each rule: those of this module, and the codec's for bytes it cannot decode.
     """
-    update, metadata = read_update(data, find_codec(task.upload.codec), layout)
+    update, metadata = read_update(data, find_codec(task.upload.codec), layout, workspace=workspace)
     _check_names(metadata, task)
     claims = claims_of(metadata, layout)
     if claims.examples > announced_examples:
@@ -112,7 +115,9 @@ def check_update(data: bytes, task: Task, layout: Layout, announced_examples: in
     return claims, update
 
 
-def read_update(data: bytes, codec: Codec, layout: Layout) -> tuple[CodedUpdate, dict[str, str]]:
+def read_update(
+    data: bytes, codec: Codec, layout: Layout, *, workspace: Workspace | None = None
+) -> tuple[CodedUpdate, dict[str, str]]:
     """An update as a fold takes it, not made dense where the codec has pieces, and its metadata.
 
     Raises:
@@ -120,7 +125,7 @@ def read_update(data: bytes, codec: Codec, layout: Layout) -> tuple[CodedUpdate,
     """
     pieces, metadata = _dense_pieces(data, layout) if codec.pieces is None else codec.pieces(data, layout)
     try:
-        return CodedUpdate(pieces, layout), metadata
+        return CodedUpdate(pieces, layout, workspace=workspace), metadata
     except StreamError as error:
         raise BadUpdate(str(error.args[1])) from None
 

@@ -6,11 +6,13 @@ replaced whole, and the next task says which of this device's updates was the la
 
 - the kept one: the slots go on from where they are;
 - another, or none: what the kept update said goes back into the slots first;
-- the kept update's own task again, after a power cut: the update itself is the answer.
+- the kept update's own task again, after a power cut: the update itself is the answer;
+- the same work under another name, as in a round's second attempt: that update is the answer too, under the new name.
 
 A broker that was killed may come back with a task of long ago, which a device does again before it hears better. Such a
 task, or any before which the kept update did not count, does not end what was kept: it is set aside, and the next task
-whose past it is goes on from there, as if nothing had been between.
+whose past it is goes on from there, as if nothing had been between. Which update counted is told by its SHA-256 beside
+its task, because a task that is done again, with other slots, gives another update.
 
 Therefore what is sent and counts, plus what is carried, is what training gave, to a rounding of float32, whatever fails
 in between. Momentum that ended with an update (`dgc`) does not come back with it.
@@ -26,9 +28,8 @@ tensors (`personal`) go on from where the last task left them, whatever became o
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,56 +38,27 @@ from numpy.typing import NDArray
 
 from edge_runtime.codecs import RESIDUAL, Codec, State
 from edge_runtime.errors import EdgeError
+from edge_runtime.kept import MOST_ASIDE, Kept, read_kept, write_kept
 from edge_runtime.plan import CONTROL
-from edge_runtime.state_directory import set_aside, write_atomically
-from edge_runtime.tensors import decode_tensors, tensor_file_parts
+from edge_runtime.state_directory import set_aside
+from edge_runtime.tensors import decode_tensors, encode_tensors
 from edge_runtime.wire.tasks import Carry, Task, format_task
 
 __all__ = [
     "SLOTS_NAME",
-    "Kept",
     "MemoryLost",
     "Slots",
     "encode_carried",
     "kept_answer",
     "own_controls",
     "own_tensors",
-    "read_kept",
+    "readdressed",
     "state_before",
 ]
 
 SLOTS_NAME = "slots"  # in a device's state directory
 PERSONAL = "personal"  # the slot of tensors that never leave the device, as its last task left them
 CONTROLS = "control"  # the slot of what corrects gradients, as it was before the kept update
-UPDATE = "update"
-ASIDE = "aside:"  # before the names of what was set aside; no slot's name has a colon
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Slots after a task, and that task's update.
-
-    Attributes:
-        run: The job's run they belong to; another one begins with empty slots.
-        task: The task's name.
-        key: SHA-256 of the task, by which it is known again.
-        state: {slot: {tensor: (...) float32}}.
-        update: Its bytes.
-        sent: The shapes of the update's tensors, by name.
-        stages: Of the codec.
-        after: The task whose update was the last to count before it; None if none had.
-        aside: What was kept before, where that update had not counted for this task; itself with nothing aside.
-    """
-
-    run: str
-    task: str
-    key: str
-    state: State
-    update: bytes
-    sent: Mapping[str, tuple[int, ...]]
-    stages: tuple[str, ...]
-    after: str | None = None
-    aside: "Kept | None" = None
 
 
 class MemoryLost(EdgeError):
@@ -104,7 +76,7 @@ class Slots:
         self.trouble = ""
 
     def may_answer(self, key: str) -> bool:
-        """Whether what was kept may be of this task; spares reading it before every other one."""
+        """Whether what was kept may be of this task or work; spares reading it before every other one."""
         return self._keys is None or key in self._keys
 
     def kept(self, run: str) -> Kept | None:
@@ -148,34 +120,22 @@ class Slots:
         return self._unwritten is not None
 
     def _write(self, kept: Kept) -> None:
-        tensors, metadata = _entries(kept)
-        if kept.aside is not None:
-            beside, said = _entries(kept.aside)
-            tensors |= {ASIDE + name: array for name, array in beside.items()}
-            metadata |= {ASIDE + name: text for name, text in said.items()}
-        parts = tensor_file_parts(tensors, metadata)
-        digest = hashlib.sha256()
-        for part in parts:
-            digest.update(part)
-        write_atomically(self._path, digest.digest(), *parts)
+        write_kept(self._path, kept)
         self._unwritten = None
 
 
-def _entries(kept: Kept) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
-    tensors = {f"{slot}/{name}": array for slot, arrays in kept.state.items() for name, array in arrays.items()}
-    tensors[UPDATE] = np.frombuffer(kept.update, np.uint8)
-    metadata = {"run": kept.run, "task": kept.task, "key": kept.key}
-    metadata |= {"sent": json.dumps(kept.sent), "stages": json.dumps(kept.stages)}
-    return tensors, metadata | ({} if kept.after is None else {"after": kept.after})
+def _lines(kept: Kept | None) -> tuple[Kept, ...]:
+    """All that may have to be gone on from, what was kept last before the others."""
+    return () if kept is None else (kept, *kept.asides)
 
 
 def _keys(kept: Kept | None) -> frozenset[str]:
-    return frozenset(each.key for each in (kept, kept and kept.aside) if each is not None)
+    return frozenset(name for each in _lines(kept) for name in (each.key, each.work))
 
 
 def _copied(kept: Kept) -> Kept:
     state = {slot: {name: array.copy() for name, array in arrays.items()} for slot, arrays in kept.state.items()}
-    return replace(kept, state=state, aside=None if kept.aside is None else _copied(kept.aside))
+    return replace(kept, state=state, asides=tuple(_copied(each) for each in kept.asides))
 
 
 def kept_answer(slots: Slots, task: Task) -> bytes | None:
@@ -183,9 +143,34 @@ def kept_answer(slots: Slots, task: Task) -> bytes | None:
     key = _key(task)
     if task.carry is None or not slots.may_answer(key):
         return None
+    return next((each.update for each in _lines(slots.kept(task.carry.run)) if each.key == key), None)
+
+
+def readdressed(slots: Slots, task: Task, examples: int) -> tuple[bytes, str] | None:
+    """The update that was made by the same work for another task: as a round's attempts, which train alike.
+
+    Were it given back and trained once more, what was trained would be said twice.
+
+    Args:
+        slots: Of this device.
+        task: That was not done under its own name.
+        examples: Of the device; the update is of as many.
+
+    Returns:
+        The update with the task's name, and a warning as encode_carried's; None where there is none.
+    """
+    work = _work(task)
+    if task.carry is None or not slots.may_answer(work):
+        return None
     kept = slots.kept(task.carry.run)
-    found = (each for each in (kept, kept and kept.aside) if each is not None and each.key == key)
-    return next((each.update for each in found), None)
+    made = next((each for each in _lines(kept) if each.work == work), None)
+    arrays, metadata = ({}, {}) if made is None else decode_tensors(made.update)
+    if made is None or metadata["examples"] != str(examples):
+        return None
+    data = encode_tensors(arrays, {**metadata, "task": task.task})
+    asides, _ = _set_aside(kept, task.carry)
+    made = replace(made, task=task.task, key=_key(task), update=data, asides=asides, stray=False)
+    return data, _put(slots, made) or slots.take_trouble()
 
 
 def encode_carried(  # noqa: PLR0913, PLR0917 an update, and all that is kept with it
@@ -216,8 +201,7 @@ def encode_carried(  # noqa: PLR0913, PLR0917 an update, and all that is kept wi
     run = task.carry.run
     sent = {name: tensors[name].shape for name in sorted(tensors)}
     kept = slots.kept(run)
-    past = _past(kept, task.carry)
-    aside = None if kept is None or past is None or past.task == task.carry.counted else _set_aside(kept, past, task)
+    asides, stray = _set_aside(kept, task.carry)
     state = state_before(kept, task.carry, codec)
     for name in (name.removeprefix(CONTROL) for name in sent if name.startswith(CONTROL)):
         state.setdefault(CONTROLS, {}).setdefault(name, np.zeros(sent[name], np.float32))
@@ -225,11 +209,17 @@ def encode_carried(  # noqa: PLR0913, PLR0917 an update, and all that is kept wi
         state[PERSONAL] = {**state.get(PERSONAL, {}), **personal}
     data = codec.encode(tensors, metadata, state)
     _forget_controls(state)
+    after, key, work = task.carry.counted, _key(task), _work(task)
+    made = Kept(run, task.task, key, work, state, data, sent, codec.stages, after, asides, stray)
+    return data, _put(slots, made) or slots.take_trouble()
+
+
+def _put(slots: Slots, kept: Kept) -> str:
     try:
-        slots.keep(Kept(run, task.task, _key(task), state, data, sent, codec.stages, task.carry.counted, aside))
+        slots.keep(kept)
     except OSError as error:
-        return data, f"what the update leaves out could not be kept ({error.strerror}); a restart would lose it"
-    return data, slots.take_trouble()
+        return f"what the update leaves out could not be kept ({error.strerror}); a restart would lose it"
+    return ""
 
 
 def _forget_controls(state: State) -> None:
@@ -247,19 +237,41 @@ def _key(task: Task) -> str:
     return hashlib.sha256(format_task(task)).hexdigest()
 
 
+def _work(task: Task) -> str:
+    """Names what a task trains, and from what: not the task, nor how its weights come, nor how long it may take."""
+    return _key(replace(task, task="work", deltas=(), deadline_s=1.0))
+
+
 def _past(kept: Kept | None, carry: Carry) -> Kept | None:
-    """What the task goes on from: what was set aside, if only that is its past."""
-    if kept is None or kept.aside is None or not _is_behind(kept, carry) or _is_behind(kept.aside, carry):
-        return kept
-    return kept.aside
+    """What the task goes on from: the newest that has a claim to be its past, else what was kept last."""
+    return next((each for each in _lines(kept) if _leads_to(each, carry)), kept)
 
 
-def _set_aside(kept: Kept, past: Kept, task: Task) -> Kept:
-    """What may have to be gone on from after all: of two tasks of long ago in a row the first must not be that."""
-    assert task.carry is not None, "run_task refuses a carrying codec without"
-    if kept.aside is not None and _is_behind(past, task.carry):
-        return kept.aside
-    return replace(_copied(past), aside=None)
+def _leads_to(kept: Kept, carry: Carry) -> bool:
+    """Whether what counted last is the kept update, or the one before it, which giving that back leads to."""
+    return _counted(kept, carry) or kept.after == carry.counted
+
+
+def _counted(kept: Kept, carry: Carry) -> bool:
+    if kept.task != carry.counted:
+        return False
+    return carry.sha256 is None or hashlib.sha256(kept.update).hexdigest() == carry.sha256
+
+
+def _set_aside(kept: Kept | None, carry: Carry) -> tuple[tuple[Kept, ...], bool]:
+    """What a task may turn out not to end, as copies, and whether it is a stray one.
+
+    Any number of stray tasks leave what was aside before them. One that is not, after an update that did not count, may
+    be the next task or one of long ago that was asked in the same place: of such two in a row lose nothing.
+    """
+    past = _past(kept, carry)
+    if kept is None or past is None or _counted(past, carry):
+        return (), False
+    if kept.stray and past is kept:
+        asides, stray = kept.asides, True
+    else:
+        asides, stray = (_lines(kept) if past is kept else (past,)), not _leads_to(past, carry)
+    return tuple(replace(_copied(each), asides=()) for each in asides[:MOST_ASIDE]), stray
 
 
 def state_before(kept: Kept | None, carry: Carry, codec: Codec) -> State:
@@ -324,37 +336,3 @@ def _check_memory(kept: Kept | None, carry: Carry) -> None:
             f"the update that counted last is that of {carry.counted}, but the slots end with "
             f"{'nothing' if kept is None else kept.task}; only a new run can take this device in again: clone the job"
         )
-
-
-def read_kept(path: Path) -> Kept | None:
-    """What a device's file holds; one that is absent or damaged counts as none, so that training goes on."""
-    try:
-        content = memoryview(bytearray(path.stat().st_size))
-        with path.open("rb") as file:
-            whole = file.readinto(content) == len(content) and not file.read(1)
-    except OSError:
-        return None
-    if not whole:
-        return None
-    if hashlib.sha256(content[32:]).digest() != content[:32]:
-        return None
-    arrays, metadata = decode_tensors(content[32:])
-    inner = {name.removeprefix(ASIDE): array for name, array in arrays.items() if name.startswith(ASIDE)}
-    outer = {name: array for name, array in arrays.items() if not name.startswith(ASIDE)}
-    said = {name.removeprefix(ASIDE): text for name, text in metadata.items() if name.startswith(ASIDE)}
-    return replace(_of_entries(outer, metadata), aside=_of_entries(inner, said) if inner else None)
-
-
-def _of_entries(arrays: dict[str, NDArray[Any]], metadata: Mapping[str, str]) -> Kept:
-    update = arrays.pop(UPDATE).tobytes()
-    state: dict[str, dict[str, NDArray[Any]]] = {}
-    for name, array in arrays.items():
-        array.flags.writeable = True  # the bytes are this function's own
-        slot, _, tensor = name.partition("/")
-        state.setdefault(slot, {})[tensor] = array
-    sent, stages = json.loads(metadata["sent"]), tuple(json.loads(metadata["stages"]))
-    if isinstance(sent, list):  # as up to version 0.2: every tensor of the update has a residual
-        sent = {name: state[RESIDUAL][name].shape for name in sent}
-    shapes = {name: tuple(shape) for name, shape in sent.items()}
-    after = metadata.get("after")
-    return Kept(metadata["run"], metadata["task"], metadata["key"], state, update, shapes, stages, after)

@@ -31,7 +31,7 @@ from edge_runtime.plan import (
     with_averages,
 )
 from edge_runtime.rng import derive_seed
-from edge_runtime.slots import Slots, encode_carried, kept_answer, own_controls, own_tensors
+from edge_runtime.slots import Slots, encode_carried, kept_answer, own_controls, own_tensors, readdressed
 from edge_runtime.task_checks import EXAMPLES, LABELS, WeightMismatch, check_labels, check_phase
 from edge_runtime.tensors import decode_tensors
 from edge_runtime.wire.tasks import Phase, Task
@@ -122,7 +122,7 @@ def run_task(  # noqa: PLR0913 the one seam between a task and what it runs on
         raise SlotsMissing(
             f"the task, with codec {list(codec.stages)}, carries {carried} over: it needs `carry`, and slots"
         )
-    answered = _answered(task, slots, len(dataset))
+    answered = _answered(task, slots, len(dataset), warn)
     if answered is not None:
         return answered
     weights = {**weights, **_own_tensors(task, slots)}
@@ -188,12 +188,21 @@ def _own_controls(
     return own
 
 
-def _answered(task: Task, slots: Slots | None, examples: int) -> Update | None:
-    """The update of this very task, if the slots have it: its process ended before it could say so."""
-    data = None if slots is None else kept_answer(slots, task)
+def _answered(task: Task, slots: Slots | None, examples: int, warn: Callable[[str], None]) -> Update | None:
+    """The update of this very task or its work, if the slots have it: it did not arrive, or its process ended before.
+
+    One of another number of examples is none: the data have changed since, and what it said goes back into the slots.
+    """
+    if slots is None:
+        return None
+    data = kept_answer(slots, task)
+    if data is None:
+        data, warning = readdressed(slots, task, examples) or (None, "")
+        if warning:
+            warn(warning)
     said = {} if data is None else decode_tensors(data)[1]
     if data is None or said["examples"] != str(examples):
-        return None  # the data may have changed since; what was sent then goes back into the slots
+        return None
     return Update(data, hashlib.sha256(data).hexdigest(), examples, float(said["loss"]), int(said["steps"]))
 
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from edge_runtime.client_config import read_config
 from edge_runtime.data import Dataset, load_dataset
 from edge_runtime.errors import LocalError
+from edge_runtime.kept import read_kept
 from edge_runtime.plan import ROLE_BATCH, ROLE_TRAINED, Plan, read_plan
-from edge_runtime.slots import SLOTS_NAME, read_kept
+from edge_runtime.slots import SLOTS_NAME
 from edge_runtime.state_directory import kept_plans
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ __all__ = [
     "BlobTooLarge",
     "Readable",
     "Sink",
+    "checked_piece",
     "chunk_count",
     "cut_chunk",
     "digest_of",
@@ -70,6 +71,21 @@ def cut_chunk(data: Readable, index: int) -> bytes:
     """Give chunk `index` as it travels: CRC-32 of the piece, little-endian, then the piece."""
     piece = data[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
     return zlib.crc32(piece).to_bytes(_CRC_BYTES, "little") + piece
+
+
+def checked_piece(payload: bytes, index: int, size_bytes: int) -> memoryview:
+    """Give the piece in chunk `index`, one of those of size_bytes, without a copy.
+
+    Raises:
+        BadChunk: Its length or check sum is wrong.
+    """
+    wanted = min(CHUNK_BYTES, size_bytes - index * CHUNK_BYTES)
+    if len(payload) != wanted + _CRC_BYTES:
+        raise BadChunk(f"chunk {index} has {len(payload)} bytes instead of {wanted + _CRC_BYTES}")
+    piece = memoryview(payload)[_CRC_BYTES:]
+    if zlib.crc32(piece) != int.from_bytes(payload[:_CRC_BYTES], "little"):
+        raise BadChunk(f"chunk {index} does not have the CRC-32 it came with")
+    return piece
 
 
 def parse_bitmap(text: str, chunks: int) -> bytes:
@@ -220,13 +236,7 @@ class Assembler:
         """
         if not 0 <= index < self.chunks:
             raise BadChunkIndex(f"chunk {index} of {self.chunks}")
-        first = index * CHUNK_BYTES
-        wanted = min(CHUNK_BYTES, self.size_bytes - first)
-        piece = memoryview(payload)[_CRC_BYTES:]
-        if len(payload) != wanted + _CRC_BYTES:
-            raise BadChunk(f"chunk {index} has {len(payload)} bytes instead of {wanted + _CRC_BYTES}")
-        if zlib.crc32(piece) != int.from_bytes(payload[:_CRC_BYTES], "little"):
-            raise BadChunk(f"chunk {index} does not have the CRC-32 it came with")
+        piece = checked_piece(payload, index, self.size_bytes)
         if self._have[index // 8] >> (index % 8) & 1:
             return False
         self._sink.write(index, piece, payload[:_CRC_BYTES])

@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from edge_runtime.errors import LocalError, RemoteError
 from edge_runtime.wire import messages
-from edge_runtime.wire.chunks import Assembler
+from edge_runtime.wire.chunks import Assembler, checked_piece, digest_of
 from edge_runtime.wire.events import UpdateReceived
 from edge_runtime.wire.waiting import WaitingLine
 
@@ -29,6 +29,8 @@ MAX_ATTEMPTS = 3
 BUSY_RETRY_S = 5.0
 MAX_BUSY_RETRY_S = 60.0
 IDLE_UPLOAD_S = 120.0
+# The bitmap of an update that came in one piece.
+ALL_OF_ONE = b"\1"
 
 
 class NotOffered(LocalError):
@@ -64,8 +66,9 @@ class _Input(Enum):
 class _Upload:
     """One update on its way in.
 
-    assembler is None only while ABSENT. fresh counts the chunks that were new since the last answer: repeated ones earn
-    no credit, or a device that hears two answers would send at twice the window from then on.
+    assembler is None while ABSENT, and of an update that came in one piece. fresh counts the chunks that were new since
+    the last answer: repeated ones earn no credit, or a device that hears two answers would send at twice the window
+    from then on.
     """
 
     device: str
@@ -242,36 +245,36 @@ class Intake:
             del self._partial[upload.device]
 
     def _open(self, upload: _Upload, _index: int, _payload: bytes) -> list[Answer]:
-        self._place(upload)
+        upload.assembler = Assembler(upload.begin.sha256, upload.begin.size_bytes, self._max_update_bytes)
+        self._place(upload, _Stage.COLLECTING)
+        self._partial[upload.device] = upload
         return self._resume(upload, -1, b"")
 
-    def _place(self, upload: _Upload) -> None:
+    def _place(self, upload: _Upload, stage: _Stage) -> None:
         # One partial upload a device: a device that restarts with another result gives up the first one.
         if upload.device in self._partial:
             self._forget(self._partial[upload.device])
-        upload.assembler = Assembler(upload.begin.sha256, upload.begin.size_bytes, self._max_update_bytes)
-        upload.stage = _Stage.COLLECTING
-        self._uploads[upload.device, upload.uid] = self._partial[upload.device] = upload
+        upload.stage = stage
+        self._uploads[upload.device, upload.uid] = upload
         self._open_bytes += upload.begin.size_bytes
 
     def _take(self, upload: _Upload, index: int, payload: bytes) -> list[Answer]:
+        """An update in one piece; a damaged one is as if it had not come."""
+        begin = upload.begin
+        data = bytes(checked_piece(payload, index, begin.size_bytes))
+        if digest_of(data) != begin.sha256:
+            return []
         self._waiting.leave(upload.device)
-        self._place(upload)
-        answers: list[Answer] = []
-        try:
-            answers = self._collect(upload, index, payload)
-        finally:
-            if upload.stage is _Stage.COLLECTING:  # damaged, and without a place among those that wait for one
-                self._forget(upload)
-        return answers if upload.stage is _Stage.CHECKING else []
+        self._place(upload, _Stage.CHECKING)
+        return [UpdateReceived(upload.device, begin.task, upload.uid, begin.sha256, data)]
 
     def _resume(self, upload: _Upload, _index: int, _payload: bytes) -> list[Answer]:
-        assert upload.assembler is not None, "only an ABSENT upload has none"
+        have = ALL_OF_ONE if upload.assembler is None else upload.assembler.have()
         upload.fresh = 0
-        return [messages.Have(upload.uid, upload.assembler.have().hex(), WINDOW)]
+        return [messages.Have(upload.uid, have.hex(), WINDOW)]
 
     def _collect(self, upload: _Upload, index: int, payload: bytes) -> list[Answer]:
-        assert upload.assembler is not None, "only an ABSENT upload has none"
+        assert upload.assembler is not None, "whatever is COLLECTING has one"
         upload.fresh += upload.assembler.add(index, payload)
         if upload.assembler.complete:
             return self._complete(upload, upload.assembler)

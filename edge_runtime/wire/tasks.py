@@ -104,10 +104,12 @@ class Carry:
     Attributes:
         run: 16 hexadecimal digits that no other run of a job has.
         counted: The name of this device's task whose update was the last to count; None if none did.
+        sha256: Of that update; None if none did, or the coordinator does not say (up to version 0.2).
     """
 
     run: str
     counted: str | None = None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ def format_task(task: Task) -> bytes:
             **vars(task),
             "phases": [_written(phase) for phase in task.phases],
             "upload": {key: value for key, value in vars(task.upload).items() if value != ()},
-            "carry": None if task.carry is None else vars(task.carry),
+            "carry": None if task.carry is None else _carried(task.carry),
             "control": None if task.control is None else vars(task.control),
             "personal": task.personal or None,
             "deltas": [vars(delta) for delta in task.deltas] or None,
@@ -304,7 +306,14 @@ def _carry(message: dict[str, Any]) -> Carry:
     run = fields.text(message, "run", cap=16)
     if _RUN.fullmatch(run) is None:
         raise fields.BadField(f"run is {run!a}; it is 16 hexadecimal digits")
-    return Carry(run, None if message.get("counted") is None else _name(message, "counted"))
+    if message.get("counted") is None:
+        return Carry(run)
+    return Carry(run, _name(message, "counted"), fields.digest(message, "sha256") if "sha256" in message else None)
+
+
+def _carried(carry: Carry) -> dict[str, str | None]:
+    said = {} if carry.sha256 is None else {"sha256": carry.sha256}
+    return {"run": carry.run, "counted": carry.counted, **said}
 
 
 def _control(message: dict[str, Any]) -> Control:

@@ -19,8 +19,8 @@ MADE_OF = "pkg.onnxscript.optimizer.folded_from"
 OPERATIONS = (  # of torch that make tensors of numbers and shapes; their results are named so, or so and a number
     "_to_copy abs add arange bitwise_not cat ceil clamp clone convert_element_type cos cumsum div eq exp expand eye"
     " fill flip floor full full_like ge gt le lift_fresh_copy linspace log logical_and logical_not logical_or lt"
-    " masked_fill mul ne neg ones ones_like permute pow reciprocal remainder repeat reshape round rsqrt rsub scalar_tensor"
-    " select sin slice sqrt squeeze stack sub transpose tril triu unsqueeze view where zeros zeros_like"
+    " masked_fill mul ne neg ones ones_like permute pow reciprocal remainder repeat reshape round rsqrt rsub"
+    " scalar_tensor select sin slice sqrt squeeze stack sub transpose tril triu unsqueeze view where zeros zeros_like"
 )
 NUMBER_OF_A_FORMULA = re.compile(rf"val_\d+|({OPERATIONS.replace(' ', '|')})(_default)?(_\d+)?")
 LISTED = 5

@@ -1,8 +1,9 @@
 """Lowering the peak of a program, the step where most bytes are alive, by small changes of its order.
 
-A kernel whose result only waits at the peak runs later; one that frees bytes and could run already runs before it; and
-a cheap value that waits at the peak is let go and made a second time right before its late reader, together with what
-of its operands is gone by then. A change stays if less is alive afterwards; the results are the same bits.
+A kernel whose result only waits at the peak runs later; one that frees bytes and could run already runs before it; one
+of a map's results is made by itself, and used up, before the others; and a cheap value that waits at the peak is let go
+and made a second time right before its late reader, together with what of its operands is gone by then. A change stays
+if less is alive afterwards; the results are the same bits.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -101,6 +102,8 @@ def _alternatives(given: Program, *, repeat: bool) -> Iterator[Program]:
     for step in range(at + 1, len(given.order)):
         if _frees_early(given, step, at) >= peak * WORTH:
             yield _moved(given, step, at)
+    for value in _of_maps(given, at) if repeat else ():
+        yield from _used_up(given, value)
     for value in waiting if repeat else ():
         reader = next(i for i in given.reads[value] if i > at)
         if chain := _chain(given, value, reader):
@@ -145,6 +148,58 @@ def _moved(given: Program, step: int, to: int) -> Program:
     return program((*rest[:to], given.order[step], *rest[to:]), given.owners)
 
 
+def _of_maps(given: Program, at: int) -> list[Value]:
+    """The large values alive at step `at` that maps make beside others, largest first."""
+    made = (v for v in given.reads if v.node in given.place and v.node.op == "map" and len(v.node.types) > 1)
+    alive = (v for v in made if given.place[v.node] <= at <= given.reads[v][-1] and v not in given.owners)
+    return sorted((v for v in alive if v.type.nbytes >= given.height[0] * WORTH), key=lambda v: -v.type.nbytes)
+
+
+def _used_up(given: Program, value: Value) -> Iterator[Program]:
+    """Programs in which one of a map's results is made by itself, and read, before the map, where least is alive."""
+    node, users = value.node, _users(given, value)
+    others = set(range(len(node.types))) - {value.index}
+    halves = [part_of(node, some) for some in ({value.index}, others)]
+    if not users or node in halves:
+        return
+    taken = [{v for n in some for v in read_by(n) if v.node not in users} for some in (users, (halves[0], *users))]
+    begins = {1 + max((given.place.get(v.node, 0) for v in values - {value}), default=0) for values in taken}
+    for begin in sorted(begins):
+        to = min(range(begin, given.place[node] + 1), key=lambda step: given.live[step - 1], default=0)
+        stale = any(to <= given.changes.get(v, -1) < given.place[n] for n in (node, *users) for v in read_by(n))
+        if to and not stale and (chain := _chain(given, value, to)):
+            yield _before(given, to, value, chain, users)
+
+
+def _before(given: Program, to: int, value: Value, chain: Chain, users: Sequence[Node]) -> Program:
+    """The program with `chain`, which makes the value, and its users before step `to`; all else as it was."""
+    made: dict[Value, Value] = {}
+    block = [renewed(n, outputs, made, {} if n is value.node else {AGAIN: True}) for n, outputs in chain.items()]
+    block += [renewed(user, range(len(user.types)), made, {}) for user in users]
+    new = {v: there for v, there in made.items() if v.node in users}
+    order: list[Node] = []
+    for step, node in enumerate(given.order):
+        order += block if step == to else []
+        outputs = set(range(len(node.types))) - ({value.index} if node is value.node else set())
+        if node not in users:
+            order.append(renewed(node, outputs, new, {}))
+    return program(tuple(order), {new.get(v, v): owner for v, owner in given.owners.items()})
+
+
+def _users(given: Program, value: Value) -> list[Node]:
+    """What reads a value, and the large values made of it, in order; nothing where any of that cannot run earlier."""
+    users: set[Node] = set()
+    pending = [value]
+    while pending:
+        for reader in {given.order[step] for step in given.reads.get(pending.pop(), ())} - users:
+            users.add(reader)
+            made = [Value(reader, i) for i, t in enumerate(reader.types) if t.nbytes * 2 >= value.type.nbytes]
+            if overwritten(reader) or len(users) > CHAIN or any(v in given.owners for v in made):
+                return []
+            pending += made
+    return sorted(users, key=given.place.__getitem__)
+
+
 def _chain(given: Program, value: Value, reader: int) -> Chain:
     """The kernels to run again before step `reader` to have `value` there, in order; empty where that cannot be.
 
@@ -159,10 +214,16 @@ def _chain(given: Program, value: Value, reader: int) -> Chain:
         wanted[needed.node].add(needed.index)
         operands = read_by(_making(needed.node, wanted[needed.node]))
         late = any(given.changes.get(v, reader) < reader for v in operands)
-        if late or needed.node.op not in REPEATABLE or len(wanted) > CHAIN:
+        if late or not _repeatable(needed.node) or len(wanted) > CHAIN:
             return {}
-        pending += [v for v in operands if v.node in given.place and given.reads[v][-1] < reader]
+        absent = (v for v in operands if v.node in given.place)
+        pending += [v for v in absent if given.reads[v][-1] < reader or given.place[v.node] >= reader]
     return {node: wanted[node] for node in sorted(wanted, key=given.place.__getitem__)}
+
+
+def _repeatable(node: Node) -> bool:
+    """Whether a kernel is cheap to run again, or a pass that knows what the step costs ran it again already."""
+    return AGAIN in node.attrs or node.op in REPEATABLE
 
 
 def _making(node: Node, outputs: Collection[int]) -> Node:

@@ -15,6 +15,7 @@ from models.compiler.evaluate import run_node
 from models.compiler.ir import Node, Value, apply, rewrite
 from models.compiler.ops import OPS
 from models.compiler.shapes import broadcast_shape
+from models.compiler.strided import added_to_few, conv_of_few
 
 Inputs = tuple[Value | None, ...]
 Local = Callable[[Node, Inputs], Value | None]
@@ -135,7 +136,8 @@ def _add(node: Node, inputs: Inputs) -> Value | None:
     a, b = inputs
     assert a is not None
     assert b is not None
-    return _beside(a, b) or _beside(b, a) or _elementwise(node, inputs)
+    placed = _beside(a, b) or _beside(b, a) or added_to_few(a, b) or added_to_few(b, a)
+    return placed or _elementwise(node, inputs)
 
 
 def _beside(whole: Value, part: Value) -> Value | None:
@@ -208,6 +210,7 @@ RULES: dict[str, Local] = {
     "relu_grad": _relu_grad,
     "transpose": _transpose_of,
     "gemm": _gemm_of_transpose,
+    "conv": conv_of_few,
     "reduce_sum": _trivial_sum,
     "avgpool": _whole_average,
     "broadcast": _trivial_broadcast,

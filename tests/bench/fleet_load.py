@@ -73,7 +73,7 @@ def run_load(load: Load, root: Path) -> dict[str, Any]:
         reader = fleet.EventReader(coordinator)
         assert broker.process is not None
         drivers = _start_drivers(broker, load.devices)
-        pids = {"coordinator": (coordinator.pid,), "broker": (broker.process.pid,)}
+        pids = {"coordinator": (coordinator.pid,), "broker": (broker.process.pid,), "bench": (os.getpid(),)}
         sampler = Sampler(pids | {"drivers": tuple(driver.pid for driver in drivers)})
         try:
             events = _events_until_done(reader, log)

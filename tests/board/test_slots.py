@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, rule
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from numpy.typing import NDArray
 
 from edge_runtime.codecs import RESIDUAL, Codec, find_codec
-from edge_runtime.slots import Kept, MemoryLost, Slots, encode_carried, kept_answer, own_tensors, read_kept
+from edge_runtime.kept import MOST_ASIDE, Kept, read_kept
+from edge_runtime.slots import MemoryLost, Slots, encode_carried, kept_answer, own_tensors, readdressed
 from edge_runtime.tensors import decode_tensors, encode_tensors
 from edge_runtime.wire.tasks import Carry, Phase, Task, Upload
 
@@ -29,6 +30,7 @@ EVERY = [
     ("ef", "sign 8"),
     ("ef21 0.2", "int8 8", "rice"),
 ]
+EXAMPLES = 7
 SHAPES = {"w": (6, 5), "b": (5,)}
 RUN = "0123456789abcdef"
 Tree = dict[str, NDArray[np.float64]]
@@ -36,17 +38,23 @@ Tree = dict[str, NDArray[np.float64]]
 PLAN, WEIGHTS = "a" * 64, "b" * 64
 
 
-def task_of(number: int, counted: str | None, run: str = RUN, attempt: str = "") -> Task:
+def task_of(number: int, counted: str | None, run: str = RUN, attempt: str = "", sha256: str | None = None) -> Task:
     phases = (Phase(PLAN, 1, {}),)
     blobs = {PLAN: 1, WEIGHTS: 1}
     name = f"job.{number}.dev{attempt}"
     upload = Upload("delta", STAGES)
-    return Task(name, "job", number, number, "dev", phases, WEIGHTS, blobs, 10, 1, upload, 60.0, Carry(run, counted))
+    return Task(
+        name, "job", number, number, "dev", phases, WEIGHTS, blobs, 10, 1, upload, 60.0, Carry(run, counted, sha256)
+    )
 
 
 def delta_of(number: int) -> dict[str, NDArray[np.float32]]:
     rng = np.random.default_rng(number)
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
+
+
+def metadata_of(task: Task) -> dict[str, str]:
+    return {"task": task.task, "round": str(task.round), "examples": str(EXAMPLES)}
 
 
 @dataclass
@@ -58,23 +66,26 @@ class Exchange:
     trained: dict[str, NDArray[np.float64]] = field(default_factory=lambda: {n: np.zeros(s) for n, s in SHAPES.items()})
     counted: dict[str, NDArray[np.float64]] = field(default_factory=lambda: {n: np.zeros(s) for n, s in SHAPES.items()})
     last: str | None = None
+    sha256: str | None = None
+
+    def task(self, number: int, attempt: str = "") -> Task:
+        """The next task, by a gateway that says which update counted."""
+        return task_of(number, self.last, attempt=attempt, sha256=self.sha256)
 
     def train(self, task: Task, number: int) -> bytes:
-        answer = kept_answer(self.slots, task)
-        if answer is not None:
+        answer = kept_answer(self.slots, task) or (readdressed(self.slots, task, EXAMPLES) or ("",))[0]
+        if answer:
             return answer
         for name, tensor in delta_of(number).items():
             self.trained[name] += tensor
-        data, warning = encode_carried(
-            self.slots, self.codec, task, delta_of(number), {"task": task.task, "round": str(task.round)}
-        )
+        data, warning = encode_carried(self.slots, self.codec, task, delta_of(number), metadata_of(task))
         assert not warning
         return data
 
     def count(self, task: Task, data: bytes) -> None:
         for name, tensor in self.codec.decode(data, SHAPES)[0].items():
             self.counted[name] += tensor
-        self.last = task.task
+        self.last, self.sha256 = task.task, hashlib.sha256(data).hexdigest()
 
     def kept(self) -> tuple[Kept, Tree]:
         """The slots and what their update says, zeros if that counted."""
@@ -95,7 +106,10 @@ class Exchange:
 
 
 class AnyFate(RuleBasedStateMachine):
-    """Tasks in any order of fates: accepted, accepted without the device hearing of it, refused, asked again."""
+    """Tasks in any order of fates: accepted, accepted without the device hearing of it, refused, asked again.
+
+    Between them a broker may hand out what it was told long ago; nothing that is trained then counts.
+    """
 
     root: Path
     codec: Codec
@@ -105,11 +119,13 @@ class AnyFate(RuleBasedStateMachine):
         self.path = Path(tempfile.mkdtemp(dir=self.root)) / "slots"
         self.exchange = Exchange(Slots(self.path), self.codec)
         self.number = 0
+        self.asked: list[Task] = []
+        self.strays = 0
 
     @rule(fate=st.sampled_from(["counted", "refused", "restarted", "repeated", "again"]))
     def one_task(self, fate: str) -> None:
-        self.number += 1
-        task = task_of(self.number, self.exchange.last)
+        self.number, self.strays = self.number + 1, 0
+        task = self.ask()
         data = self.exchange.train(task, self.number)
         if fate == "restarted":
             self.exchange.slots = Slots(self.path)
@@ -117,11 +133,26 @@ class AnyFate(RuleBasedStateMachine):
             self.exchange.slots = Slots(self.path)
             assert self.exchange.train(task, self.number) == data
         if fate == "again":  # too late; asked once more in the same round, under another name
-            task = task_of(self.number, self.exchange.last, attempt=".2")
+            task = self.ask(".2")
             data = self.exchange.train(task, self.number + 1000)
         if fate in {"counted", "restarted", "repeated"}:
             self.exchange.count(task, data)
         self.exchange.check()
+
+    def ask(self, attempt: str = "") -> Task:
+        self.asked.append(self.exchange.task(self.number, attempt))
+        return self.asked[-1]
+
+    @precondition(lambda self: len(self.asked) > 1 and self.strays < MOST_ASIDE and not self.codec.remembers)
+    @rule(back=st.integers(1, 5))
+    def one_of_long_ago(self, back: int) -> None:
+        self.strays += 1
+        task = self.asked[max(0, len(self.asked) - 1 - back)]
+        if task.carry == self.exchange.task(self.number).carry:  # nothing has counted since: as one that is refused
+            self.exchange.train(task, self.number + 2000)
+        elif kept_answer(self.exchange.slots, task) is None:
+            delta = delta_of(self.number + 2000)
+            encode_carried(self.exchange.slots, self.codec, task, delta, metadata_of(task))
 
 
 @pytest.mark.parametrize("stages", EVERY, ids=" | ".join)
@@ -163,13 +194,68 @@ def test_tasks_of_long_ago_leave_what_is_carried_as_it_was(stages: tuple[str, ..
 def test_what_was_set_aside_is_gone_when_the_task_that_pushed_it_aside_has_counted(tmp_path: Path) -> None:
     """As after a restored backup, which comes to the rounds of long ago again."""
     path, codec = tmp_path / "slots", find_codec(STAGES)
-    asides: list[str | None] = []
+    asides: list[list[str]] = []
     for number, counted in ((1, None), (2, "job.1.dev"), (3, "job.2.dev"), (2, "job.1.dev"), (3, "job.2.dev")):
         encode_carried(Slots(path), codec, task_of(number, counted), delta_of(number), {})
         kept = read_kept(path)
         assert kept is not None
-        asides.append(kept.aside and kept.aside.task)
-    assert asides == [None, None, None, "job.3.dev", None]
+        asides.append([each.task for each in kept.asides])
+    assert asides == [[], [], [], ["job.3.dev"], []]
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+def test_the_last_task_that_counted_done_again_after_updates_that_did_not_changes_nothing(
+    lost: int, tmp_path: Path
+) -> None:
+    calm, disturbed = (Exchange(Slots(tmp_path / name)) for name in ("calm", "disturbed"))
+    for each in (calm, disturbed):
+        for number in (1, 2):
+            task = each.task(number)
+            each.count(task, each.train(task, number))
+        for number in range(3, 3 + lost):
+            each.train(each.task(number), number)
+    again = task_of(2, "job.1.dev")
+    data, _ = encode_carried(disturbed.slots, disturbed.codec, again, delta_of(2), metadata_of(again))
+    assert hashlib.sha256(data).hexdigest() != disturbed.sha256
+    for number in (3 + lost, 4 + lost):
+        sent = [each.train(each.task(number), number) for each in (calm, disturbed)]
+        assert sent[0] == sent[1]
+        for each, data in zip((calm, disturbed), sent, strict=True):
+            each.count(each.task(number), data)
+    assert (tmp_path / "disturbed").read_bytes() == (tmp_path / "calm").read_bytes()
+
+
+@pytest.mark.parametrize("stages", EVERY, ids=" | ".join)
+def test_a_second_attempt_is_answered_with_the_first_ones_update_and_is_as_if_there_had_been_none(
+    stages: tuple[str, ...], tmp_path: Path
+) -> None:
+    codec = find_codec(stages)
+    calm, disturbed = (Exchange(Slots(tmp_path / name), codec) for name in ("calm", "disturbed"))
+    for number in range(1, 6):
+        task = calm.task(number)
+        data = calm.train(task, number)
+        calm.count(task, data)
+        answered = disturbed.train(disturbed.task(number), number)
+        if number == 3:
+            assert answered == data
+            if not codec.remembers:  # a broker that was killed comes between
+                encode_carried(disturbed.slots, codec, task_of(1, None), delta_of(1), metadata_of(task_of(1, None)))
+            task = disturbed.task(number, ".2")
+            disturbed.slots = Slots(tmp_path / "disturbed")
+            answered = disturbed.train(task, number + 1000)
+            assert decode_tensors(answered)[1]["task"] == task.task
+            assert kept_answer(disturbed.slots, task) == answered
+        said = [codec.decode(each, SHAPES)[0] for each in (data, answered)]
+        assert all(np.array_equal(said[0][name], said[1][name]) for name in SHAPES)
+        disturbed.count(task, answered)
+    assert (tmp_path / "disturbed").read_bytes() == (tmp_path / "calm").read_bytes()
+
+
+def test_what_was_trained_on_other_data_answers_no_second_attempt(tmp_path: Path) -> None:
+    exchange = Exchange(Slots(tmp_path / "slots"))
+    exchange.train(exchange.task(1), 1)
+    assert readdressed(exchange.slots, exchange.task(1, ".2"), EXAMPLES + 1) is None
+    assert readdressed(exchange.slots, exchange.task(1, ".2"), EXAMPLES) is not None
 
 
 def test_another_run_begins_with_nothing_carried(tmp_path: Path) -> None:

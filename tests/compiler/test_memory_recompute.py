@@ -12,9 +12,10 @@ import models.compiler.graph as g
 from edge_runtime import _core
 from models.compiler import Compiled, compile_loss
 from models.compiler.fuse_maps import fuse_maps
-from models.compiler.ir import Value
+from models.compiler.ir import Value, Window
 from models.compiler.map_parts import part_of
 from models.compiler.min_cut import cheapest_cut
+from models.compiler.recompute import SHARE
 from models.compiler.rules import AdamW, Sgd
 from models.compiler.schedule import base
 
@@ -105,7 +106,35 @@ def trained(compiled: Compiled, steps: int = 3) -> dict[str, bytes]:
     return {name: engine.view(name).tobytes() for name in (*compiled.report.trained, "loss")}
 
 
+def narrowing_network(depth: int, batch: int = 4) -> tuple[Value, tuple[Value, Value]]:
+    """Blocks that halve width and height, with projections beside them, as in ResNets."""
+    x, labels = g.leaf("x", "float32", (batch, 8, 32, 32)), g.leaf("y", "int32", (batch,))
+    rows = g.labelled_rows(labels)
+    h = x
+    for i in range(depth):
+        stride = Window((2, 2), (1, 1, 1, 1))
+        wide = g.relu(normalised(g.conv(h, g.leaf(f"a{i}", "float32", (16, h.shape[1], 3, 3)), stride), f"n{i}", rows))
+        y = normalised(
+            g.conv(wide, g.leaf(f"b{i}", "float32", (16, 16, 3, 3)), Window((1, 1), (1,) * 4)), f"m{i}", rows
+        )
+        beside = g.conv(h, g.leaf(f"c{i}", "float32", (16, h.shape[1], 1, 1)), Window((2, 2)))
+        h = g.relu(y + normalised(beside, f"o{i}", rows))
+    logits = g.mean(h, [2, 3]) @ g.leaf("head", "float32", (16, 5))
+    return g.softmax_cross_entropy(logits, labels), (x, labels)
+
+
 NETWORKS = {"residual": residual_network, "transformer": transformer}
+
+
+def test_of_products_only_those_over_few_places_are_repeated() -> None:
+    loss, batch = narrowing_network(3)
+    kept, repeated = (compile_loss(loss, batch, recompute=flag) for flag in (False, True))
+    forward, *_ = kept.report.multiply_adds
+    more = sum(repeated.report.multiply_adds) - sum(kept.report.multiply_adds)
+    assert 0 < more <= forward * 3 * 2 * SHARE
+    assert repeated.report.temporaries_bytes < 0.75 * kept.report.temporaries_bytes
+    assert repeated.report.gap <= 0.05
+    assert trained(repeated) == trained(kept)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

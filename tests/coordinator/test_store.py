@@ -294,7 +294,7 @@ def test_an_older_journal_is_taken_up_where_it_was(tmp_path: Path, schema_versio
         {"a": Outcome.DELIVERED, "b": Outcome.PENDING},
     )
     assert [each.data for each in upgraded.updates(2)] == [b"data"]
-    assert upgraded.last_counted("a") == "digits.2.a"
+    assert upgraded.last_counted("a") == ("digits.2.a", "bb")
     assert upgraded._one("PRAGMA auto_vacuum")[0] == 2
     upgraded.close()
     again = open_store(tmp_path)
@@ -323,11 +323,11 @@ def test_the_last_update_that_counted_is_the_last_that_was_accepted(store: Store
     assert store.last_counted("a") is None
     store.add_update(update("a"))
     store.fail_task(1, "b", "it broke", unfit=False)
-    assert store.last_counted("a") == "digits.1.a.1"
+    assert store.last_counted("a") == ("digits.1.a.1", update("a").sha256)
     assert store.last_counted("b") is None
     store.start_round(1, 1, (replace(task("a"), task="digits.1.a.0"),))
     store.add_update(replace(update("a"), task="digits.1.a.0"))
-    assert store.last_counted("a") == "digits.1.a.0"
+    assert store.last_counted("a") == ("digits.1.a.0", update("a").sha256)
 
 
 def test_a_journal_of_another_schema_version_is_refused(tmp_path: Path) -> None:

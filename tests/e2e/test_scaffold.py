@@ -45,7 +45,7 @@ def run_job(root: Path, *, killed: bool, **job: object) -> Federation:
 def kept(running: Federation, name: str) -> tuple[Slots, Carry]:
     """A device's slots, and what the journal says counted last."""
     with closing(open_store(running.root / "coordinator")) as store:
-        return Slots(running.root / name / "state" / SLOTS_NAME), Carry(store.run(), store.last_counted(name))
+        return Slots(running.root / name / "state" / SLOTS_NAME), Carry(store.run(), *(store.last_counted(name) or ()))
 
 
 @pytest.mark.parametrize("codec", [["dense"], ["int8"]], ids=" ".join)

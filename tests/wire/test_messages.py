@@ -174,6 +174,7 @@ def delta(**fields: object) -> dict[str, object]:
         (changed(carry={"run": "0123456789abcdeg"}), fd.BadField, "16 hexadecimal digits"),
         (changed(carry={"counted": "t"}), fd.MissingField, "run"),
         (changed(carry={"run": "0" * 16, "counted": "a b"}), fd.BadField, "counted"),
+        (changed(carry={"run": "0" * 16, "counted": "t", "sha256": "0" * 63}), fd.BadField, "sha256"),
         (changed(deltas=[]), fd.BadField, "deltas"),
         (changed(deltas=[delta()] * 17), fd.BadField, "deltas"),
         (changed(deltas=["delta"]), fd.BadField, "every delta must be an object"),

@@ -98,6 +98,7 @@ def test_an_update_that_comes_with_its_offer_is_taken_at_once_and_needs_no_room(
     assert isinstance(received, UpdateReceived)
     assert (received.device, received.task, received.data) == ("a", "t", SMALL)
     assert whole(session, "a") == []  # the same once more, while it is being written
+    assert begin(session, "a", data=SMALL) == messages.Have(received.uid, "01", 4)
     (told,) = session.accept("a", received.uid)
     assert messages.parse_down(told.payload) == messages.Done(received.uid, received.sha256)
 
