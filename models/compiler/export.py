@@ -21,7 +21,10 @@ def weights_of(model: bytes) -> dict[str, NDArray[np.float32]]:
     weights = {n: np.array(onnx.numpy_helper.to_array(stored[n]), np.float32) for n in names}
     for name, array in weights.items():
         if not np.isfinite(array).all():
-            raise ModelError(f"initializer {name!r} holds NaN or infinity")
+            raise ModelError(
+                f"initializer {name!r} holds NaN or infinity, with which nothing can be trained (of zeros and minus"
+                " infinities alone it would be a mask): export the model with finite values"
+            )
     return weights
 
 

@@ -114,12 +114,14 @@ def _range(node: ModelNode, terms: Terms) -> Term:
     return np.asarray(start + np.arange(count) * delta, start.dtype)
 
 
-def _cast_like(node: ModelNode, terms: Terms) -> Value:
-    """To the type of the second operand, which is one the compiler has."""
+def _cast_like(node: ModelNode, terms: Terms) -> Term:
+    """To the type of the second operand, which is one the compiler has; what is known stays known."""
     del node
-    like = terms[1]
+    x, like = terms[0], terms[1]
     if like is None or (isinstance(like, np.ndarray) and like.dtype not in (np.float32, np.int32, np.int64)):
         raise ModelError(f"a cast to {'nothing' if like is None else like.dtype} is not supported")
+    if isinstance(x, np.ndarray):
+        return x.astype(like.type.dtype if isinstance(like, Value) else like.dtype)
     to = like.type.dtype if isinstance(like, Value) else "float32" if like.dtype == np.float32 else "int32"
     return g.cast(number(terms, 0), to)
 

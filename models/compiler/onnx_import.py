@@ -32,39 +32,35 @@ from models.compiler.onnx_nodes import ModelNode, Term, Training
 from models.compiler.onnx_ops import CONVERTERS as LAYERS
 from models.compiler.onnx_random import CONVERTERS as RANDOM
 from models.compiler.onnx_recurrent import CONVERTERS as RECURRENT
+from models.compiler.onnx_sequences import without_sequences
+from models.compiler.onnx_stored import NOTHING_TOLD, Origins, constant_because, origins_of, read_by_several
 from models.compiler.onnx_tensor_ops import CONVERTERS as TENSOR_OPS
 from models.compiler.randomness import SEED, STEP
 
 MAX_MODEL_BYTES = 256 << 20
 MIN_OPSET = 7
 MAX_FOLDED_ELEMENTS = 1024  # of all inputs together: shape arithmetic is about a few numbers
-FOLDABLE = frozenset(
-    [
-        "Add",
-        "And",
-        "Cast",
-        "Concat",
-        "ConstantOfShape",
-        "Div",
-        "Equal",
-        "Expand",
-        "Floor",
-        "Gather",
-        "Identity",
-        "Mod",
-        "Mul",
-        "Neg",
-        "ReduceProd",
-        "Reshape",
-        "Slice",
-        "Squeeze",
-        "Sub",
-        "Tile",
-        "Transpose",
-        "Unsqueeze",
-        "Where",
-    ]
+NUMBERS = (
+    "Abs",
+    "Add",
+    "Cast",
+    "Ceil",
+    "Div",
+    "Floor",
+    "Max",
+    "Min",
+    "Mod",
+    "Mul",
+    "Neg",
+    "Round",
+    "Sign",
+    "Sqrt",
+    "Sub",
 )
+TRUTHS = ("And", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Or", "Where", "Xor")
+MOVED = ("Concat", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
+SIZED = ("ConstantOfShape", "Expand", "Pow", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum", "Tile")
+FOLDABLE = frozenset((*NUMBERS, *TRUTHS, *MOVED, *SIZED))
 CONVERTERS = LAYERS | TENSOR_OPS | MOVES | RECURRENT | INDEXING | EINSUM | LOSSES | FORMULAS | RANDOM
 SUPPORTED = frozenset(CONVERTERS)
 # What the onnx package and NumPy raise on malformed attributes, tensors and shapes.
@@ -90,14 +86,15 @@ class Reading:
     initializers: Mapping[str, onnx.TensorProto]
     training: Training
     read: frozenset[str]  # what some node, or the caller of the model, reads
+    origins: Origins = NOTHING_TOLD
 
 
 def import_onnx(model: bytes, *, batch: int, training: bool = True) -> Graph:
     """Read a model for batches of `batch` examples.
 
     The input is named "x"; its first dimension is the batch, symbolic or of whatever size the model was
-    exported with. Parameters keep the names of their initializers. A float32 initializer without dimensions
-    is a constant (exporters store the numbers of a formula so), which is noted.
+    exported with. Parameters keep the names of their initializers. What onnx_stored finds to be a constant
+    (numbers of a formula, masks, buffers where the exporter tells) is none, which is noted.
 
     Args:
         model: a serialised ONNX ModelProto, opset 7 or later, without external data.
@@ -111,15 +108,12 @@ def import_onnx(model: bytes, *, batch: int, training: bool = True) -> Graph:
     """
     if batch < 1:
         raise ModelError(f"batch must be at least 1, got {batch}")
-    proto = read_model(model)
-    opset = opset_of(proto)
+    proto = without_sequences(read_model(model))
     info = _single_input(proto)
     fixed = info.type.tensor_type.shape.dim[0].dim_value or None
     x = input_leaf(info, batch)
     shared = Training(training, g.leaf(ROWS, "float32", (batch,)))
-    reading = Reading(
-        opset, batch, fixed, {t.name: t for t in proto.graph.initializer}, shared, names_read(proto.graph)
-    )
+    reading = reading_of(proto, batch, fixed, shared)
     terms: dict[str, Term] = {info.name: x}
     notes = [f"output {o.name!r} is left out: the loss is of the first output" for o in proto.graph.output[1:]]
     for node in proto.graph.node:
@@ -131,12 +125,16 @@ def import_onnx(model: bytes, *, batch: int, training: bool = True) -> Graph:
     leaves = [node.out() for node in topological([output, *(v for pair in updates for v in pair)]) if node.op == "leaf"]
     rows = shared.rows if shared.rows in leaves else None
     parameters = tuple(v for v in leaves if v not in (x, rows, SEED, STEP))
+    notes += read_by_several(proto.graph, [p.name for p in parameters])
     return Graph((x,), parameters, (output,), tuple(notes), rows, updates, _last_op(proto), tuple(shared.modes))
 
 
-def names_read(graph: onnx.GraphProto) -> frozenset[str]:
-    """What some node, or the caller of the model, reads."""
-    return frozenset([name for node in graph.node for name in node.input] + [o.name for o in graph.output])
+def reading_of(proto: onnx.ModelProto, batch: int, fixed_batch: int | None, shared: Training) -> Reading:
+    """What the nodes of a model are read with."""
+    graph = proto.graph
+    stored = {t.name: t for t in graph.initializer}
+    read = frozenset([name for node in graph.node for name in node.input] + [o.name for o in graph.output])
+    return Reading(opset_of(proto), batch, fixed_batch, stored, shared, read, origins_of(graph))
 
 
 def own_batch(model: bytes) -> int:
@@ -296,7 +294,7 @@ def _term(name: str, reading: Reading, terms: dict[str, Term], notes: list[str])
     if not name:
         return None
     if name not in terms:
-        terms[name] = _initializer(name, reading.initializers[name], notes)
+        terms[name] = _initializer(name, reading, notes)
     return terms[name]
 
 
@@ -307,18 +305,20 @@ def _operand(name: str, reading: Reading, terms: dict[str, Term], notes: list[st
     return _term(name, reading, terms, notes)
 
 
-def _initializer(name: str, tensor: onnx.TensorProto, notes: list[str]) -> Term:
+def _initializer(name: str, reading: Reading, notes: list[str]) -> Term:
+    tensor = reading.initializers[name]
     if tensor.data_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE):
         kind = _dtype_name(tensor.data_type)
         raise ModelError(f"initializer {name!r} is {kind}; training is in float32, convert the model first")
-    if tensor.data_type != onnx.TensorProto.FLOAT:
-        return _array(tensor)
-    if 0 in tensor.dims:
-        return _array(tensor)
-    if not tensor.dims:
-        notes.append(f"initializer {name!r} has no dimensions and is taken as a constant")
-        return _array(tensor)
-    return g.leaf(name, "float32", tensor.dims)
+    array = _array(tensor)
+    if tensor.data_type != onnx.TensorProto.FLOAT or 0 in tensor.dims:
+        return array
+    reason = constant_because(name, array, reading.origins)
+    if reason is None:
+        return g.leaf(name, "float32", tensor.dims)
+    if reason:
+        notes.append(f"initializer {name!r} {reason} and is taken as a constant")
+    return array
 
 
 def _array(tensor: onnx.TensorProto) -> Array:
@@ -328,6 +328,10 @@ def _array(tensor: onnx.TensorProto) -> Array:
 
 
 def _folded_elements(node: onnx.NodeProto, inputs: Sequence[Array]) -> int:
-    """Elements that computing a node on known arrays would touch; only one operator makes many of few."""
-    filled = math.prod(int(d) for d in inputs[0].ravel()) if node.op_type == "ConstantOfShape" and inputs else 0
-    return sum(a.size for a in inputs) + filled
+    """Elements that computing a node on known arrays would touch; some operators make many of few."""
+    given = sum(a.size for a in inputs)
+    if node.op_type == "ConstantOfShape":
+        return given + math.prod(int(d) for d in inputs[0].ravel())
+    if node.op_type in ("Expand", "Tile"):
+        return given + inputs[0].size * math.prod(max(int(d), 1) for d in inputs[-1].ravel())
+    return given

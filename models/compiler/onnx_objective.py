@@ -11,16 +11,15 @@ from models.compiler.errors import ModelError
 from models.compiler.freeze import select, settle
 from models.compiler.ir import Graph, Value, substitute, topological
 from models.compiler.onnx_import import (
-    Reading,
     convert_node,
     first_output,
     input_leaf,
     inputs_of,
-    names_read,
-    opset_of,
     read_model,
+    reading_of,
 )
 from models.compiler.onnx_nodes import Term, Training
+from models.compiler.onnx_sequences import without_sequences
 from models.compiler.randomness import SEED, STEP
 from models.compiler.rules import Rule
 from models.compiler.training import LABELS, Compiled, compile_loss
@@ -56,7 +55,7 @@ def import_loss(loss: bytes, graph: Graph) -> ImportedLoss:
     """
     (x,), output = graph.inputs, graph.outputs[0]
     batch = x.shape[0]
-    proto = read_model(loss)
+    proto = without_sequences(read_model(loss))
     inputs = inputs_of(proto)
     if not inputs:
         raise ModelError("the loss has no input; its first one must be the model's output")
@@ -68,8 +67,7 @@ def import_loss(loss: bytes, graph: Graph) -> ImportedLoss:
     shared = Training(
         batch_statistics=False, rows=g.leaf("rows of the loss", "float32", (batch,)), draws=["model"] * _streams(graph)
     )
-    stored = {t.name: t for t in proto.graph.initializer}
-    reading = Reading(opset_of(proto), batch, None, stored, shared, names_read(proto.graph))
+    reading = reading_of(proto, batch, None, shared)
     notes: list[str] = []
     for node in proto.graph.node:
         convert_node(node, reading, terms, notes)
