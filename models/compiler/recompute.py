@@ -16,7 +16,7 @@ from models.compiler.ops import OPS
 from models.compiler.schedule import base
 from models.compiler.strided import picked
 
-SHARE = 1 / 64  # of the forward part's multiply-adds: a product of at most so many may be repeated
+SHARE = 1 / 24  # of the forward part's multiply-adds: a product of at most so many may be repeated
 CHEAP = frozenset(
     (
         "relu",
@@ -50,10 +50,14 @@ def recompute(outputs: Sequence[Value]) -> tuple[Value, ...]:
 
 
 def _cheap(forward: Sequence[Node]) -> set[Node]:
-    """What may be made again. Few places of a tensor are not: all of it would have to be there again for them."""
+    """What may be made again. Few places of a value are not: all of it would have to be there again for them."""
     most = SHARE * sum(OPS[n.op].multiply_adds(n) for n in forward if n.inputs)
     few = {n for n in forward if picked(n.out())}
-    return {n for n in forward if (n.op in CHEAP and n not in few) or _little(n, few, most)}
+    return {n for n in forward if (n.op in CHEAP and (n not in few or _of_leaf(n))) or _little(n, few, most)}
+
+
+def _of_leaf(node: Node) -> bool:
+    return all(v is None or base(v).node.op == "leaf" for v in node.inputs)
 
 
 def _little(node: Node, few: Collection[Node], most: float) -> bool:

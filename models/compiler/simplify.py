@@ -15,7 +15,7 @@ from models.compiler.evaluate import run_node
 from models.compiler.ir import Node, Value, apply, rewrite
 from models.compiler.ops import OPS
 from models.compiler.shapes import broadcast_shape
-from models.compiler.strided import added_to_few, conv_of_few
+from models.compiler.strided import added_to_few
 
 Inputs = tuple[Value | None, ...]
 Local = Callable[[Node, Inputs], Value | None]
@@ -210,7 +210,6 @@ RULES: dict[str, Local] = {
     "relu_grad": _relu_grad,
     "transpose": _transpose_of,
     "gemm": _gemm_of_transpose,
-    "conv": conv_of_few,
     "reduce_sum": _trivial_sum,
     "avgpool": _whole_average,
     "broadcast": _trivial_broadcast,

@@ -4,8 +4,11 @@ What such a convolution reads is taken out first, so that it is a matrix product
 added to those places alone: neither a large tensor nor one that is mostly zeros is passed through memory for them.
 """
 
+from collections.abc import Sequence
+
 import models.compiler.graph as g
-from models.compiler.ir import Node, Value, Window
+from models.compiler.ir import Node, Value, Window, rewrite
+from models.compiler.schedule import base
 
 Inputs = tuple[Value | None, ...]
 FEW = 3  # places are few where they are at most this part of all; every second of an odd number is more than a half
@@ -17,16 +20,24 @@ def picked(v: Value) -> bool:
     return x is not None and v.node.inputs[1] is None and v.type.size * FEW <= x.type.size
 
 
-def conv_of_few(node: Node, inputs: Inputs) -> Value | None:
-    """A convolution with kernels of one tap and a stride, over the places that it reads."""
-    x, w, *bias = inputs
-    assert x is not None
-    assert w is not None
+def over_few(outputs: Sequence[Value]) -> tuple[Value, ...]:
+    """Convolutions with kernels of one tap and a stride as those of the places that they read.
+
+    Before differentiation, and not of leaves: those are there all the time, and want no gradient.
+    """
+    return rewrite(outputs, _over_few)
+
+
+def _over_few(node: Node, inputs: Inputs) -> Sequence[Value] | None:
+    x, w, *bias = inputs if node.op == "conv" else (None, None)
+    if x is None or w is None:
+        return None
     window: Window = node.attrs["window"]
-    if bias or node.attrs.get("relu") or w.shape[2:] != (1, 1) or any(window.pads) or window.strides == (1, 1):
+    strided = w.shape[2:] == (1, 1) and not any(window.pads) and window.strides != (1, 1)
+    if not strided or bias or node.attrs["relu"] or base(x).node.op == "leaf":
         return None
     taken = g.slice(x, [0] * 4, (*x.shape[:2], *node.types[0].shape[2:]), (1, 1, *window.strides))
-    return g.conv(taken, w, Window(), node.attrs["groups"]) if picked(taken) else None
+    return [g.conv(taken, w, Window(), node.attrs["groups"])] if picked(taken) else None
 
 
 def added_to_few(whole: Value, part: Value) -> Value | None:

@@ -1,7 +1,7 @@
 """From a model to a training plan: the passes, in order.
 
-    import -> objective -> simplify -> autodiff of what is trainable -> update rule -> simplify -> fuse ->
-    recompute -> order and place -> emit
+    import -> objective -> simplify -> strided shortcuts over few places -> autodiff of what is trainable ->
+    update rule -> simplify -> fuse -> recompute -> order and place -> emit
 
 Backward work for frozen tensors is never reached from an update, so it never gets into the plan.
 """
@@ -32,6 +32,7 @@ from models.compiler.rules import Rule, Sgd, Updates
 from models.compiler.shallow_sums import shallow_sums
 from models.compiler.simplify import simplify
 from models.compiler.storage import Owner, Owners, lay_out
+from models.compiler.strided import over_few
 
 LABELS = "y"
 LOSS = "loss"
@@ -218,7 +219,7 @@ def _compile(  # noqa: PLR0913, PLR0917 - what the two ways of compiling have in
     slices: Slices | None = None,
 ) -> Compiled:
     columns = [*batch, *(slices.columns if slices else ())]
-    loss, *moved = fold(simplify([loss, *(new for _, new in updates)]), columns)
+    loss, *moved = over_few(fold(simplify([loss, *(new for _, new in updates)]), columns))
     targets = dict(zip((slot for slot, _ in updates), moved, strict=True))
     parameters = _parameters([loss, *targets, *moved], columns)
     trained = select([p.name for p in parameters], settings.trainable, settings.frozen)
