@@ -129,6 +129,15 @@ def test_a_damaged_update_that_comes_with_its_offer_takes_no_memory_and_can_be_o
     assert isinstance(whole(session, "a")[0], UpdateReceived)
 
 
+def test_a_damaged_update_that_comes_with_its_offer_leaves_the_upload_under_way_alone_and_a_right_one_ends_it() -> None:
+    session = gateway()
+    begin(session, "a")
+    whole(session, "a", chunk=cut_chunk(SMALL[1:] + b"?", 0))
+    assert session.open_bytes == len(UPDATE)
+    whole(session, "a")
+    assert session.open_bytes == len(SMALL)
+
+
 @pytest.mark.parametrize(
     ("payload", "rule"),
     [
