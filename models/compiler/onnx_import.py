@@ -256,6 +256,8 @@ def _result(
 ) -> Term | Sequence[Term]:
     if node.op_type == "Concat":
         inputs = not_empty(node, inputs)
+    if node.op_type == "Resize":  # opset 11 says with an empty region or empty scales that there are none
+        inputs = [t if i == 0 or not is_empty(t) else None for i, t in enumerate(inputs)]
     if any(is_empty(t) for t in inputs):
         return list(with_empty(node, inputs, reading.opset))
     arrays = [t for t in inputs if isinstance(t, np.ndarray)]

@@ -201,6 +201,19 @@ def test_old_opsets_are_read() -> None:
     assert_equals_onnxruntime(model(nodes, stored, ["N", 4], opset=7), (5, 4))
 
 
+def test_empty_settings_of_an_older_resize_are_none() -> None:
+    none, sizes = np.zeros(0, np.float32), np.array([2, 3, 7, 8], np.int64)
+    node = oh.make_node(
+        "Resize",
+        ["in", "roi", "scales", "sizes"],
+        ["out"],
+        mode="linear",
+        coordinate_transformation_mode="align_corners",
+    )
+    stored = {"roi": none, "scales": none, "sizes": sizes}
+    assert_equals_onnxruntime(model([node], stored, ["N", 3, 4, 5], opset=11), (2, 3, 4, 5))
+
+
 def test_a_shared_initializer_is_one_parameter() -> None:
     nodes = [
         oh.make_node("Identity", ["w"], ["same"]),
