@@ -72,6 +72,7 @@ INPUT_TYPES: dict[int, str] = {
     onnx.TensorProto.INT64: "int32",
 }
 ROWS = "row weights"
+ELSEWHERE = "lies in another file; save the model as one file, from torch with external_data=False"
 KNOWN_OPERANDS = {"Resize": (1, 2)}  # float32 operands that are settings
 Array = NDArray[Any]
 
@@ -158,7 +159,7 @@ def read_model(data: bytes) -> onnx.ModelProto:
         if not isinstance(tensor.name, str):  # protobuf hands out bytes where a text field is not UTF-8
             raise ModelError(f"initializer {tensor.name!r} has a name that is not UTF-8")
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            raise ModelError(f"initializer {tensor.name!r} lies in another file; save the model as one file")
+            raise ModelError(f"initializer {tensor.name!r} {ELSEWHERE}")
     try:
         onnx.checker.check_model(proto)
         return onnx.inliner.inline_local_functions(proto) if proto.functions else proto
@@ -325,7 +326,7 @@ def _initializer(name: str, reading: Reading, notes: list[str]) -> Term:
 
 def _array(tensor: onnx.TensorProto) -> Array:
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
-        raise ModelError(f"tensor {tensor.name!r} lies in another file; save the model as one file")
+        raise ModelError(f"tensor {tensor.name!r} {ELSEWHERE}")
     return np.asarray(onnx.numpy_helper.to_array(tensor))
 
 
