@@ -244,7 +244,18 @@ def convert_node(node: onnx.NodeProto, reading: Reading, terms: dict[str, Term],
     except UnsupportedOp:
         raise
     except BROKEN as error:
-        raise ModelError(f"node {label!r} ({op}): {str(error) or type(error).__name__}") from error
+        hint = _other_batch(reading)
+        raise ModelError(f"node {label!r} ({op}): {str(error) or type(error).__name__}{hint}") from error
+
+
+def _other_batch(reading: Reading) -> str:
+    """What may be wrong where a model is read for other batches than it was exported for."""
+    if reading.fixed_batch in (None, reading.batch):
+        return ""
+    return (
+        f" (the model was exported for batches of {reading.fixed_batch} and is read for {reading.batch}: export it"
+        " with a first dimension that may vary)"
+    )
 
 
 def _qualified(node: onnx.NodeProto) -> str:

@@ -201,6 +201,15 @@ def test_old_opsets_are_read() -> None:
     assert_equals_onnxruntime(model(nodes, stored, ["N", 4], opset=7), (5, 4))
 
 
+@pytest.mark.parametrize(("first", "hint"), [(2, True), ("N", False), (3, False)])
+def test_what_fails_in_a_model_of_another_batch_is_told_with_both(first: int | str, *, hint: bool) -> None:
+    node = oh.make_node("Add", ["in", "state"], ["out"])
+    data = model([node], {"state": weights(2, 4)}, [first, 4])
+    with pytest.raises(ModelError) as caught:
+        import_onnx(data, batch=3)
+    assert ("exported for batches of 2 and is read for 3" in str(caught.value)) == hint
+
+
 def test_empty_settings_of_an_older_resize_are_none() -> None:
     none, sizes = np.zeros(0, np.float32), np.array([2, 3, 7, 8], np.int64)
     node = oh.make_node(
