@@ -3,14 +3,31 @@
 
 #include "engine/prepare.h"
 #include "engine/window.h"
+#include "kernels/depthwise_plan.h"
+#include "kernels/pointwise_plan.h"
 
 namespace edge {
 
 namespace {
 
+constexpr float kLeastLimit = 1.17549435e-38F;
+
 double conv_work(const ConvArgs& a) {
   return count({a.images, a.groups, a.filters, a.channels, a.out_height, a.out_width, a.kernel_h,
                 a.kernel_w});
+}
+
+// 0 for none, 1 for relu, or the bits of a float: relu with that limit.
+void set_activation(std::int32_t attribute, ConvArgs& args) {
+  args.relu = attribute != 0;
+  if (attribute == 0 || attribute == 1) return;
+  args.limit = finite(attribute, "the limit");
+  require(args.limit >= kLeastLimit, "BadAttribute",
+          "relu must be 0, 1 or the bits of a limit of at least 2^-126, is " +
+              std::to_string(attribute));
+  require(pointwise::takes(args) && !depthwise::takes(args), "BadAttribute",
+          "only a convolution of 1 x 1 taps without padding, more than one channel a group, has a "
+          "limit");
 }
 
 void set_index(const Operand& index, PoolArgs& args) {
@@ -34,7 +51,7 @@ Call prepare_conv(const Operands& o, const Kernels& kernels) {
   const Operand &x = o.in[0], &w = o.in[1], &bias = o.in[2], &y = o.out[0];
   require_floats({&x, &w, &bias, &y});
   ConvArgs args = conv_args(*x.tensor, *w.tensor, *y.tensor, o.attributes);
-  args.relu = flag(o.attributes[9], "relu");
+  set_activation(o.attributes[9], args);
   if (bias.tensor != nullptr) require_dims(bias, {args.groups * args.filters}, "bias");
   args.x = floats_in(x);
   args.w = floats_in(w);

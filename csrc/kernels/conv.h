@@ -45,6 +45,7 @@ struct ConvArgs {
   Index stride_h = 1, stride_w = 1, pad_top = 0, pad_left = 0;
   Index dilation_h = 1, dilation_w = 1;
   bool relu = false;
+  float limit = __builtin_inff();  // of the result after relu; 1 x 1 taps without padding alone
 };
 
 // Filters per tile of d_w, for every instruction set.

@@ -17,9 +17,13 @@ struct Product {
   float* target;        // (images, groups * rows, positions)
   Index images, groups, rows, depth, positions;
   Grid grid;  // of the source, or of the target where it is scattered
-  bool scattered, relu;
+  bool scattered;
+  float floor, ceiling;  // of the result, infinite for none
   bool gathered() const { return !scattered && !grid.whole(); }
   Index source_plane() const { return gathered() ? grid.height * grid.width : positions; }
+  bool finished() const {
+    return bias != nullptr || floor > -__builtin_inff() || ceiling < __builtin_inff();
+  }
   Index target_plane() const { return scattered ? grid.height * grid.width : positions; }
 };
 
@@ -62,9 +66,28 @@ void pack(const Product& p, const Block& b, float* to) {
   });
 }
 
+// Sums of a whole tile of one image get their bias and limits on the way to where they belong; a
+// NaN stays one.
+void finish_tile(const Product& p, const Block& b, Index row, Index rows, const float* sums,
+                 float* to) {
+  const Vec floor = splat(p.floor), ceiling = splat(p.ceiling);
+  for (Index i = 0; i < rows; ++i, to += p.positions, sums += kTileColumns) {
+    const Vec bias = splat(p.bias == nullptr ? 0.0F : p.bias[b.group * p.rows + row + i]);
+    EDGE_UNROLL
+    for (Index j = 0; j < kTileColumns; j += kLanes) {
+      const Vec sum = load(sums + j) + bias, above = sum < floor ? floor : sum;
+      store(to + j, above > ceiling ? ceiling : above);
+    }
+  }
+}
+
+void clip_run(float* to, float ceiling, Index count) {
+  for (Index j = 0; j < count; ++j) to[j] = to[j] > ceiling ? ceiling : to[j];
+}
+
 void finish_rows(const Product& p, const Block& b, Index row, Index rows, const float* sums) {
   const bool last = b.k + b.depth == p.depth;
-  const float floor = p.relu && last ? 0.0F : -__builtin_inff();
+  const float floor = last ? p.floor : -__builtin_inff();
   for (Index i = 0; i < rows; ++i) {
     const float bias = p.bias == nullptr || !last ? 0.0F : p.bias[b.group * p.rows + row + i];
     each_image(p, b, [&](Index image, Index position, Index done, Index count) {
@@ -77,6 +100,7 @@ void finish_rows(const Product& p, const Block& b, Index row, Index rows, const 
       } else {
         finish_run<true>(from, bias, floor, to, count);
       }
+      if (last && p.ceiling < __builtin_inff()) clip_run(to, p.ceiling, count);
     });
   }
 }
@@ -92,12 +116,16 @@ void multiply_rows(const Product& p, const Block& b, Index row, Index rows, cons
   const Index image = b.first / p.positions, position = b.first % p.positions;
   const float* a = p.weights + b.group * p.rows * p.depth + row * p.row_step + b.k * p.depth_step;
   const StridedTaps taps{p.depth_step, pitch};
-  if (b.count == kTileColumns && position + b.count <= p.positions && b.depth == p.depth &&
-      p.bias == nullptr && !p.relu && !p.scattered) {
-    return tile_rows<2>(rows, a, p.row_step, taps, b.depth, columns,
-                        target_of(p, b, image, row) + position, p.positions);
-  }
+  const bool whole = b.count == kTileColumns && position + b.count <= p.positions &&
+                     b.depth == p.depth && !p.scattered;
+  float* to = target_of(p, b, image, row) + position;
+  if (whole && !p.finished())
+    return tile_rows<2>(rows, a, p.row_step, taps, b.depth, columns, to, p.positions);
   alignas(64) float sums[kTileRows * kTileColumns];
+  if (whole) {
+    tile_rows<2>(rows, a, p.row_step, taps, b.depth, columns, sums, kTileColumns);
+    return finish_tile(p, b, row, rows, sums, to);
+  }
   if (b.count > kLanes) {
     tile_rows<2>(rows, a, p.row_step, taps, b.depth, columns, sums, kTileColumns);
   } else {
@@ -150,16 +178,18 @@ void multiply_all(const Product& p, const Worker& worker) {
 }  // namespace
 
 void pointwise_conv(const ConvArgs& a, const Worker& worker) {
-  multiply_all({a.w, a.channels, 1, a.x, a.bias, a.out, a.images, a.groups, a.filters, a.channels,
-                a.out_height * a.out_width, grid_of(a), false, a.relu},
-               worker);
+  multiply_all(
+      {a.w, a.channels, 1, a.x, a.bias, a.out, a.images, a.groups, a.filters, a.channels,
+       a.out_height * a.out_width, grid_of(a), false, a.relu ? 0.0F : -__builtin_inff(), a.limit},
+      worker);
 }
 
 void pointwise_grad_x(const ConvArgs& a, const Worker& worker) {
   const Grid grid = grid_of(a);
-  multiply_all({a.w, 1, a.channels, a.x, nullptr, a.out, a.images, a.groups, a.channels, a.filters,
-                a.out_height * a.out_width, grid, !grid.whole(), false},
-               worker);
+  multiply_all(
+      {a.w, 1, a.channels, a.x, nullptr, a.out, a.images, a.groups, a.channels, a.filters,
+       a.out_height * a.out_width, grid, !grid.whole(), -__builtin_inff(), __builtin_inff()},
+      worker);
 }
 
 }  // namespace EDGE_ISA

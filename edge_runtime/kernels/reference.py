@@ -54,13 +54,14 @@ def gemm(inputs: Sequence[Array | None], attrs: Attributes, _outputs: Sequence[O
 
 
 def conv(inputs: Sequence[Array | None], attrs: Attributes, outputs: Sequence[Output]) -> list[Array]:
-    """Sum over the window of w * x, group by group."""
+    """Sum over the window of w * x, group by group; then relu, up to a limit whose bits are the last attribute."""
     x, w, bias = _present(inputs[0]), _present(inputs[1]), inputs[2]
     y = np.zeros(outputs[0][0], x.dtype)
     for group, place, (kh, kw, h, v) in _conv_places(x.shape, w.shape, y.shape, attrs):
         y[:, group.filters, *place] += x[:, group.channels, h, v] @ w[group.filters, :, kh, kw].T
     y = y if bias is None else y + bias[None, :, None, None]
-    return [np.where(y < 0, 0, y).astype(y.dtype) if attrs[9] else y]
+    y = np.where(y < 0, 0, y).astype(y.dtype) if attrs[9] else y
+    return [y if attrs[9] in {0, 1} else np.minimum(y, np.int32(attrs[9]).view(np.float32)).astype(y.dtype)]
 
 
 def conv_grad_x(inputs: Sequence[Array | None], attrs: Attributes, outputs: Sequence[Output]) -> list[Array]:

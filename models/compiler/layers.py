@@ -1,7 +1,7 @@
 """The functions of the graph language that are formulas over others: activations, normalisations, losses."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from models.compiler.elementary import (
@@ -23,6 +23,8 @@ from models.compiler.elementary import (
 )
 from models.compiler.ir import Value, constant
 from models.compiler.primitives import (
+    conv,
+    conv_grad_w,
     matmul,
     mean,
     relu,
@@ -32,6 +34,7 @@ from models.compiler.primitives import (
     sum,  # noqa: A004 - as max
     transpose,
 )
+from models.compiler.shapes import Window
 
 
 def softmax(x: Value, axis: int = -1) -> Value:
@@ -135,6 +138,53 @@ def _rows_total(x: Value, rows: Value) -> Value:
     return sum(x * weights, [a for a in range(len(x.shape)) if a != 1])
 
 
+@dataclass(frozen=True)
+class _Statistics:
+    """Mean and biased variance (C) of a batch, and a function that gives it with mean 0, times a number a channel."""
+
+    average: Value
+    spread: Value
+    scaled: Callable[[Value], Value]
+
+
+def _statistics(x: Value, rows: Value, count: Value) -> _Statistics:
+    """By two passes over x."""
+    rank = len(x.shape)
+    average = _rows_total(x, rows) / count
+    centred = x - per_channel(average, rank)
+    spread = _rows_total(square(centred), rows) / count
+    return _Statistics(average, spread, lambda scale: centred * per_channel(scale, rank))
+
+
+NARROW = 8  # multiply-adds for the covariances that a number of x is worth
+
+
+def _is_narrow_product(x: Value) -> bool:
+    """Whether x is a 1 x 1 convolution of so few channels that their covariance costs less than two passes over x."""
+    if x.node.op != "conv" or x.node.attrs["groups"] != 1 or x.node.attrs["window"] != Window():
+        return False
+    w = x.node.inputs[1]
+    assert w is not None
+    outward, inward, *taps = w.shape
+    places = x.type.size // outward
+    return taps == [1, 1] and inward**2 * (places + outward) <= NARROW * outward * places
+
+
+def _statistics_of_product(x: Value, rows: Value, count: Value) -> _Statistics:
+    """Of x = W z at every place: its mean is W mean(z), its variances are the diagonal of W cov(z) W^T."""
+    z, w = x.node.inputs
+    assert z is not None
+    assert w is not None
+    outward, inward = w.shape[:2]
+    middle = _rows_total(z, rows) / count
+    centred = (z - per_channel(middle, 4)) * reshape(rows, (z.shape[0], 1, 1, 1))
+    squares = conv_grad_w(centred, centred, (inward, inward, 1, 1), Window(), 1)
+    covariance, weights = reshape(squares, (inward, inward)) / count, reshape(w, (outward, inward))
+    average = sum(weights * middle, [1])
+    spread = relu(sum(matmul(weights, covariance) * weights, [1]))  # which rounding could make negative
+    return _Statistics(average, spread, lambda scale: conv(centred, w * reshape(scale, (outward, 1, 1, 1))))
+
+
 def batch_norm(  # noqa: PLR0913 - the operands of the layer
     x: Value,
     gain: Value,
@@ -149,7 +199,7 @@ def batch_norm(  # noqa: PLR0913 - the operands of the layer
     """Normalise x (N, C, ...) over rows and places (arXiv 1502.03167).
 
     Args:
-        x: the batch; rows whose weight is 0 are normalised too but do not count.
+        x: the batch; rows whose weight is 0 do not count, and what becomes of them means nothing.
         gain: (C); bias likewise.
         bias: (C).
         running: running mean and variance (C).
@@ -158,13 +208,11 @@ def batch_norm(  # noqa: PLR0913 - the operands of the layer
         momentum: share of this batch in the new running statistics.
         unbiased: whether the running variance divides by n - 1 (torch) rather than n (ONNX).
     """
-    rank, places = len(x.shape), math.prod(x.shape[2:])
-    count = maximum(sum(rows) * float(places), 1.0)
-    average = _rows_total(x, rows) / count
-    centred = x - per_channel(average, rank)
-    spread = _rows_total(square(centred), rows) / count
-    scale = unary("reciprocal", sqrt(spread + epsilon)) * gain
-    y = centred * per_channel(scale, rank) + per_channel(bias, rank)
+    count = maximum(sum(rows) * float(math.prod(x.shape[2:])), 1.0)
+    statistics = _statistics_of_product if _is_narrow_product(x) else _statistics
+    found = statistics(x, rows, count)
+    average, spread = found.average, found.spread
+    y = found.scaled(unary("reciprocal", sqrt(spread + epsilon)) * gain) + per_channel(bias, len(x.shape))
     kept = detach(spread) * (count / maximum(count - 1.0, 1.0)) if unbiased else detach(spread)
     now = (detach(average), kept)
     moved = [old + (new - old) * momentum for old, new in zip(running, now, strict=True)]

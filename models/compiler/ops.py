@@ -66,7 +66,9 @@ def _gemm(node: Node) -> list[int]:
 
 
 def _conv(node: Node) -> list[int]:
-    return _window(node, (node.attrs["groups"], int(node.attrs.get("relu", False))))
+    limit = node.attrs.get("limit")
+    activation = int(node.attrs.get("relu", False)) if limit is None else float_bits(limit)
+    return _window(node, (node.attrs["groups"], activation))
 
 
 def _maxpool(node: Node) -> list[int]:

@@ -37,7 +37,7 @@ def matmul(a: Value, b: Value, *, trans_a: bool = False, trans_b: bool = False) 
 
 def conv(x: Value, w: Value, window: Window | None = None, groups: int = 1) -> Value:
     """Cross-correlation of x (N, C, H, W) with w (O, C / groups, KH, KW)."""
-    attrs = {"window": window or Window(), "groups": groups, "relu": False}
+    attrs = {"window": window or Window(), "groups": groups, "relu": False, "limit": None}
     return apply("conv", shapes.conv, (x, w), attrs)[0]
 
 

@@ -5,7 +5,7 @@ functions, views, moves) need not be kept if something smaller from which it fol
 minimum cut: every way from an expensive result (a product, a window, a reduction) over cheap operations to a reader in
 the backward part has to pass a kept value, and the bytes of the kept values shall be few. Of products only those over
 few picked places are repeated, where they are next to nothing of the step: a shortcut that halves width and height
-keeps half the bytes.
+keeps half the bytes. And 1 x 1 convolutions that make many channels of few are, whose results outweigh their work.
 """
 
 from collections.abc import Collection, Sequence
@@ -37,6 +37,8 @@ CHEAP = frozenset(
         "random",
     )
 )
+NARROW = 16  # channels that a convolution reads which is made again sooner than read from beyond the last cache
+WIDENING = 4  # how many times as many it makes at least
 AGAIN = "again"  # an attribute of repeated operations: no pass may take them for the first ones
 
 
@@ -53,7 +55,8 @@ def _cheap(forward: Sequence[Node]) -> set[Node]:
     """What may be made again. Few places of a value are not: all of it would have to be there again for them."""
     most = SHARE * sum(OPS[n.op].multiply_adds(n) for n in forward if n.inputs)
     few = {n for n in forward if picked(n.out())}
-    return {n for n in forward if (n.op in CHEAP and (n not in few or _of_leaf(n))) or _little(n, few, most)}
+    plain = {n for n in forward if n.op in CHEAP and (n not in few or _of_leaf(n))}
+    return plain | {n for n in forward if _little(n, few, most) or _widens(n)}
 
 
 def _of_leaf(node: Node) -> bool:
@@ -64,6 +67,15 @@ def _little(node: Node, few: Collection[Node], most: float) -> bool:
     """Whether a product over few places is of at most so many multiply-adds."""
     x = node.inputs[0] if node.op == "conv" else None
     return x is not None and base(x).node in few and OPS[node.op].multiply_adds(node) <= most
+
+
+def _widens(node: Node) -> bool:
+    """Whether a 1 x 1 convolution makes many channels of few."""
+    w = node.inputs[1] if node.op == "conv" else None
+    if w is None or w.shape[2:] != (1, 1):
+        return False
+    outward, inward = w.shape[0] // node.attrs["groups"], w.shape[1]
+    return inward <= NARROW and outward >= WIDENING * inward
 
 
 def _read_later(order: Sequence[Node], forward: Collection[Node]) -> set[Value]:

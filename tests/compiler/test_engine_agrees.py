@@ -127,6 +127,10 @@ CASES |= {
         lambda x, w, b: g.batch_norm(x, w, b, (w, b), g.constant(ROWS), epsilon=0.1).y,
         [(3, 2, 2, 3), (2,), (2,)],
     ),
+    "batch_norm-product": (
+        lambda x, p, w, b: g.clip(g.batch_norm(g.conv(x, p), w, b, (w, b), g.constant(ROWS), epsilon=0.1).y, 0.0, 0.5),
+        [(3, 2, 6, 6), (9, 2, 1, 1), (9,), (9,)],
+    ),
     "attention": (g.attention, [(2, 3, 4), (2, 5, 4), (2, 5, 3)]),
     "kl_divergence": (lambda a, b: g.kl_divergence(g.log_softmax(a), g.softmax(b)), [(3, 4), (3, 4)]),
 }

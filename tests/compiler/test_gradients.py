@@ -10,7 +10,7 @@ import models.compiler.graph as g
 from models.compiler.autodiff import gradients
 from models.compiler.errors import CompileError, NotDifferentiable
 from models.compiler.evaluate import evaluate
-from models.compiler.ir import Value, Window
+from models.compiler.ir import Value, Window, topological
 from models.compiler.ops import OPS
 from models.compiler.simplify import simplify
 
@@ -163,6 +163,10 @@ LAYER_CASES: dict[str, Case] = {
         lambda x, w, b, m, v: g.batch_norm(x, w, b, (m, v), g.constant([1.0, 0.0, 1.0]), epsilon=0.1).y,
         [(3, 2, 2, 3), (2,), (2,), (2,), (2,)],
     ),
+    "batch_norm-product": (
+        lambda x, p, w, b, m, v: g.batch_norm(g.conv(x, p), w, b, (m, v), g.constant([1.0, 0.0, 1.0]), epsilon=0.1).y,
+        [(3, 2, 2, 3), (5, 2, 1, 1), (5,), (5,), (5,), (5,)],
+    ),
     "batch_norm_fixed": (
         lambda x, w, b, m, v: g.batch_norm_fixed(x, w, b, (m, positive(v)), 0.1),
         [(3, 2, 4), (2,), (2,), (2,), (2,)],
@@ -200,6 +204,24 @@ def test_second_derivative_of_a_tensor_function_equals_central_difference(case: 
     first = gradients(smooth(function(*leaves)) + g.sum(g.square(leaves[-1])), leaves[:1])
     loss = smooth(first[0], 1) + sum((g.sum(g.square(v)) for v in leaves), start=g.constant(0.0))
     check(loss, leaves, rng)
+
+
+def test_normalising_a_narrow_product_from_its_covariance_is_normalising_it(rng: np.random.Generator) -> None:
+    product = g.conv(f32("x", 4, 3, 5, 2), f32("w", 7, 3, 1, 1))
+    operands = [f32("gain", 7), f32("bias", 7), (f32("mean", 7), f32("variance", 7)), f32("rows", 4)]
+    made, plain = (g.batch_norm(x, *operands) for x in (product, g.copy(product, product.shape)))  # type: ignore[arg-type]
+    assert not any(n.op == "conv_grad_w" for n in topological([plain.y]))
+    assert any(n.op == "conv_grad_w" for n in topological([made.y]))
+    given = {v.name: rng.normal(size=v.shape) for v in leaves_of([made.y, made.mean, made.variance])}
+    given["rows"] = np.array([1.0, 0.0, 1.0, 1.0])
+    given["x"] += 3.0
+    (y, *moved), (plain_y, *plain_moved) = (evaluate([b.y, b.mean, b.variance], given) for b in (made, plain))
+    np.testing.assert_allclose(y[[0, 2, 3]], plain_y[[0, 2, 3]], rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(moved, plain_moved, rtol=1e-9)
+
+
+def leaves_of(outputs: list[Value]) -> list[Value]:
+    return [n.out() for n in topological(outputs) if n.op == "leaf"]
 
 
 def test_no_gradient_passes_what_is_detached_or_counted(rng: np.random.Generator) -> None:

@@ -164,6 +164,21 @@ def test_the_engine_describes_what_was_compiled() -> None:
     assert len(facts["ops"]) == compiled.report.operations
 
 
+def limited(limits: tuple[float, ...]) -> list[tuple[str, list[int]]]:
+    """Operations of a step of relus behind 1 x 1 convolutions with upper limits; a second limit reads the same relu."""
+    x, y = g.leaf("x", "float32", (2, 3, 4, 4)), g.leaf("y", "int32", (2,))
+    h = g.relu(g.conv(g.conv(x, g.leaf("v", "float32", (3, 3, 3, 3))), g.leaf("w", "float32", (5, 3, 1, 1))))
+    logits = sum((g.mean(g.minimum(h, limit), [2, 3]) for limit in limits[1:]), g.mean(g.minimum(h, limits[0]), [2, 3]))
+    compiled = compile_loss(g.softmax_cross_entropy(logits, y), [x, y], recompute=False)
+    return [(op["op"], op["attrs"][9:]) for op in _core.describe(compiled.plan)["ops"] if op["op"] == "conv"]
+
+
+def test_the_limit_of_a_relu_is_its_convolutions_where_nothing_needs_more() -> None:
+    assert limited((6.0,))[1] == ("conv", [int(np.float32(6.0).view(np.int32))])
+    assert limited((6.0, 3.0))[1] == ("conv", [1])
+    assert limited((-1.0,))[1] == ("conv", [1])
+
+
 def test_bias_and_relu_have_no_operation_of_their_own() -> None:
     ops = [op["op"] for op in _core.describe(compile_training(lenet()).plan)["ops"]]
     assert "relu" not in ops

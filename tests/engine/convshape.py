@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from opcase import F32, Case
+from planwriter import bits
+
+LIMIT = bits(4.0)
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,11 @@ class ConvShape:
 
 def conv_cases(s: ConvShape) -> list[Case]:
     taps = s.kernel[0] * s.kernel[1]
+    limited = [
+        Case("conv", (s.x, s.w, (s.w[0],)), ((s.y, F32),), s.attrs(LIMIT), 16 * s.channels)
+    ]  # errors are those of sums before the limit
     return [
+        *(limited if taps == 1 and not any(s.pads) and (s.channels, s.filters) != (1, 1) else []),
         Case("conv", (s.x, s.w, (s.w[0],)), ((s.y, F32),), s.attrs(0), s.channels * taps),
         Case("conv", (s.x, s.w, None), ((s.y, F32),), s.attrs(1), s.channels * taps),
         Case("conv_grad_x", (s.y, s.w), ((s.x, F32),), s.attrs(0), s.filters * taps),
