@@ -147,8 +147,8 @@ def test_recomputing_changes_no_bit_and_no_product_but_takes_less(name: str, rul
     assert trained(repeated) == trained(kept)
 
 
-@pytest.mark.parametrize(("outward", "again"), [(24, 1), (16, 0)])
-def test_a_convolution_is_repeated_where_it_makes_many_channels_of_few(outward: int, again: int) -> None:
+@pytest.mark.parametrize(("outward", "again"), [(24, True), (16, False)])
+def test_a_convolution_is_repeated_where_it_makes_many_channels_of_few(outward: int, *, again: bool) -> None:
     x, labels = g.leaf("x", "float32", (4, 3, 9, 9)), g.leaf("y", "int32", (4,))
     narrow = g.conv(x, g.leaf("v", "float32", (6, 3, 3, 3)))
     wide = g.relu(g.conv(narrow, g.leaf("w", "float32", (outward, 6, 1, 1))))
@@ -156,7 +156,7 @@ def test_a_convolution_is_repeated_where_it_makes_many_channels_of_few(outward: 
     loss = g.softmax_cross_entropy(g.mean(g.relu(deep), [2, 3]), labels)
     kept, repeated = (compile_loss(loss, (x, labels), recompute=flag) for flag in (False, True))
     convs = [sum(op["op"] == "conv" for op in _core.describe(c.plan)["ops"]) for c in (kept, repeated)]
-    assert convs == [3, 3 + again]
+    assert (convs[0], convs[1] > 3) == (3, again)
     assert trained(repeated) == trained(kept)
 
 
