@@ -15,12 +15,14 @@ import onnx
 from numpy.typing import NDArray
 
 KIND = "pkg.torch.export.graph_signature.InputSpec.kind"
+FIXED = ("BUFFER", "CONSTANT_TENSOR")  # the second is written in the code of a module
 MADE_OF = "pkg.onnxscript.optimizer.folded_from"
 OPERATIONS = (  # of torch that make tensors of numbers and shapes; their results are named so, or so and a number
-    "_to_copy abs add arange bitwise_not cat ceil clamp clone convert_element_type cos cumsum div eq exp expand eye"
-    " fill flip floor full full_like ge gt le lift_fresh_copy linspace log logical_and logical_not logical_or lt"
-    " masked_fill mul ne neg ones ones_like permute pow reciprocal remainder repeat reshape round rsqrt rsub"
-    " scalar_tensor select sin slice sqrt squeeze stack sub transpose tril triu unsqueeze view where zeros zeros_like"
+    "_to_copy abs add arange bitwise_not cat ceil clamp clone convert_element_type cos cumsum div eq exp expand"
+    " eye fill flip floor full full_like ge gt le lift_fresh_copy lifted_tensor linspace log logical_and"
+    " logical_not logical_or lt masked_fill mul ne neg ones ones_like permute pow reciprocal remainder repeat"
+    " reshape round rsqrt rsub scalar_tensor select sin slice sqrt squeeze stack sub transpose tril triu unsqueeze"
+    " view where zeros zeros_like"
 )
 NUMBER_OF_A_FORMULA = re.compile(rf"val_\d+|({OPERATIONS.replace(' ', '|')})(_default)?(_\d+)?")
 LISTED = 5
@@ -48,7 +50,7 @@ def origins_of(graph: onnx.GraphProto) -> Origins:
     statistics = {name for node in graph.node if node.op_type == "BatchNormalization" for name in node.input[3:5]}
     made = {name for node in graph.node for name in node.output}
     return Origins(
-        frozenset(n for n, facts in told.items() if facts.get(KIND) == "BUFFER" and n not in statistics),
+        frozenset(n for n, facts in told.items() if facts.get(KIND) in FIXED and n not in statistics),
         frozenset(n for n, facts in told.items() if _of_numbers(facts, made)),
     )
 
@@ -64,7 +66,7 @@ def constant_because(name: str, array: NDArray[np.float32], origins: Origins) ->
     if not array.ndim:
         return "has no dimensions"
     if name in origins.buffers:
-        return "is a buffer of the module"
+        return "is no parameter of the module"
     if np.isneginf(array).any() and (np.isneginf(array) | (array == 0)).all():
         return "is a mask of zeros and minus infinities"
     return "" if name in origins.computed else None

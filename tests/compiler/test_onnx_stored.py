@@ -43,7 +43,12 @@ def scaled(**stored: NDArray[Any]) -> bytes:
 def test_a_buffer_that_the_exporter_names_is_a_constant() -> None:
     graph = import_onnx(told(scaled(), {"w": {KIND: "PARAMETER"}, "scale": {KIND: "BUFFER"}}), batch=2)
     assert [p.name for p in graph.parameters] == ["w"]
-    assert graph.notes == ("initializer 'scale' is a buffer of the module and is taken as a constant",)
+    assert graph.notes == ("initializer 'scale' is no parameter of the module and is taken as a constant",)
+
+
+def test_a_tensor_that_is_written_in_a_modules_code_is_a_constant() -> None:
+    graph = import_onnx(told(scaled(), {"scale": {KIND: "CONSTANT_TENSOR"}}), batch=2)
+    assert [p.name for p in graph.parameters] == ["w"]
 
 
 def test_running_statistics_stay_tensors_that_travel_though_they_are_buffers() -> None:
@@ -60,6 +65,7 @@ def test_running_statistics_stay_tensors_that_travel_though_they_are_buffers() -
         ("['val_3', 'val_12']", ["w"]),
         ("['h', 'val_12']", ["w"]),  # the shape of a value of the graph
         ("['arange', 'mul_3', '_to_copy_12', 'val_1']", ["w"]),
+        ("['clone', 'lifted_tensor_0', 'val_1']", ["w"]),
         ("['gain', 'val_12']", ["w", "scale"]),
         ("['gain', 'mul_3', 'arange']", ["w", "scale"]),
         ("['layer.scale']", ["w", "scale"]),
