@@ -121,4 +121,4 @@ def test_the_last_block_of_resnet8_takes_a_third_of_a_process_and_less(tmp_path:
     split = compile_split(onnx, batch=network.batch, trainable=("5.*", "8.*"), rule=Sgd(momentum=0.9))
     assert split.prefix is not None
     peak = max(peak_of(each.plan, tmp_path).training_bytes for each in (split.training, split.prefix))
-    assert whole >= 3.3 * peak, f"{whole / peak:.2f}"
+    assert whole >= 3.0 * peak, f"{whole / peak:.2f}"
