@@ -250,7 +250,11 @@ def _unsqueeze(node: ModelNode, terms: Terms) -> Value:
 
 def _transpose(node: ModelNode, terms: Terms) -> Value:
     x = value(terms, 0)
-    return g.transpose(x, node.attrs.get("perm", range(len(x.shape))[::-1]))
+    perm = node.attrs.get("perm", range(len(x.shape))[::-1])
+    source = x.node.inputs[0] if x.node.op == "cast" else None
+    if source is not None and source.type.dtype == "float32":  # only float32 is moved: one-hot rows become whole later
+        return g.cast(g.transpose(source, perm), x.type.dtype)
+    return g.transpose(x, perm)
 
 
 def _reduce(function: Callable[..., Value]) -> Convert:

@@ -210,6 +210,15 @@ def test_what_fails_in_a_model_of_another_batch_is_told_with_both(first: int | s
     assert ("exported for batches of 2 and is read for 3" in str(caught.value)) == hint
 
 
+def test_whole_numbers_made_of_float32_are_transposed_as_a_one_hot_of_labels_is() -> None:
+    nodes = [
+        oh.make_node("Cast", ["in"], ["whole"], to=onnx.TensorProto.INT64),
+        oh.make_node("Transpose", ["whole"], ["turned"], perm=[0, 2, 1]),
+        oh.make_node("Cast", ["turned"], ["out"], to=FLOAT),
+    ]
+    assert_equals_onnxruntime(model(nodes, {}, ["N", 3, 4]), (2, 3, 4))
+
+
 def test_empty_settings_of_an_older_resize_are_none() -> None:
     none, sizes = np.zeros(0, np.float32), np.array([2, 3, 7, 8], np.int64)
     node = oh.make_node(
