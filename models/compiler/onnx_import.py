@@ -33,7 +33,14 @@ from models.compiler.onnx_ops import CONVERTERS as LAYERS
 from models.compiler.onnx_random import CONVERTERS as RANDOM
 from models.compiler.onnx_recurrent import CONVERTERS as RECURRENT
 from models.compiler.onnx_sequences import without_sequences
-from models.compiler.onnx_stored import NOTHING_TOLD, Origins, constant_because, origins_of, read_by_several
+from models.compiler.onnx_stored import (
+    NOTHING_TOLD,
+    Origins,
+    constant_because,
+    folded_normalisations,
+    origins_of,
+    read_by_several,
+)
 from models.compiler.onnx_tensor_ops import CONVERTERS as TENSOR_OPS
 from models.compiler.randomness import SEED, STEP
 
@@ -127,6 +134,7 @@ def import_onnx(model: bytes, *, batch: int, training: bool = True) -> Graph:
     rows = shared.rows if shared.rows in leaves else None
     parameters = tuple(v for v in leaves if v not in (x, rows, SEED, STEP))
     notes += read_by_several(proto.graph, [p.name for p in parameters])
+    notes += folded_normalisations(proto.graph)
     return Graph((x,), parameters, (output,), tuple(notes), rows, updates, _last_op(proto), tuple(shared.modes))
 
 

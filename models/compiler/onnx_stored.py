@@ -81,3 +81,13 @@ def read_by_several(graph: onnx.GraphProto, parameters: Iterable[str]) -> tuple[
     names = ", ".join(map(repr, shared[:LISTED])) + (f" and {len(shared) - LISTED} more" if shared[LISTED:] else "")
     merged = "if they are more than one in the module, the exporter has merged equal ones"
     return (f"read by several nodes, and trained as one tensor each ({merged}): {names}",)
+
+
+def folded_normalisations(graph: onnx.GraphProto) -> tuple[str, ...]:
+    """A note where an exporter has folded batch normalisation, whose bias it names after the weight it went into."""
+    products = [node.input for node in graph.node if len(node.input) > 2]
+    folded = [names[1] for names in products if names[1] and names[2] == f"{names[1]}_bias"]
+    if not folded:
+        return ()
+    into = f"{len(folded)} weights, {folded[0]!r} first"
+    return (f"batch normalisation was folded into {into}, and is not trained: torch keeps it with optimize=False",)

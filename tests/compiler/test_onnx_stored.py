@@ -105,6 +105,15 @@ def test_a_tensor_that_several_nodes_read_is_noted_since_exporters_merge_equal_o
     assert not import_onnx(scaled(), batch=2).notes
 
 
+@pytest.mark.parametrize(("bias", "noted"), [("w_bias", True), ("b", False)])
+def test_a_normalisation_that_the_exporter_folded_into_a_convolution_is_noted(bias: str, *, noted: bool) -> None:
+    data = model(
+        [oh.make_node("Conv", ["in", "w", bias], ["out"])], {"w": weights(3, 2, 1), bias: weights(3)}, ["N", 2, 4]
+    )
+    told_of = [note for note in import_onnx(data, batch=2).notes if "folded into 1 weights, 'w' first" in note]
+    assert len(told_of) == noted
+
+
 @pytest.mark.parametrize(("op", "operand"), [("Expand", [1 << 20, 1 << 20]), ("Tile", [1 << 40])])
 def test_known_numbers_are_not_multiplied_without_bound(op: str, operand: list[int]) -> None:
     nodes = [
