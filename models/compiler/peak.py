@@ -166,8 +166,9 @@ def _used_up(given: Program, value: Value) -> Iterator[Program]:
     begins = {1 + max((given.place.get(v.node, 0) for v in values - {value}), default=0) for values in taken}
     for begin in sorted(begins):
         to = min(range(begin, given.place[node] + 1), key=lambda step: given.live[step - 1], default=0)
-        stale = any(to <= given.changes.get(v, -1) < given.place[n] for n in (node, *users) for v in read_by(n))
-        if to and not stale and (chain := _chain(given, value, to)):
+        chain = _chain(given, value, to) if to else {}
+        stale = any(to <= given.changes.get(v, -1) < given.place[n] for n in (*chain, *users) for v in read_by(n))
+        if chain and not stale:
             yield _before(given, to, value, chain, users)
 
 

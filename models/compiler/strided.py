@@ -7,6 +7,7 @@ added to those places alone: neither a large tensor nor one that is mostly zeros
 from collections.abc import Sequence
 
 import models.compiler.graph as g
+from models.compiler.boxes import Box
 from models.compiler.ir import Node, Value, Window, rewrite
 from models.compiler.schedule import base
 
@@ -50,5 +51,17 @@ def added_to_few(whole: Value, part: Value) -> Value | None:
     made = whole.node.inputs[0] if whole.node.op == "reshape" else whole
     if piece is None or piece.type.size * FEW > part.type.size or made is None or made.node.op != "conv_grad_x":
         return None
-    box = part.node.attrs["box"]
+    box: Box = part.node.attrs["box"]
+    if not _takes_all(box, piece.type.size):
+        return None
     return g.strided_copy(g.strided_copy(whole, box.turned(), piece.shape) + piece, box, part.shape, whole)
+
+
+def _takes_all(box: Box, size: int) -> bool:
+    """Whether a box takes every element of a tensor once, so that what comes back fills it."""
+    reached = 1
+    for n, step, _ in sorted(box.axes, key=lambda axis: axis[1]):
+        if step != reached:
+            return False
+        reached *= n
+    return reached == size and box.x_offset == 0

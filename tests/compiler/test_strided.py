@@ -6,10 +6,11 @@ from forward import run_on_engine
 
 import models.compiler.graph as g
 from models.compiler.autodiff import gradients
+from models.compiler.boxes import Box
 from models.compiler.evaluate import evaluate
 from models.compiler.ir import Value, Window, topological
 from models.compiler.simplify import simplify
-from models.compiler.strided import over_few
+from models.compiler.strided import added_to_few, over_few
 
 SHAPES = [((2, 4, 8, 8), (2, 2), 1), ((3, 6, 7, 9), (2, 2), 3), ((1, 2, 5, 12), (1, 4), 2), ((2, 3, 1, 13), (5, 4), 1)]
 
@@ -67,3 +68,12 @@ def test_other_convolutions_stay_as_they_are(kernel: tuple[int, int], window: Wi
 def test_a_leaf_is_read_where_it_is() -> None:
     y = g.conv(g.leaf("x", "float32", (2, 4, 8, 8)), g.leaf("w", "float32", (6, 4, 1, 1)), Window((2, 2)))
     assert over_few([y]) == (y,)
+
+
+def test_what_a_box_repeats_is_summed_as_it_is() -> None:
+    x = g.relu(g.leaf("x", "float32", (2, 4, 8, 8)))
+    product = g.conv_grad_x(x, g.leaf("w", "float32", (4, 4, 1, 1)), x.shape, Window(), 1)
+    repeated = g.strided_copy(g.leaf("p", "float32", (2, 4)), Box(0, 0, ((8, 1, 64), (2, 0, 8))), x.shape)
+    whole = g.strided_copy(g.leaf("p", "float32", (2, 4)), Box(0, 0, ((8, 1, 64),)), x.shape)
+    assert added_to_few(product, repeated) is None
+    assert added_to_few(product, whole) is not None
