@@ -431,7 +431,8 @@ class GatewaySession:
         return Publish(topics.task(self.site, device), payload, 1, retain=True)
 
     def _down(self, device: str, answer: messages.Down) -> Publish:
-        return Publish(topics.down(self.site, device), messages.format_down(answer), 1)
+        # At QoS 0: a device that hears nothing asks again, so two confirmations an answer would buy nothing.
+        return Publish(topics.down(self.site, device), messages.format_down(answer), 0)
 
     def _presence(self, state: str) -> bytes:
         return messages.format_gateway(
