@@ -163,9 +163,11 @@ def readdressed(slots: Slots, task: Task, examples: int) -> tuple[bytes, str] | 
     if task.carry is None or not slots.may_answer(work):
         return None
     kept = slots.kept(task.carry.run)
-    made = next((each for each in _lines(kept) if each.work == work), None)
-    arrays, metadata = ({}, {}) if made is None else decode_tensors(made.update)
-    if made is None or metadata["examples"] != str(examples):
+    made = _past(kept, task.carry)  # what was set aside before that is older: to go on from it would lose the newer
+    if made is None or made.work != work:
+        return None
+    arrays, metadata = decode_tensors(made.update)
+    if metadata["examples"] != str(examples):
         return None
     data = encode_tensors(arrays, {**metadata, "task": task.task})
     asides, _ = _set_aside(kept, task.carry)

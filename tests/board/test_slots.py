@@ -161,7 +161,7 @@ def test_sent_and_carried_are_what_was_trained_whatever_becomes_of_an_update(
 ) -> None:
     AnyFate.root, AnyFate.codec = tmp_path_factory.mktemp("slots"), find_codec(stages)
     machine = AnyFate.TestCase()
-    machine.settings = settings(max_examples=15, stateful_step_count=12, deadline=None)
+    machine.settings = settings(max_examples=30, stateful_step_count=12, deadline=None)
     machine.runTest()
 
 
@@ -249,6 +249,17 @@ def test_a_second_attempt_is_answered_with_the_first_ones_update_and_is_as_if_th
         assert all(np.array_equal(said[0][name], said[1][name]) for name in SHAPES)
         disturbed.count(task, answered)
     assert (tmp_path / "disturbed").read_bytes() == (tmp_path / "calm").read_bytes()
+
+
+def test_an_attempt_of_long_ago_is_trained_again_and_loses_nothing_newer(tmp_path: Path) -> None:
+    exchange = Exchange(Slots(tmp_path / "slots"))
+    for number, attempt in ((1, ""), (1, ".2"), (2, ""), (2, ".2")):  # none of them counts
+        exchange.train(exchange.task(number, attempt), number)
+    assert readdressed(exchange.slots, exchange.task(1, ".3"), EXAMPLES) is None
+    exchange.train(exchange.task(1, ".3"), 3)
+    task = exchange.task(4)
+    exchange.count(task, exchange.train(task, 4))
+    exchange.check()
 
 
 def test_what_was_trained_on_other_data_answers_no_second_attempt(tmp_path: Path) -> None:
