@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from edge_runtime.profile.peak import Peak
 
-# The threads of OpenBLAS and of OpenMP spin on after a call, up to 30 ms, and would take a core from the next program.
-REST_S = 0.04
+# Threads of a peer's BLAS spin on after a call, and would take a core from the next program: after 40 ms still.
+REST_S = 0.15
 SECONDS = 4.0  # for the slowest program of a case, at least five turns
 
 
